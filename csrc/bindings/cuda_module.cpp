@@ -1,0 +1,40 @@
+// The Python module _cuda. It knows addresses, sizes and a stream, and is not built against torch.
+#include <pybind11/pybind11.h>
+
+#include "core/require.h"
+#include "power_law/cuda.h"
+
+namespace {
+
+namespace py = pybind11;
+
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void power_law(std::uintptr_t values, std::uintptr_t offsets, std::int64_t total, std::int64_t n_spectra, std::uintptr_t alpha,
+               std::uintptr_t D, std::uintptr_t best, std::uintptr_t work, int device, std::uintptr_t stream) {
+  constexpr std::int64_t most = (std::int64_t{1} << 31) - 1;  // blocks in a grid
+  sf::require(total >= 0 && total <= most && n_spectra >= 0 && n_spectra <= most, "values: more than 2^31 - 1 values in one call");
+  const py::gil_scoped_release nogil;
+  sf::power_law_cuda(at<const double>(values), at<const std::int64_t>(offsets), total, n_spectra, at<double>(alpha), at<double>(D),
+                     at<std::int64_t>(best), at<double>(work), device, at<void>(stream));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "Compiled kernels for CUDA devices; used through spectral_fast.kernels.cuda_kernels.";
+  m.def(
+      "device_count",
+      [] {
+        const char* why = "";
+        const int count = sf::cuda_device_count(&why);
+        return py::make_tuple(count, why);
+      },
+      "(number of visible devices, why there is none)");
+  m.def("power_law", &power_law, py::kw_only(), py::arg("values"), py::arg("offsets"), py::arg("total"), py::arg("n_spectra"),
+        py::arg("alpha"), py::arg("D"), py::arg("best"), py::arg("work"), py::arg("device"), py::arg("stream"),
+        "Device addresses in, results in place; see csrc/power_law/cuda.h.");
+}

@@ -1,0 +1,62 @@
+from .checkpoints import CheckpointError as CheckpointError
+from .collapse import NeuralCollapse as NeuralCollapse
+from .collapse import neural_collapse as neural_collapse
+from .curvature import GGN as GGN
+from .curvature import CurvatureSpectra as CurvatureSpectra
+from .curvature import Hessian as Hessian
+from .curvature.analysis import curvature as curvature_spectra
+from .diagnosis import Diagnosis as Diagnosis
+from .diagnosis import diagnose as diagnose
+from .findings import Finding as Finding
+from .gradients import GradientSpectrum as GradientSpectrum
+from .gradients import gradient_covariance as gradient_covariance
+from .kernels.select import show_config as show_config
+from .linalg.density import SpectralDensity as SpectralDensity
+from .linalg.density import spectral_density as spectral_density
+from .linalg.eigsh import EigenResult as EigenResult
+from .linalg.eigsh import eigsh as eigsh
+from .linalg.svd import svdvals as svdvals
+from .linalg.trace import TraceResult as TraceResult
+from .linalg.trace import trace as trace
+from .metrics.power_law import PowerLawFit as PowerLawFit
+from .metrics.power_law import fit_power_law as power_law
+from .metrics.rank import matrix_rank as matrix_rank
+from .metrics.tikhonov import tikhonov as tikhonov
+from .results import Skipped as Skipped
+from .weights.scan import scan as scan
+from .weights.spectra import MatrixSpectrum as MatrixSpectrum
+from .weights.spectra import WeightSpectra as WeightSpectra
+
+__version__: str
+
+__all__ = [
+    "CheckpointError",
+    "CurvatureSpectra",
+    "Diagnosis",
+    "EigenResult",
+    "Finding",
+    "GGN",
+    "GradientSpectrum",
+    "Hessian",
+    "MatrixSpectrum",
+    "NeuralCollapse",
+    "PowerLawFit",
+    "Skipped",
+    "SpectralDensity",
+    "TraceResult",
+    "WeightSpectra",
+    "__version__",
+    "curvature_spectra",
+    "diagnose",
+    "eigsh",
+    "gradient_covariance",
+    "matrix_rank",
+    "neural_collapse",
+    "power_law",
+    "scan",
+    "show_config",
+    "spectral_density",
+    "svdvals",
+    "tikhonov",
+    "trace",
+]

@@ -1,0 +1,95 @@
+"""Readers of checkpoint files: ``open_checkpoint(path)`` gives names, shapes, dtypes, and the bytes of one tensor on demand.
+
+    with open_checkpoint("model.safetensors") as checkpoint:
+        for info in checkpoint.tensors:
+            array = checkpoint.read(info.name)
+
+Formats: safetensors (safetensors.py), torch.save's zip and legacy files (torch_files.py), and several of these with an index
+(sharded.py). The format is found from the content, not from the suffix. A new format is one more entry in ``_open_source``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spectral_fast.checkpoints.byte_source import ByteSource
+from spectral_fast.checkpoints.reader import ITEM_SIZES, Checkpoint, CheckpointError, Skipped, StorageKey, TensorInfo
+from spectral_fast.checkpoints.safetensors import MAX_HEADER, SafetensorsCheckpoint
+from spectral_fast.checkpoints.sharded import ShardedCheckpoint
+from spectral_fast.checkpoints.torch_files import LEGACY_MAGIC, open_torch_legacy, open_torch_zip
+
+__all__ = ["ITEM_SIZES", "Checkpoint", "CheckpointError", "Skipped", "StorageKey", "TensorInfo", "open_checkpoint"]
+
+_KNOWN = "known: safetensors, files of torch.save (.pt, .pth, .bin; zip and legacy), and directories with one of these or an index"
+
+_NOT_YET = {
+    b"GGUF": "GGUF: not read yet",
+    b"\x89HDF": "HDF5 (Keras): not read yet",
+    b"\x93NUM": "a numpy array: not read yet",
+    b"\x1f\x8b": "gzip: unpack it first",
+    b"BZh": "bzip2: unpack it first",
+    b"\xfd7zX": "xz: unpack it first",
+    b"version https://git-lfs": "a git-lfs pointer: the weights themselves are not here (git lfs pull)",
+}
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint file, a directory that holds exactly one, or a directory (or its *.index.json) with an index of shards.
+
+    Raises CheckpointError (a ValueError) naming the path, what was found and what is known; no other error for any content.
+    """
+    given = Path(path)
+    if not os.path.exists(given):  # False, not an error, for names no file can have
+        raise CheckpointError(f"{given}: no such file or directory")
+    if given.is_dir():
+        return _open_directory(given)
+    return _open_any_file(given)
+
+
+def _open_any_file(path: Path) -> Checkpoint:
+    return ShardedCheckpoint(path, _open_file) if path.name.endswith(".index.json") else _open_file(path)
+
+
+def _open_directory(directory: Path) -> Checkpoint:
+    try:
+        names = sorted(p.name for p in directory.iterdir() if p.is_file())
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be listed: {error.strerror or error}") from error
+    indexes = [n for n in names if n.endswith(".index.json")]
+    files = indexes or [n for n in names if n.endswith(_SUFFIXES)]
+    if len(files) == 1:
+        return _open_any_file(directory / files[0])
+    if files:
+        raise CheckpointError(f"{directory}: holds {len(files)} checkpoints ({', '.join(files[:4])}{', ...' if len(files) > 4 else ''}): name one of them")
+    raise CheckpointError(f"{directory}: no checkpoint among its {len(names)} files; {_KNOWN}")
+
+
+def _open_file(path: Path) -> Checkpoint:
+    source = ByteSource(path)
+    try:
+        return _open_source(source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _open_source(source: ByteSource) -> Checkpoint:
+    path = source.path
+    if source.size == 0:
+        raise CheckpointError(f"{path}: the file is empty; {_KNOWN}")
+    head = source.read(0, min(64, source.size)).tobytes()
+    if head.startswith(b"PK\x03\x04"):
+        return open_torch_zip(source)
+    if head.startswith(b"\x80") and LEGACY_MAGIC in head[:32]:
+        return open_torch_legacy(source)
+    if path.name.endswith(".safetensors") or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER):
+        return SafetensorsCheckpoint(source)
+    for magic, what in _NOT_YET.items():
+        if head.startswith(magic):
+            raise CheckpointError(f"{path}: {what}; {_KNOWN}")
+    if head.startswith(b"\x80"):
+        raise CheckpointError(f"{path}: a pickle that torch.save did not write: refused, it could run code; {_KNOWN}")
+    raise CheckpointError(f"{path}: unknown format (begins with {head[:8]!r}); {_KNOWN}")

@@ -1,0 +1,263 @@
+"""``diagnose``: runs the four analyses on a model and its data, and reads their numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from .findings import SEVERITIES, Finding, collapse_findings, curvature_findings, gradient_findings, weight_findings
+from .progress import Progress, ProgressOption, progress_reporter
+from .results import Result, Skipped, Status
+from .weights.sources import open_source
+from .weights.spectra import WeightSpectra, weight_spectra
+
+if TYPE_CHECKING:
+    from .collapse import NeuralCollapse
+    from .curvature import CurvatureSpectra
+    from .gradients import GradientSpectrum
+    from .probing.batches import Batches
+
+__all__ = ["ANALYSES", "BUDGETS", "Diagnosis", "diagnose"]
+
+ANALYSES = ("weights", "gradients", "curvature", "collapse")
+
+
+class Budget(NamedTuple):
+    """Caps of one level: Lanczos products per end, density probes and steps, samples of the gradient covariance and of the other analyses."""
+
+    max_matvecs: int
+    probes: int
+    steps: int
+    gradient_samples: int
+    max_samples: int
+
+
+BUDGETS = {
+    "quick": Budget(60, 2, 24, 256, 2_048),
+    "standard": Budget(400, 4, 48, 512, 8_192),
+    "thorough": Budget(4_000, 16, 96, 2_048, 65_536),
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Diagnosis(Result):
+    """What the spectra of a model say.
+
+    weights, gradients, curvature, collapse: the analyses, None where not done (``skipped`` says why). findings: severest first.
+    """
+
+    model_name: str
+    weights: WeightSpectra | None = None
+    gradients: GradientSpectrum | None = None
+    curvature: CurvatureSpectra | None = None
+    collapse: NeuralCollapse | None = None
+    findings: tuple[Finding, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def worst(self) -> str | None:
+        """The severest finding's severity, None without findings."""
+        return max((f.severity for f in self.findings), key=SEVERITIES.index, default=None)
+
+
+def diagnose(
+    model: Any,
+    loader: Any = None,
+    loss: str | None = None,
+    *,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    include: Sequence[str] = ANALYSES,
+    params: Any = None,
+    k: int = 10,
+    tol: float = 1e-3,
+    budget: str = "standard",
+    max_batches: int | None = None,
+    max_memory: int | str | None = None,
+    layer: str | None = None,
+    device: Any = None,
+    seed: int = 0,
+    progress: ProgressOption = None,
+    unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+    optimizer: Any = None,
+) -> Diagnosis:
+    """Weight spectra, gradient covariance, Hessian and neural collapse of a model, and what they mean.
+
+    model:   a ``torch.nn.Module``. It is left as it was: mode, gradients, buffers, parameters and random states.
+    loader:  any re-iterable of batches (x, y), dicts, or one tuple (X, y) of arrays or tensors. None: only the weights.
+    loss:    "cross_entropy", "mse", "bce" or None. None guesses: the model's own ``.loss`` for dict batches with labels, cross-entropy for
+             integer targets, mean squared error for float ones. loss_fn(outputs, targets) -> mean loss overrides it.
+    include: which of "weights", "gradients", "curvature", "collapse".
+    params:  which parameters gradients and curvature are about: glob, globs or callable(name, parameter); None: all trainable.
+    k:       Hessian eigenvalues wanted at the top. tol: their residual relative to the largest.
+    budget:  "quick", "standard" or "thorough": caps on products and samples, stated in the result.
+    layer:   the classifier, for neural collapse; None finds it.
+    unpack:  batch -> (inputs, targets), for loaders of another form.
+    optimizer: a ``torch.optim.SGD``, whose learning rate is compared with the stability threshold.
+    progress: None: a bar on a terminal after a second; False: none; or a function called as progress(done, total, what).
+
+    Returns a Diagnosis; ``print`` it, or ``save_html``. An analysis that cannot be done is listed in its ``skipped`` with the reason; on
+    Ctrl-C what is done is returned with status "incomplete".
+    Raises TypeError or ValueError, naming the argument, for arguments that no analysis could use.
+    """
+    start = time.perf_counter()
+    _check(model, include, budget, k, tol)
+    caps = BUDGETS[budget]
+    run = _Run()
+    with progress_reporter(progress) as report:
+        weights = run("weights", include, lambda: _weights(model, report))
+        data = _batches(model, loader, caps, max_batches, unpack, device, include) if loader is not None else None
+        if data is None:
+            for name in ANALYSES[1:]:
+                if name in include:
+                    run.skipped.append(Skipped(name, "no loader"))
+            gradients = curvature = collapse = None
+        else:
+            shared: dict[str, Any] = {"loss": loss, "loss_fn": loss_fn, "params": params, "device": device, "seed": seed, "progress": report}
+            gradients = run("gradients", include, lambda: _gradients(model, data, caps, max_memory, shared))
+            curvature = run("curvature", include, lambda: _curvature(model, data, caps, k, tol, shared))
+            collapse = run("collapse", include, lambda: _collapse(model, data, layer, device, report))
+    findings = [
+        *(weight_findings(weights) if weights else ()),
+        *(gradient_findings(gradients, _batch_size(loader)) if gradients else ()),
+        *(curvature_findings(curvature, _learning_rate(optimizer)) if curvature else ()),
+        *(collapse_findings(collapse) if collapse else ()),
+    ]
+    status: Status = "incomplete" if run.interrupted else "ok"
+    return Diagnosis(
+        status=status,
+        reason="interrupted" if run.interrupted else "",
+        backend=next((r.backend for r in (weights, curvature, gradients) if r is not None), "none"),
+        model_name=type(model).__name__,
+        weights=weights,
+        gradients=gradients,
+        curvature=curvature,
+        collapse=collapse,
+        findings=tuple(sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))),
+        skipped=tuple(run.skipped),
+        seconds=time.perf_counter() - start,
+        notes=(f"budget {budget!r}: {_words(caps)}", *(data.notes if data is not None else ())),
+    )
+
+
+def _words(caps: Budget) -> str:
+    return (
+        f"at most {caps.max_matvecs} Hessian products, density from {caps.probes} probes x {caps.steps} steps, "
+        f"{caps.gradient_samples} samples for the gradient covariance, {caps.max_samples} for the rest"
+    )
+
+
+def _check(model: Any, include: Sequence[str], budget: str, k: int, tol: float) -> None:
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        hint = "; for a state dict or a file use spectral_fast.scan" if isinstance(model, (str, dict)) else ""
+        raise TypeError(f"model: got {type(model).__name__}; wanted a torch.nn.Module{hint}")
+    if isinstance(include, str) or not include or not set(include) <= set(ANALYSES):
+        raise ValueError(f"include: got {include!r}; wanted some of {ANALYSES}")
+    if budget not in BUDGETS:
+        raise ValueError(f"budget: got {budget!r}; known: {', '.join(BUDGETS)}")
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k: got {k!r}; wanted a positive integer")
+    if not 0 < tol < 1:
+        raise ValueError(f"tol: got {tol!r}; wanted a number between 0 and 1")
+
+
+T = TypeVar("T", bound=Result)
+
+
+class _Run:
+    """Runs one analysis after the other; a failure or an interruption costs that analysis only."""
+
+    def __init__(self) -> None:
+        self.skipped: list[Skipped] = []
+        self.interrupted = False
+
+    def __call__(self, name: str, include: Sequence[str], analysis: Callable[[], T]) -> T | None:
+        if name not in include:
+            self.skipped.append(Skipped(name, "not asked for (include)"))
+            return None
+        if self.interrupted:
+            self.skipped.append(Skipped(name, "interrupted before it began"))
+            return None
+        try:
+            result = analysis()
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.skipped.append(Skipped(name, "interrupted"))
+            return None
+        except Exception as e:  # one analysis may fail on a model that the others can read: listed, never lost
+            self.skipped.append(Skipped(name, f"failed: {type(e).__name__}: {_one_line(e)}"))
+            return None
+        if result.status == "incomplete" and "interrupt" in result.reason:
+            self.interrupted = True
+        if result.status in ("skipped", "failed"):
+            self.skipped.append(Skipped(name, result.reason if result.status == "skipped" else f"failed: {result.reason}"))
+        return result
+
+
+def _one_line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:300]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The fixed sample set, and a smaller one for per-sample gradients."""
+
+    full: Batches
+    small: Batches
+    notes: tuple[str, ...]
+
+
+def _batches(
+    model: Any, loader: Any, caps: Budget, max_batches: int | None, unpack: Callable[[Any], tuple[Any, Any]] | None, device: Any, include: Sequence[str]
+) -> _Data:
+    from .probing.batches import Batches
+
+    full = Batches(loader, device=_device(model, device), max_batches=max_batches, max_samples=caps.max_samples, unpack=unpack)
+    small = full.head(caps.gradient_samples)
+    notes = [b.note for b in (full, small) if b.note]
+    return _Data(full, small, tuple(dict.fromkeys(notes)))
+
+
+def _device(model: Any, device: Any) -> Any:
+    return device if device is not None else next((p.device for p in model.parameters()), None)
+
+
+def _weights(model: Any, progress: Progress) -> WeightSpectra:
+    with open_source(model) as tensors:
+        return weight_spectra(tensors, progress=lambda done, total, what: progress(done, total, f"weights: {what}"))
+
+
+def _gradients(model: Any, data: _Data, caps: Budget, max_memory: int | str | None, shared: dict[str, Any]) -> GradientSpectrum:
+    from .gradients import gradient_covariance
+
+    return gradient_covariance(model, data.small, max_memory=max_memory, **shared)
+
+
+def _curvature(model: Any, data: _Data, caps: Budget, k: int, tol: float, shared: dict[str, Any]) -> CurvatureSpectra:
+    from .curvature.analysis import curvature
+
+    return curvature(model, data.full, k=k, tol=tol, max_matvecs=caps.max_matvecs, probes=caps.probes, steps=caps.steps, **shared)
+
+
+def _collapse(model: Any, data: _Data, layer: str | None, device: Any, progress: Progress) -> NeuralCollapse:
+    from .collapse import neural_collapse
+
+    return neural_collapse(model, data.full, layer=layer, device=device, progress=progress)
+
+
+def _batch_size(loader: Any) -> int | None:
+    size = getattr(loader, "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _learning_rate(optimizer: Any) -> float | None:
+    """The rate of a plain SGD optimizer; thresholds of the others need their own formula and are not compared."""
+    if optimizer is None or type(optimizer).__name__ != "SGD":
+        return None
+    group = optimizer.param_groups[0]
+    return None if group.get("momentum", 0) else float(group["lr"])
+

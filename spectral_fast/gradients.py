@@ -1,0 +1,303 @@
+"""Gradient covariance: how the gradients of single samples differ, as an exact spectrum.
+
+The N x N Gram matrix of per-sample gradients has the nonzero eigenvalues of the P x P covariance; it is summed over layers in
+float64, layer by layer and tile by tile, so G (N x P) need not fit in memory. Cost: about N² P flops in float64, N backward
+passes while the gradients fit, N (b + 1)/2 in b blocks of samples otherwise (metrics.gram_plan predicts both).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .metrics.gradient_noise import Concentration, Spectrum, concentration, gram_spectrum, moment_spectrum, noise_scale
+from .metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram
+from .probing.batches import Batches
+from .probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
+from .probing.gradient_gram import GradientGram
+from .probing.losses import Loss, resolve_loss
+from .probing.memory import memory_limit
+from .probing.operator import compute_dtype
+from .probing.per_sample import PerSampleGradients, Unit, samples_of
+from .probing.state import eval_notes, leave_no_trace
+from .progress import ProgressOption, progress_reporter
+from .results import Result
+
+__all__ = ["GradientSpectrum", "LayerGradient", "UNITS", "gradient_covariance"]
+
+F64 = NDArray[np.float64]
+UNITS = ("sample", "batch")
+DEFAULT_SAMPLES = 2048  # without max_samples; the Gram's cost grows with the square
+DEFAULT_FLOPS = 1e13  # without max_samples: N² P is kept below this, minutes on a laptop
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class LayerGradient:
+    """One parameter tensor's share: eigenvalues of its own block of the covariance (descending; empty where they did not fit in memory)."""
+
+    eigenvalues: F64
+    trace: float
+    noise_scale: float
+    effective_rank: float
+    n_params: int = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class GradientSpectrum(Result):
+    """Spectrum of the covariance of per-sample gradients (definitions.md, "Gradient covariance").
+
+    eigenvalues: (k,) float64, descending, of the convention `centered` names; `other` of the other one: eigenvalues_centered and
+        eigenvalues_uncentered give them by name. Of n units at most min(n - 1, P) centred ones are nonzero.
+    noise_floor: eigenvalues below it are rounding, known only to be <= noise_floor; n_resolved lie above it.
+    trace, effective_rank, participation_ratio, top_share (of the 10 largest): of `eigenvalues`, before k cut them.
+    noise_scale: tr C/|g|² in samples (McCandlish et al. 2018), inf when the debiased gradient_norm2 is not positive;
+        noise_scale_interval: jackknife, 95 %.
+    gram: (n, n) float64, <g_i, g_j>, of the units' own gradients; weights: (n,), sum 1. loss: mean over the units.
+    """
+
+    eigenvalues: F64
+    other: F64
+    centered: bool
+    unit: str
+    trace: float
+    effective_rank: float
+    participation_ratio: float
+    top_share: float
+    noise_scale: float
+    noise_scale_interval: tuple[float, float]
+    gradient_norm2: float
+    noise_floor: float
+    n_resolved: int
+    n_samples: int
+    n_units: int
+    n_params: int
+    by_layer: dict[str, LayerGradient]
+    gram: F64 = field(repr=False)  # repr=False: too large for to_dict
+    weights: F64 = field(repr=False)
+    loss: float
+    loss_name: str
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def eigenvalues_centered(self) -> F64:
+        return self.eigenvalues if self.centered else self.other
+
+    @property
+    def eigenvalues_uncentered(self) -> F64:
+        return self.other if self.centered else self.eigenvalues
+
+
+def gradient_covariance(
+    model: nn.Module,
+    loader: Any,
+    loss: str | Loss | None = None,
+    *,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    centered: bool = True,
+    unit: str = "sample",
+    params: ParameterFilter = None,
+    k: int | None = None,
+    max_samples: int | None = None,
+    max_memory: int | float | None = None,
+    max_batches: int | None = None,
+    unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: ProgressOption = None,
+) -> GradientSpectrum:
+    """Exact spectrum of the covariance of per-sample gradients, in evaluation mode; the model is left as it was.
+
+    centered: C = 1/(n-1) sum (g_n - g)(g_n - g)ᵀ; False: (1/n) sum g_n g_nᵀ, the empirical Fisher. Samples with different numbers
+        of terms (tokens) are weighted by them. unit: "sample", or "batch" for the mean gradients of the loader's batches.
+    k: how many eigenvalues are kept, None: all. max_samples: None: up to 2048, fewer where n² P would pass 1e13 (the notes say so).
+    max_memory: bytes, None: 60 % of what is free; above it gradients are computed again in blocks, then eigenvalues per layer are
+        left out, then samples are, in this order; "skipped" with the need when three gradients do not fit.
+    seed: which samples are taken where not all are. Half-precision models are run in float32 on a copy.
+
+    Ctrl-C returns the samples done so far, status "incomplete". Raises ValueError for an unknown unit or a bad argument; loader,
+    loss, loss_fn, params, unpack: see probing.Batches, resolve_loss, select_parameters.
+    """
+    started = time.perf_counter()
+    if unit not in UNITS:
+        raise ValueError(f"unit: {unit!r} is {'not built yet' if unit == 'position' else 'unknown'}; known: {', '.join(UNITS)}")
+    for name, value in (("k", k), ("max_samples", max_samples)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: wanted None or an integer >= 1, got {value!r}")
+    model = unwrap(model)
+    chosen = select_parameters(model, params)
+    first = next(iter(chosen.values()))
+    where = torch.device(device) if device is not None else first.device
+    dtype = compute_dtype(chosen, None)
+    notes = list(eval_notes(model))
+    if dtype is not None and dtype != first.dtype:
+        notes.append(f"run in {_dtype_name(dtype)} on a copy of the {_dtype_name(first.dtype)} parameters")
+    with leave_no_trace(model), progress_reporter(progress) as report:
+        wanted = max_samples if max_samples is not None or unit == "batch" else DEFAULT_SAMPLES
+        ready = isinstance(loader, Batches)
+        batches = loader if ready else Batches(loader, device=where, dtype=dtype, max_batches=max_batches, max_samples=wanted, unpack=unpack)
+        if batches.note:
+            notes.append(batches.note)
+        resolved = resolve_loss(model, batches, loss, loss_fn)
+        units = _units(batches, resolved, unit, notes)
+        functional = FunctionalModel(model, chosen, where, dtype if dtype != first.dtype else None)
+        sizes = {name: (p.numel(), p.element_size()) for name, p in functional.parameters.items()}
+        limit = memory_limit(max_memory, where)
+        job = _Job(unit, centered, k, resolved.name, sum(p for p, _ in sizes.values()), started)
+        try:
+            plan = plan_gram(_affordable(len(units), job.n_params, max_samples), sizes, limit)
+        except MemoryError as error:
+            return _empty(job, "skipped", str(error), notes)
+        _say_plan(plan, len(units), job.n_params, unit, notes)
+        if plan.n_samples < len(units):
+            kept = np.sort(np.random.default_rng(seed).choice(len(units), plan.n_samples, replace=False))
+            units = [units[i] for i in kept]
+        engine = PerSampleGradients(functional, batches, resolved, vectorise=min(64, plan.chunk), seed=seed)
+        widths = {name: p for name, (p, _) in sizes.items()}
+        sums = GradientGram(units, widths, where, hold=plan.hold, chunk=plan.chunk, layer_spectra=plan.layer_spectra, column_bytes=COLUMN_TILE)
+        interrupted = False
+        try:
+            with twice_differentiable(model):
+                sums.run(engine, report)
+                _compare_with_batch(engine, units, unit, notes)
+        except KeyboardInterrupt:
+            interrupted = True
+        notes += engine.notes
+        result = _result(job, sums, units, batches, functional, engine.losses, notes)
+        if interrupted:
+            done = f"interrupted after {sums.done} of {len(units)} {unit} gradients"
+            result = replace(result, status="incomplete", reason=done if result.status == "ok" else f"{done}; {result.reason}")
+        return replace(result, seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Job:
+    unit: str
+    centered: bool
+    k: int | None
+    loss_name: str
+    n_params: int
+    started: float
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _units(batches: Batches, loss: Loss, unit: str, notes: list[str]) -> list[Unit]:
+    if unit == "batch":
+        units = [Unit(b, None, w) for b, w in enumerate(loss.weights(batches)) if w > 0]
+        notes.append(f"unit: mean gradients of {len(units)} batches; the noise scale is in samples, {batches.n_samples / len(batches):.4g} per batch")
+        return units
+    units, empty = samples_of(batches, loss)
+    if empty:
+        notes.append(f"{empty} samples without a valid target left out")
+    if not units:
+        raise ValueError("loader: no valid targets in the sample set")
+    return units
+
+
+def _affordable(n: int, n_params: int, max_samples: int | None) -> int:
+    if max_samples is not None:
+        return min(n, max_samples)
+    return min(n, DEFAULT_SAMPLES, max(int(math.sqrt(DEFAULT_FLOPS / n_params)), 2))
+
+
+def _say_plan(plan: GramPlan, n: int, n_params: int, unit: str, notes: list[str]) -> None:
+    if plan.n_samples < n:
+        notes.append(f"{plan.n_samples} of {n} {unit} gradients taken at random: memory or n² P flops with P = {n_params}; max_samples and max_memory decide")
+    if plan.hold < plan.n_samples:
+        notes.append(f"gradients computed in blocks of {plan.hold}: {plan.evaluations} evaluations for {plan.n_samples} (max_memory)")
+    if not plan.layer_spectra:
+        notes.append("no eigenvalues per layer: their Gram matrices do not fit (max_memory)")
+
+
+def _compare_with_batch(engine: PerSampleGradients, units: list[Unit], unit: str, notes: list[str]) -> None:
+    """Is the loss of a batch the mean of its samples' own losses? Where it is not (summed losses, in-batch negatives), say it."""
+    first = engine.batches[units[0].batch]
+    own = [i for i, u in enumerate(units) if u.batch == units[0].batch]
+    if unit == "batch" or len(own) != first.size:
+        return
+    with torch.no_grad():
+        whole = float(engine.loss.batch(engine.functional, first))
+    w = np.array([units[i].weight for i in own])
+    mean = float(w @ np.array([engine.losses[i] for i in own]) / w.sum())
+    if math.isfinite(whole) and abs(whole - mean) > 1e-3 * max(abs(whole), abs(mean)):
+        notes.append(f"the loss of the first batch is {whole:.6g}, the mean of its samples' own losses {mean:.6g}: it is not a mean over independent samples")
+
+
+def _empty(job: _Job, status: Any, reason: str, notes: list[str], gram: F64 | None = None, weights: F64 | None = None, n: int = 0) -> GradientSpectrum:
+    none = np.zeros(0)
+    return GradientSpectrum(
+        status=status, reason=reason, backend="torch", eigenvalues=none, other=none, centered=job.centered, unit=job.unit, trace=NAN, effective_rank=NAN,
+        participation_ratio=NAN, top_share=NAN, noise_scale=NAN, noise_scale_interval=(NAN, NAN), gradient_norm2=NAN, noise_floor=NAN, n_resolved=0,
+        n_samples=n, n_units=n, n_params=job.n_params, by_layer={}, gram=np.zeros((0, 0)) if gram is None else gram,
+        weights=none if weights is None else weights, loss=NAN, loss_name=job.loss_name, seconds=time.perf_counter() - job.started, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _result(
+    job: _Job, sums: GradientGram, units: list[Unit], batches: Batches, functional: FunctionalModel, losses: dict[int, float], notes: list[str]
+) -> GradientSpectrum:
+    n = sums.done
+    gram, w = sums.full(sums.gram), sums.weights[:n]
+    per_unit = 1.0 if job.unit == "sample" else batches.n_samples / len(batches)
+    n_samples = n if job.unit == "sample" else sum(batches[u.batch].size for u in units[:n])
+    bad = {i: name for i, name in sums.bad.items() if i < n}
+    if n < 2 or bad:
+        named = ", ".join(f"{units[i].batch}:{units[i].row if units[i].row is not None else 'all'} ({name})" for i, name in list(bad.items())[:5])
+        reason = f"a covariance needs at least 2 {job.unit} gradients, got {n}"
+        if bad:
+            reason = f"gradients of {len(bad)} {job.unit}s are not finite; batch:row (parameter) {named}"
+        return replace(_empty(job, "failed" if bad else "unresolved", reason, notes, gram, w / w.sum() if n else w, n), n_samples=n_samples)
+    eps = max(torch.finfo(p.dtype).eps for p in functional.parameters.values())
+    spectra = {c: gram_spectrum(gram, w, job.n_params, centered=c, gradient_eps=eps) for c in (True, False)}
+    main, other = spectra[job.centered], spectra[not job.centered]
+    p = w / w.sum()
+    noise = noise_scale(np.diagonal(gram).copy(), gram @ p, w)
+    if noise.reason:
+        notes.append(f"noise scale: {noise.reason}")
+    shares = concentration(main.evals)
+    zero = not main.trace > 0.0
+    return GradientSpectrum(
+        status="unresolved" if zero else "ok", reason=_why_zero(noise.trace, gram) if zero else "", backend="torch",
+        eigenvalues=main.evals[: job.k], other=other.evals[: job.k], centered=job.centered, unit=job.unit, trace=main.trace,
+        effective_rank=shares.effective_rank, participation_ratio=shares.participation_ratio, top_share=shares.top_share,
+        noise_scale=noise.value * per_unit, noise_scale_interval=(noise.interval[0] * per_unit, noise.interval[1] * per_unit),
+        gradient_norm2=noise.gradient_norm2, noise_floor=main.floor, n_resolved=main.n_resolved, n_samples=n_samples, n_units=n, n_params=job.n_params,
+        by_layer={name: _layer(name, sums, w, job, eps, per_unit) for name in sums.sizes}, gram=gram, weights=p,
+        loss=float(p @ np.array([losses[i] for i in range(n)])), loss_name=job.loss_name, seconds=0.0, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _why_zero(trace: float, gram: F64) -> str:
+    return "all gradients are zero" if not np.any(gram) else "all gradients are equal"
+
+
+def _layer(name: str, sums: GradientGram, w: F64, job: _Job, eps: float, per_unit: float) -> LayerGradient:
+    total = float(w.sum())
+    n_params = sums.sizes[name]
+    mean = sums.mean[name].double().cpu().numpy() / total
+    p = w / total
+    s2, mean2 = float(p @ p), float(mean @ mean)
+    trace = max((sums.second[name] / total - mean2) / (1.0 - s2), 0.0)
+    norm2 = mean2 - s2 * trace
+    scale = NAN if trace == 0.0 and mean2 == 0.0 else trace / norm2 * per_unit if norm2 > 0.0 else math.inf
+    spectrum, shares = Spectrum(np.zeros(0), NAN, NAN), Concentration(NAN, NAN, NAN)
+    if name in sums.moments:
+        moment = sums.moments[name].double().cpu().numpy() / total
+        spectrum = moment_spectrum(moment, mean, w, centered=job.centered, gradient_eps=eps)
+    elif name in sums.grams:
+        spectrum = gram_spectrum(sums.full(sums.grams[name]), w, n_params, centered=job.centered, gradient_eps=eps)
+    if len(spectrum.evals):
+        shares = concentration(spectrum.evals)
+    return LayerGradient(spectrum.evals[: job.k], trace if job.centered else sums.second[name] / total, scale, shares.effective_rank, n_params)

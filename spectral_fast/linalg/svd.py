@@ -1,0 +1,78 @@
+"""Singular values of arrays: the argument checks of ``sf.svdvals`` and ``sf.matrix_rank``; the work is a kernel's."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.select import select
+from .arrays import FORMATS, RawArray, as_numpy, dtype_name, like
+
+__all__ = ["svd_bound", "svdvals"]
+
+_ACCURACIES = ("standard", "high", "fast")
+_RAW_BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e4m3fnuz": "uint8", "float8_e5m2": "uint8", "float8_e5m2fnuz": "uint8"}
+
+
+def svd_bound(s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bound on the error of each computed singular value, (..., d_min): c eps s_1 with c = 10 sqrt(d_min), eps = 2^-52."""
+    if s.shape[-1] == 0:
+        return np.zeros_like(s)
+    c = 10.0 * np.sqrt(s.shape[-1])
+    return np.asarray(np.broadcast_to(c * 2.0**-52 * s[..., :1], s.shape).copy())
+
+
+@overload
+def svdvals(a: Any, *, accuracy: str = ..., return_bound: Literal[False] = ..., dtype: str | None = ..., backend: str = ..., threads: int | None = ...) -> Any: ...
+@overload
+def svdvals(
+    a: Any, *, accuracy: str = ..., return_bound: Literal[True], dtype: str | None = ..., backend: str = ..., threads: int | None = ...
+) -> tuple[Any, Any]: ...
+def svdvals(
+    a: Any, *, accuracy: str = "standard", return_bound: bool = False, dtype: str | None = None, backend: str = "auto", threads: int | None = None
+) -> Any:
+    """All singular values of a matrix or a stack of matrices.
+
+    a:            (..., m, n) real array or torch tensor: float16, bfloat16, float32, float64, integers, or a RawArray.
+    accuracy:     the promise asked for: "standard", "high" or "fast"; every backend today keeps the strictest, |s_hat - s| <= 10 sqrt(d_min) 2^-52 s_1.
+    return_bound: also return that bound for every value.
+    dtype:        name of the format when ``a`` holds bits: "bfloat16" for uint16, "float8_e4m3fn" and the like for uint8.
+    backend:      "auto" or a name listed by ``show_config()``.
+    threads:      threads of the computation; None: all this process may use.
+
+    Returns float64 values (..., min(m, n)), descending, on the device of ``a`` (or with ``return_bound`` the pair values, bounds). A matrix
+    with a NaN or an infinity gives NaN; the others are unaffected.
+    Raises TypeError for complex or non-numeric arrays, ValueError for less than two dimensions or unknown names.
+    """
+    if accuracy not in _ACCURACIES:
+        raise ValueError(f"accuracy: got {accuracy!r}; known: {', '.join(_ACCURACIES)}")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads: got {threads!r}; wanted a positive integer or None")
+    if dtype is not None:
+        a = _tagged(a, dtype)
+    x = as_numpy(a)
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"a: got dtype {dtype_name(a)}; wanted real numbers")
+    if x.ndim < 2:
+        raise ValueError(f"a: got shape {x.shape}; wanted (..., m, n)")
+    batch = x.reshape((-1, *x.shape[-2:])) if x.size else x.reshape((int(np.prod(x.shape[:-2], dtype=np.int64)), *x.shape[-2:]))
+    kernel, _ = select("singular_values", backend)
+    s = kernel(batch, threads=threads).reshape((*x.shape[:-2], min(x.shape[-2:])))
+    if return_bound:
+        return like(a, s), like(a, svd_bound(s))
+    return like(a, s)
+
+
+def _tagged(a: Any, dtype: str) -> Any:
+    if dtype not in FORMATS:
+        raise ValueError(f"dtype: got {dtype!r}; known: {', '.join(FORMATS)}")
+    if dtype not in _RAW_BITS or dtype_name(a) == dtype:
+        if dtype_name(a) != dtype:
+            raise ValueError(f"dtype: {dtype!r} was named but a holds {dtype_name(a)}")
+        return a
+    bits = np.asarray(a)
+    if bits.dtype.name != _RAW_BITS[dtype]:
+        raise ValueError(f"dtype: {dtype!r} travels as {_RAW_BITS[dtype]} bits; a holds {bits.dtype.name}")
+    return RawArray(bits, dtype)

@@ -1,0 +1,146 @@
+"""Numerical rank under every rule in use, and the noise that rounding to the stored format put into a matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..linalg.arrays import FORMATS, FloatFormat, as_numpy, storage_format
+from ..linalg.svd import svd_bound, svdvals
+
+__all__ = ["RULES", "StorageNoise", "matrix_rank", "numerical_rank", "rank_tolerances", "storage_noise"]
+
+RULES = ("numpy", "numerical_recipes", "loose", "log8", "storage")
+
+_MIN_ENTRIES_FOR_PRECISION = 64
+_MIN_LAST_BIT_SHARE = 0.125
+
+
+@dataclass(frozen=True)
+class StorageNoise:
+    """What rounding to the stored format put into a matrix.
+
+    tolerance: bound on the norm of the rounding error; no singular value below it can be told from rounding, and each singular value is
+               known to +- tolerance (Weyl).
+    precision: bits of the significand really used, the implicit one included (8 for bfloat16 values kept as float32).
+    format:    name of the stored format.
+    """
+
+    tolerance: float
+    precision: int
+    format: str
+
+
+def storage_noise(w: NDArray[Any], stored: FloatFormat) -> StorageNoise:
+    """Rounding noise of a stored matrix.
+
+    w:      (m, n) finite values, float32 or float64, as decoded from the stored format.
+    stored: the format the values were kept in.
+
+    tau_ij² = ulp(w_ij)²/12, ulp in the stored format (at its effective precision);
+    tolerance = max_i (sum_j tau_ij²)^½ + max_j (sum_i tau_ij²)^½ + 3 max_ij tau_ij, after Bandeira & van Handel (2016), Theorem 1.1,
+    for independent entries of uneven size.
+    """
+    precision = effective_precision(w, stored)
+    if w.size == 0:
+        return StorageNoise(0.0, precision, stored.name)
+    # frexp: w = f 2^e with f in [0.5, 1), so ulp(w) = 2^(e - precision), but never less than the spacing of the subnormals.
+    _, exponent = np.frexp(w)
+    exponent = np.asarray(exponent, dtype=np.int32)
+    lowest = stored.emin + 1  # frexp's exponent of the smallest normal number
+    exponent[w == 0] = lowest
+    np.maximum(exponent, lowest, out=exponent)
+    top = int(exponent.max())
+    # Relative to the largest ulp, so that squares neither overflow nor vanish; exact powers of two.
+    relative = np.ldexp(1.0, 2 * np.maximum(exponent - top, -500))
+    rows = float(np.sqrt(relative.sum(axis=1).max()))
+    columns = float(np.sqrt(relative.sum(axis=0).max()))
+    tau = float(np.ldexp(1.0, top - precision)) / np.sqrt(12.0)
+    return StorageNoise(float(tau * (rows + columns + 3.0)), precision, stored.name)
+
+
+def effective_precision(w: NDArray[Any], stored: FloatFormat) -> int:
+    """Bits of the significand that the entries of ``w`` really use (a cast hides the format values were rounded to).
+
+    A narrower precision is believed only when the entries look rounded to it: at least 64 nonzero entries, of which at least 1/8 use its
+    last bit. An identity or a matrix of signs needs one bit, but nothing was rounded there.
+    """
+    if stored.name not in ("float32", "float64"):
+        return stored.precision
+    values = np.ascontiguousarray(w, dtype=np.float32 if stored.name == "float32" else np.float64)
+    carrier: Any = np.uint32 if stored.name == "float32" else np.uint64
+    field = stored.precision - 1
+    bits = values.view(carrier)
+    mantissa = bits & carrier((1 << field) - 1)
+    used = int(np.bitwise_or.reduce(mantissa, axis=None)) if mantissa.size else 0
+    if used & 1:
+        return stored.precision
+    if used == 0:
+        return stored.precision
+    trailing = (used & -used).bit_length() - 1
+    nonzero = int(np.count_nonzero(values))
+    last = int(np.count_nonzero(mantissa & carrier(1 << trailing)))
+    if nonzero < _MIN_ENTRIES_FOR_PRECISION or last < _MIN_LAST_BIT_SHARE * nonzero:
+        return stored.precision
+    return stored.precision - trailing
+
+
+def rank_tolerances(s: NDArray[np.float64], shape: tuple[int, int], dtype: str, *, storage_tol: float | None = None) -> dict[str, float]:
+    """The tolerance of every rule for one spectrum.
+
+    s: (d_min,) descending; shape: (m, n); dtype: stored format; storage_tol: from :func:`storage_noise`.
+
+    numpy: s_1 d_max eps; numerical_recipes: 0.5 sqrt(m+n+1) s_1 eps (Press et al. 2007, section 2.6.2), eps of the type numpy would compute
+    in; loose: 1e-3 and log8: 1e-8, both absolute (Martin 2018, "Rank Collapse in Deep Learning"); storage only when its noise is given.
+    """
+    m, n = shape
+    top = float(s[0]) if s.size else 0.0
+    eps = FORMATS["float64" if dtype not in FORMATS or dtype == "float64" else "float32"].eps
+    tolerances = {
+        "numpy": top * max(m, n) * eps,
+        "numerical_recipes": 0.5 * float(np.sqrt(m + n + 1.0)) * top * eps,
+        "loose": 1e-3,
+        "log8": 1e-8,
+    }
+    if storage_tol is not None:
+        tolerances["storage"] = storage_tol
+    return tolerances
+
+
+def numerical_rank(s: NDArray[np.float64], shape: tuple[int, int], dtype: str, rule: str = "storage", *, storage_tol: float | None = None) -> int:
+    """Number of singular values above the tolerance of ``rule``.
+
+    s: (d_min,) singular values in any order; shape: (m, n); dtype: stored format; rule: one of :data:`RULES`.
+    Raises ValueError for an unknown rule, and for ``rule="storage"`` without ``storage_tol``.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule: got {rule!r}; known: {', '.join(RULES)}")
+    if rule == "storage" and storage_tol is None:
+        raise ValueError("storage_tol: rule 'storage' needs the matrix's storage tolerance (metrics.rank.storage_noise)")
+    descending = np.sort(np.asarray(s, dtype=np.float64))[::-1]
+    return int(np.count_nonzero(descending > rank_tolerances(descending, shape, dtype, storage_tol=storage_tol)[rule]))
+
+
+def matrix_rank(a: Any, rule: str = "storage") -> int:
+    """Numerical rank of one matrix under a rule.
+
+    a: (m, n) floating-point array, torch tensor or RawArray, in the format it is stored in; rule: one of :data:`RULES`.
+
+    For ``rule="storage"`` the tolerance is the larger of the storage noise and the error bound of the computed values.
+    Raises ValueError for an unknown rule, another number of dimensions, or entries that are not finite; TypeError for other element types.
+    """
+    stored = storage_format(a)
+    if stored is None:
+        raise TypeError(f"a: got dtype {getattr(a, 'dtype', type(a).__name__)}; wanted a floating-point format")
+    w = as_numpy(a)
+    if w.ndim != 2:
+        raise ValueError(f"a: got shape {w.shape}; wanted (m, n)")
+    if not np.isfinite(w).all():
+        raise ValueError("a: has entries that are not finite")
+    s = np.asarray(svdvals(w, accuracy="high"))
+    noise = storage_noise(w, stored).tolerance if rule == "storage" else None
+    floor = None if noise is None else max(noise, float(svd_bound(s).max(initial=0.0)))
+    return numerical_rank(s, (w.shape[0], w.shape[1]), stored.name, rule, storage_tol=floor)

@@ -1,0 +1,88 @@
+"""Hooks: which layer makes the logits, and what goes into a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch, call_model, logits_of
+from .state import leave_no_trace
+
+__all__ = ["capture_inputs", "find_classifier", "module_named"]
+
+
+def module_named(model: nn.Module, name: str) -> nn.Module:
+    """The submodule called ``name``. Raises ValueError that lists similar names."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if name in modules and name != "":
+        return modules[name]
+    linear = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
+    raise ValueError(f"layer: the model has no module {name!r}; its linear layers: {', '.join(linear[-8:]) or 'none'}")
+
+
+def _is_output(made: Tensor, logits: Tensor) -> bool:
+    """Is ``logits`` the tensor a layer made, a reshape of it, or its softmax or log-softmax?"""
+    if made is logits:
+        return True
+    if made.numel() != logits.numel():
+        return False
+    if made.data_ptr() == logits.data_ptr() and made.numel() > 0:
+        return True
+    if made.shape != logits.shape:
+        return False
+    return any(torch.equal(f(made, dim=-1), logits) for f in (torch.log_softmax, torch.softmax))
+
+
+def find_classifier(model: nn.Module, batch: Batch, layer: str | None = None) -> tuple[str, nn.Module]:
+    """(name, module) of the layer that makes the logits: the last nn.Linear called in the forward pass whose output is the
+    model's output (also seen through a reshape, softmax or log-softmax at the end). ``layer`` names it instead.
+
+    Raises ValueError when there is none and lists the linear layers.
+    """
+    if layer is not None:
+        return layer, module_named(model, layer)
+    made: list[tuple[str, nn.Module, Tensor]] = []
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+
+                def note(m: nn.Module, _args: object, out: object, name: str = name) -> None:
+                    if isinstance(out, Tensor):
+                        made.append((name, m, out))
+
+                handles.append(module.register_forward_hook(note))
+        with leave_no_trace(model), torch.no_grad():
+            logits = logits_of(call_model(model, batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, module, out in reversed(made):
+        if _is_output(out, logits):
+            return name, module
+    listed = ", ".join(dict.fromkeys(name for name, _, _ in made)) or "none was called"
+    raise ValueError(f"layer: no linear layer's output is the model's output; name the classifier with layer= (linear layers: {listed})")
+
+
+@contextmanager
+def capture_inputs(model: nn.Module, module_name: str) -> Iterator[list[Tensor]]:
+    """A list that receives the first input tensor of the module ``module_name`` at each of its calls, in order, detached.
+
+    The caller empties the list between batches (``seen.clear()``); the hook goes away at the end of the block.
+    """
+    module = module_named(model, module_name)
+    seen: list[Tensor] = []
+
+    def note(_m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        if first is not None:
+            seen.append(first.detach())
+
+    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,237 @@
+"""The loss of a batch, its number of equally weighted terms, and its Hessian with respect to the model's output."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batches import Batch, Batches, call_model, logits_of
+from .state import leave_no_trace
+
+__all__ = ["CHOICES", "IGNORE_INDEX", "Loss", "resolve_loss"]
+
+IGNORE_INDEX = -100
+CHOICES = "loss='cross_entropy', loss='mse', loss='bce', loss_fn=callable(outputs, targets) -> scalar mean"
+# these predict position t + 1 at position t, so the first label never counts
+_SHIFTED = re.compile(r"ForCausalLM|LMHeadModel|DoubleHeadsModel")
+
+
+def classes_last_to_first(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Outputs with the class dimension where torch wants it (dimension 1).
+
+    (N, C) with (N,) and (N, C, ...) with (N, ...) are torch's own layouts and win where both fit; (N, T, C) with (N, T), the
+    layout of sequence models, is moved. Raises ValueError when neither fits.
+    """
+    if outputs.ndim >= 2 and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+        return outputs
+    if outputs.shape[:-1] == targets.shape:
+        return outputs.movedim(-1, 1) if outputs.ndim > 2 else outputs
+    raise ValueError(f"cross_entropy: outputs of shape {tuple(outputs.shape)} do not fit class targets of shape {tuple(targets.shape)}")
+
+
+def matched(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Targets in the shape and dtype of the outputs; only dimensions of size 1 may differ ((N,) against (N, 1) would broadcast to (N, N))."""
+    if [d for d in outputs.shape if d != 1] != [d for d in targets.shape if d != 1]:
+        raise ValueError(f"loss: outputs of shape {tuple(outputs.shape)} do not fit targets of shape {tuple(targets.shape)}")
+    return targets.reshape(outputs.shape).to(outputs.dtype)
+
+
+def _working(outputs: Tensor) -> Tensor:
+    """Half-precision logits in float32: a softmax in bf16 has two digits."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+
+class Loss:
+    """A mean loss. Over a sample set L = sum_b (terms_b / sum terms) mean_b, exact for ragged batches.
+
+    name: "cross_entropy", "mse", "bce", "model" (the ``.loss`` the model itself returns) or the name of the given callable.
+    """
+
+    def __init__(self, name: str, fn: Callable[[Any, Any], Tensor] | None = None, *, shifted: bool = False, from_model: bool = False) -> None:
+        self.name = name
+        self.fn = fn
+        self.shifted = shifted
+        self.from_model = from_model
+        # what the loss is as a function of the logits, where that is known in closed form
+        self.form: str | None = name if name in ("cross_entropy", "mse", "bce") else None
+
+    def __repr__(self) -> str:
+        return f"Loss({self.name!r})"
+
+    def batch(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        """Scalar mean loss of one batch with its graph. model: module or callable taking the model's arguments."""
+        if self.from_model:
+            outputs = model(**batch.inputs, labels=batch.targets)
+            return _scalar(outputs["loss"] if isinstance(outputs, Mapping) else outputs.loss, self.name)
+        return self.of_outputs(call_model(model, batch), batch.targets)
+
+    def of_outputs(self, outputs: Any, targets: Any) -> Tensor:
+        """Scalar mean loss from the model's outputs (tensor or an output with .logits). Raises NotImplementedError where only the
+        model itself can compute its loss."""
+        if self.fn is not None:
+            return _scalar(self.fn(outputs, targets), self.name)
+        if self.form is None:
+            raise NotImplementedError(f"loss {self.name!r}: only the model computes it; give loss= or loss_fn= for this analysis")
+        z = _working(logits_of(outputs))
+        if self.form == "cross_entropy":
+            z, t = self._aligned(z, targets)
+            return F.cross_entropy(z, t, ignore_index=IGNORE_INDEX)
+        t = matched(z, targets)
+        return F.mse_loss(z, t) if self.form == "mse" else F.binary_cross_entropy_with_logits(z, t)
+
+    def sample(self, outputs: Any, target: Any) -> Tensor:
+        """Mean loss of one sample (no batch dimension), for torch.func.vmap."""
+        add = torch.utils._pytree.tree_map_only
+        return self.of_outputs(add(Tensor, lambda x: x.unsqueeze(0), outputs), add(Tensor, lambda x: x.unsqueeze(0), target))
+
+    def terms(self, batch: Batch) -> float:
+        """Number of equally weighted terms in the batch's mean: valid classes or tokens, elements, samples; for a class-weighted
+        torch.nn.CrossEntropyLoss the sum of the weights, which is what it divides by."""
+        targets = batch.targets
+        if not isinstance(targets, Tensor):
+            return float(batch.size)
+        if isinstance(self.fn, nn.CrossEntropyLoss):
+            if targets.is_floating_point():
+                return float(batch.size)
+            valid = targets[targets != self.fn.ignore_index]
+            return float(valid.numel() if self.fn.weight is None else self.fn.weight[valid.to(self.fn.weight.device)].sum())
+        if self.fn is not None:
+            return float(batch.size)
+        if self.form in ("mse", "bce") or targets.is_floating_point():
+            return float(targets.numel())
+        labels = targets[..., 1:] if self.shifted else targets
+        return float((labels != IGNORE_INDEX).sum())
+
+    def weights(self, batches: Batches) -> list[float]:
+        """terms_b / sum terms of every batch, float64. Raises ValueError when there are no terms."""
+        terms = [self.terms(b) for b in batches]
+        if not sum(terms) > 0:
+            raise ValueError("loader: no valid targets in the sample set")
+        return [t / sum(terms) for t in terms]
+
+    def output_hessian(self, outputs: Tensor, targets: Any, u: Tensor) -> Tensor:
+        """(d² mean loss / d outputs²) u for u in the shape of the outputs.
+
+        Cross-entropy: p (u - <p, u>) per term, centred so that a saturated softmax gives 0 and not rounding noise; MSE: 2 u;
+        BCE: p (1 - p) u; each divided by the number of terms. Anything else: double backward on the outputs.
+        """
+        z = _working(outputs.detach())
+        w = u.to(z.dtype)
+        if self.form == "mse":
+            result = w * (2.0 / z.numel())
+        elif self.form == "bce":
+            result = w * torch.sigmoid(z) * torch.sigmoid(-z) / z.numel()
+        elif self.form == "cross_entropy":
+            result = torch.zeros_like(z)
+            zc, t = self._aligned(z, targets)
+            wc, _ = self._aligned(w, targets)
+            target_view, _ = self._aligned(result, targets)
+            valid = (t != IGNORE_INDEX).unsqueeze(1)
+            p = torch.softmax(zc, dim=1)
+            hw = p * (wc - (p * wc).sum(dim=1, keepdim=True))
+            target_view.copy_(torch.where(valid, hw, torch.zeros_like(hw)) / valid.sum())
+        else:
+            with torch.enable_grad():
+                zz = outputs.detach().requires_grad_(True)
+                value = self.of_outputs(zz, targets)
+                (g,) = torch.autograd.grad(value, zz, create_graph=True)
+                if not g.requires_grad:
+                    return torch.zeros_like(u)
+                (second,) = torch.autograd.grad(g, zz, u.to(g.dtype), allow_unused=True)
+            result = torch.zeros_like(u) if second is None else second
+        return result.to(u.dtype)
+
+    def _aligned(self, z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(outputs with classes in dimension 1, int64 targets); views of ``z``, shifted by one position for language models."""
+        if self.shifted:
+            z, targets = z[:, :-1], targets[:, 1:]
+            return z.movedim(-1, 1), targets.long()
+        return classes_last_to_first(z, targets), targets.long()
+
+
+def _scalar(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"loss {name!r}: wanted the scalar mean over the batch, got {what}")
+    return value.reshape(())
+
+
+def _takes_labels(model: Any) -> bool:
+    forward = getattr(model, "forward", model)
+    try:
+        return "labels" in inspect.signature(forward).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _model_loss(model: nn.Module, first: Batch, run: Callable[..., Any]) -> Loss | None:
+    """The loss a model computes itself from ``labels``, or None. Where it equals the cross-entropy of its logits on the first
+    batch, its form is known and analyses that need the loss as a function of the logits can run."""
+    if not (isinstance(first.inputs, Mapping) and first.label_key == "labels" and _takes_labels(model)):
+        return None
+    with leave_no_trace(model), torch.no_grad():
+        outputs = run(**first.inputs, labels=first.targets)
+    value = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if not isinstance(value, Tensor):
+        return None
+    loss = Loss("model", shifted=bool(_SHIFTED.search(type(model).__name__)), from_model=True)
+    if isinstance(first.targets, Tensor) and not first.targets.is_floating_point():
+        guess = Loss("cross_entropy", shifted=loss.shifted)
+        try:
+            same = torch.isclose(guess.of_outputs(outputs, first.targets).double(), value.double(), rtol=1e-3, atol=1e-5)
+        except (TypeError, ValueError, IndexError, RuntimeError):
+            return loss  # logits and labels do not fit a cross-entropy: the form stays unknown
+        loss.form = "cross_entropy" if bool(same) else None
+    return loss
+
+
+def resolve_loss(
+    model: nn.Module,
+    batches: Batches,
+    loss: str | Callable[[Any, Any], Tensor] | Loss | None = None,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    run: Callable[..., Any] | None = None,
+) -> Loss:
+    """The loss to analyse.
+
+    loss: "cross_entropy", "mse" or "bce" (on logits); loss_fn: callable(outputs, targets) -> scalar mean over the batch's samples.
+    Guessed when both are None: the model's own ``.loss`` for dict batches with "labels" and a model that takes ``labels``;
+    else cross-entropy for integer targets, MSE for floating targets. Everything else is a ValueError that lists the choices.
+    run: what to call instead of ``model`` where guessing needs its outputs (a copy in another precision).
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if callable(loss):
+        loss, loss_fn = (None, loss) if loss_fn is None else (loss, loss_fn)
+    if loss is not None and loss_fn is not None:
+        raise ValueError("loss, loss_fn: give one of them, not both")
+    if loss_fn is not None:
+        if not callable(loss_fn):
+            raise TypeError(f"loss_fn: wanted a callable(outputs, targets), got {type(loss_fn).__name__}")
+        reduction = getattr(loss_fn, "reduction", "mean")
+        if reduction != "mean":
+            raise ValueError(f"loss_fn: wanted the mean over the batch, {type(loss_fn).__name__} has reduction={reduction!r}")
+        return Loss(str(getattr(loss_fn, "__name__", type(loss_fn).__name__)), loss_fn)
+    if loss is not None:
+        if loss not in ("cross_entropy", "mse", "bce"):
+            raise ValueError(f"loss: unknown {loss!r}; choices: {CHOICES}")
+        if not isinstance(batches[0].targets, Tensor):
+            raise ValueError(f"loss: {loss!r} needs a tensor of targets, the batches have {type(batches[0].targets).__name__}")
+        return Loss(str(loss))
+    own = _model_loss(model, batches[0], run or model)
+    if own is not None:
+        return own
+    targets = batches[0].targets
+    if isinstance(targets, Tensor) and targets.is_floating_point():
+        return Loss("mse")
+    if isinstance(targets, Tensor) and targets.dtype != torch.bool and not targets.is_complex():
+        return Loss("cross_entropy")
+    what = f"targets of dtype {str(targets.dtype).removeprefix('torch.')}" if isinstance(targets, Tensor) else f"targets of type {type(targets).__name__}"
+    raise ValueError(f"loss: cannot be guessed from {what}; choices: {CHOICES}")

@@ -1,0 +1,166 @@
+"""Curvature as sections: loss, eigenvalues with their residuals, trace with its interval, density as a histogram."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .blocks import Bars, Block, Facts, Note, Section, Table
+from .words import NOTHING, Column, integer, interval, number, plain, plus_minus, share
+
+if TYPE_CHECKING:
+    from ..curvature.analysis import CurvatureSpectra
+    from ..linalg.density import SpectralDensity
+    from ..linalg.eigsh import EigenResult
+    from ..linalg.trace import TraceResult
+
+__all__ = ["TITLE", "curvature_section", "density_bars", "density_section", "eigen_section", "eigen_table", "interval95", "sample_count", "trace_section"]
+
+TITLE = "LOSS LANDSCAPE (Hessian)"
+
+
+def curvature_section(c: CurvatureSpectra, title: str = TITLE) -> Section:
+    pairs = [
+        ("loss", f"{number(c.loss)}  ({plain(c.loss_name)}, {integer(c.n_samples)} samples, {integer(c.n_params)} parameters)"),
+        ("|gradient|", number(c.gradient_norm)),
+        *trace_facts("trace of H", c.trace),
+        ("work", f"{integer(c.products)} products in {number(c.seconds, 3)} s"),
+    ]
+    if c.status != "ok":
+        pairs.insert(0, ("status", f"{c.status}: {plain(c.reason)}"))
+    blocks: list[Block] = [Facts(pairs)]
+    parts = {"H, largest": c.hessian_top, "GGN, largest": c.ggn_top, "H, smallest": c.hessian_bottom}
+    found = {label: e for label, e in parts.items() if e is not None}
+    if found:
+        blocks.append(eigen_table(found))
+    blocks += [Note(f"eigenvalues of {label}: not computed", "skipped") for label, e in parts.items() if e is None]
+    blocks += [Note(f"eigenvalues of {label}: {e.status}: {plain(e.reason)}", "note") for label, e in found.items() if e.status != "ok"]
+    if c.density is not None:
+        blocks.append(density_bars(c.density))
+    if c.trace is not None:
+        blocks += layer_traces(c.trace)
+    blocks += [Note(plain(n), "note") for n in c.notes]
+    return Section(title, blocks, "curvature")
+
+
+def eigen_table(results: Mapping[str, EigenResult]) -> Table:
+    """Eigenvalues from the outer end inwards, each with its true residual; pairs that did not converge are marked, never hidden."""
+    rows = max(len(e.values) for e in results.values())
+    columns = [Column("#", [str(i + 1) for i in range(rows)])]
+    unconverged = False
+    for label, e in results.items():
+        values, residuals, converged = np.asarray(e.values), np.asarray(e.residuals), np.asarray(e.converged, dtype=bool)
+        order = np.argsort(values, kind="stable") if "smallest" in label else np.arange(values.size)
+        padding = [""] * (rows - values.size)
+        columns.append(Column(label, [number(values[i], 6) for i in order] + padding))
+        columns.append(Column("residual", [number(residuals[i], 2) + ("  " if converged[i] else " !") for i in order] + padding))
+        unconverged = unconverged or not converged.all()
+    tol = next(iter(results.values())).tol
+    legend = f"!: not converged to {number(tol, 2)} x the largest |eigenvalue|. " if unconverged else ""
+    return Table(columns, "eigenvalues", legend + "residual: ||A v - theta v||, the error bar of theta.")
+
+
+def eigen_section(e: EigenResult) -> Section:
+    size = [("operator", f"{integer(np.shape(e.vectors)[0])} dimensions")] if np.ndim(e.vectors) == 2 else []
+    facts = [*size, ("work", f"{integer(e.matvecs)} products"), ("tolerance", f"{number(e.tol, 2)} x {number(e.scale)} (largest |Ritz value| seen)")]
+    if e.status != "ok":
+        facts.insert(0, ("status", f"{e.status}: {plain(e.reason)}"))
+    return Section("EIGENVALUES", [Facts(facts), eigen_table({"eigenvalue": e})], "curvature")
+
+
+def sample_count(t: TraceResult) -> int:
+    """Number of independent samples behind the estimate."""
+    return int(t.samples) if np.ndim(t.samples) == 0 else int(np.size(t.samples))
+
+
+def interval95(t: TraceResult) -> tuple[float, float]:
+    """Student-t 95 % interval of the trace; infinite with fewer than two samples, because then nothing is known of the spread."""
+    from scipy.special import stdtrit
+
+    count = sample_count(t)
+    if not math.isfinite(t.stderr) or count < 2:
+        return (-math.inf, math.inf)
+    half = float(stdtrit(count - 1, 0.975)) * t.stderr
+    return (t.estimate - half, t.estimate + half)
+
+
+def trace_facts(label: str, t: TraceResult | None) -> list[tuple[str, str]]:
+    if t is None:
+        return [(label, "not computed")]
+    count = sample_count(t)
+    low, high = interval95(t)
+    return [(label, f"{plus_minus(t.estimate, t.stderr)}   95 %: {interval(low, high)}  ({plain(t.method)}, {count} {'sample' if count == 1 else 'samples'})")]
+
+
+def layer_traces(t: TraceResult) -> list[Block]:
+    """Traces of the diagonal blocks, largest first."""
+    if not t.by_layer:
+        return []
+    layers = sorted(t.by_layer.items(), key=lambda item: -_or_zero(item[1][0]))
+    total = t.estimate
+    return [
+        Table(
+            (
+                Column("parameter", [plain(n) for n, _ in layers], "left", shrink=24),
+                Column("trace of its block", [plus_minus(v[0], v[1]) for _, v in layers]),
+                Column("of the whole", [share(v[0] / total) if total else NOTHING for _, v in layers]),
+            ),
+            caption="trace by layer",
+        )
+    ]
+
+
+def _or_zero(x: float) -> float:
+    return 0.0 if math.isnan(x) else x
+
+
+def trace_section(t: TraceResult) -> Section:
+    return Section("TRACE", [Facts([*trace_facts("trace", t), ("work", f"{integer(t.matvecs)} products")]), *layer_traces(t)], "curvature")
+
+
+def density_bars(d: SpectralDensity, decades: int = 4) -> Bars:
+    """Share of the eigenvalues per signed decade below the largest |node|; the staircase of the quadrature, not the smoothed view."""
+    nodes, weights = np.asarray(d.nodes, dtype=np.float64), np.asarray(d.weights, dtype=np.float64)
+    caption = f"density of the eigenvalues ({integer(d.probes)} probes x {integer(d.steps)} Lanczos steps)"
+    top = float(np.max(np.abs(nodes))) if nodes.size else 0.0
+    if top == 0 or not math.isfinite(top):
+        return Bars([("0", 1.0)], caption)
+    edges = [top * 10.0**-i for i in range(decades + 1)]
+    labels = [f"{number(low, 2)} .. {number(high, 2)}" for high, low in zip(edges, edges[1:], strict=False)]
+    mirrored = [f"{number(-high, 2)} .. {number(-low, 2)}" for high, low in zip(edges, edges[1:], strict=False)]
+    rows = list(zip(labels, _decade_shares(nodes, weights, edges), strict=True))
+    rows.append((f"|x| < {number(edges[-1], 2)}", float(weights[np.abs(nodes) < edges[-1]].sum())))
+    rows += reversed(list(zip(mirrored, _decade_shares(-nodes, weights, edges), strict=True)))
+    return Bars(_trim(rows), caption)
+
+
+def _decade_shares(nodes: NDArray[np.float64], weights: NDArray[np.float64], edges: list[float]) -> list[float]:
+    """Share of the nodes in each decade; edges descending, every bin closed below, the first one open above."""
+    above = [float(weights[nodes >= edge].sum()) for edge in edges[1:]]
+    return [a - b for a, b in zip(above, [0.0, *above], strict=False)]
+
+
+def _trim(rows: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Without the empty rows at both ends."""
+    kept = list(rows)
+    while len(kept) > 1 and kept[-1][1] == 0:
+        kept.pop()
+    while len(kept) > 1 and kept[0][1] == 0:
+        kept.pop(0)
+    return kept
+
+
+def density_section(d: SpectralDensity) -> Section:
+    facts: list[tuple[str, str]] = [
+        ("trace", plus_minus(d.trace, d.trace_stderr)),
+        ("Frobenius norm", number(d.frobenius)),
+        ("smoothed with", f"Gaussians of width {number(d.width, 3)}"),
+        ("work", f"{integer(d.matvecs)} products"),
+    ]
+    return Section("SPECTRAL DENSITY", [Facts(facts), density_bars(d)], "curvature")
+
+

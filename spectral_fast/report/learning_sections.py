@@ -1,0 +1,92 @@
+"""Gradient covariance and neural collapse as sections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .blocks import Block, Facts, Note, Section, Table
+from .words import NOTHING, Column, integer, interval, number, pick, plain, share
+
+if TYPE_CHECKING:
+    from ..collapse import NeuralCollapse
+    from ..gradients import GradientSpectrum
+
+__all__ = ["COLLAPSE_TITLE", "GRADIENT_TITLE", "collapse_rows", "collapse_section", "gradient_section"]
+
+GRADIENT_TITLE = "GRADIENT COVARIANCE"
+COLLAPSE_TITLE = "NEURAL COLLAPSE"
+
+_VALUES_SHOWN = 8
+
+
+def gradient_section(g: GradientSpectrum, title: str = GRADIENT_TITLE) -> Section:
+    kind = "centred covariance" if g.centered else "uncentred second moment (empirical Fisher)"
+    low, high = g.noise_scale_interval
+    values = np.asarray(g.eigenvalues)
+    first = ", ".join(number(v) for v in values[:_VALUES_SHOWN]) + (" .." if values.size > _VALUES_SHOWN else "")
+    pairs = [
+        ("what", f"{kind}, per {plain(g.unit)}; {integer(g.n_samples)} samples x {integer(g.n_params)} parameters, loss {plain(g.loss_name)}"),
+        ("eigenvalues", first),
+        ("trace", number(g.trace)),
+        ("concentration", f"top 10 hold {share(g.top_share)}; effective rank {number(g.effective_rank)}; participation ratio {number(g.participation_ratio)}"),
+        ("|mean gradient|²", f"{number(g.gradient_norm2)}  (debiased)"),
+        ("noise scale", f"{number(g.noise_scale)} samples   95 %: {interval(low, high)}"),
+    ]
+    if g.status != "ok":
+        pairs.insert(0, ("status", f"{g.status}: {plain(g.reason)}"))
+    blocks: list[Block] = [Facts(pairs)]
+    if g.by_layer:
+        layers = sorted(g.by_layer.items(), key=lambda item: -np.nan_to_num(item[1].trace))
+        blocks.append(
+            Table(
+                (
+                    Column("layer", [plain(n) for n, _ in layers], "left", shrink=24),
+                    Column("trace", [number(v.trace) for _, v in layers]),
+                    Column("of the whole", [share(v.trace / g.trace) if g.trace else NOTHING for _, v in layers]),
+                    Column("effective rank", [number(v.effective_rank) for _, v in layers]),
+                    Column("noise scale", [number(pick(v, "noise_scale", None)) for _, v in layers]),
+                ),
+                caption="by layer",
+            )
+        )
+    blocks += [Note(plain(n), "note") for n in g.notes]
+    return Section(title, blocks, "gradients")
+
+
+def collapse_rows(c: NeuralCollapse) -> list[tuple[str, str, float, str]]:
+    """(short name, what it measures, value, value at full collapse) of every measure."""
+    etf = "0" if c.etf_exists else "no simplex ETF: C > d + 1"
+    return [
+        ("NC1", f"within-class over between-class scatter (rank {integer(c.nc1_rank)})", c.nc1, "0"),
+        ("CDNV", "class-distance normalized variance", c.cdnv, "0"),
+        ("NC2 norms", "spread of the lengths of the class means", c.nc2_norms, "0"),
+        ("NC2 norms, W", "spread of the lengths of the classifier's rows", c.nc2_norms_classifier, "0"),
+        ("NC2 angles", "mean |cos + 1/(C-1)| over pairs of class means", c.nc2_angles, etf),
+        ("NC2 ETF", "distance of the class means from a simplex ETF", c.nc2_etf, etf),
+        ("NC3", "distance between classifier and class means", c.nc3, "0"),
+        ("NC4", "share where the nearest class mean decides otherwise", c.nc4, "0"),
+    ]
+
+
+def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
+    counts = np.asarray(list(c.class_counts.values()) if isinstance(c.class_counts, dict) else c.class_counts)
+    sizes = f", {integer(counts.min())} to {integer(counts.max())} samples each" if counts.size else ""
+    pairs = [
+        ("features", f"{integer(c.feature_dim)} inputs of {plain(c.layer)}"),
+        ("data", f"{integer(c.n_samples)} samples, {integer(c.n_classes)} classes{sizes}"),
+        ("accuracy", share(c.accuracy)),
+    ]
+    if c.status != "ok":
+        pairs.insert(0, ("status", f"{c.status}: {plain(c.reason)}"))
+    rows = collapse_rows(c)
+    measures = Table(
+        (
+            Column("measure", [r[0] for r in rows], "left"),
+            Column("value", [number(r[2]) for r in rows]),
+            Column("collapsed", [r[3] for r in rows], "left", drop=1),
+            Column("what it is", [r[1] for r in rows], "left", drop=2),
+        )
+    )
+    return Section(title, [Facts(pairs), measures, *(Note(plain(n), "note") for n in c.notes)], "collapse")

@@ -1,0 +1,122 @@
+"""Every result class -> its sections, through one table; the order of a whole diagnosis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .blocks import Block, Facts, Findings, Note, Section
+from .curvature_sections import TITLE as CURVATURE_TITLE
+from .curvature_sections import curvature_section, density_section, eigen_section, trace_section
+from .learning_sections import COLLAPSE_TITLE, GRADIENT_TITLE, collapse_section, gradient_section
+from .weight_sections import TITLE as WEIGHT_TITLE
+from .weight_sections import matrix_section, skipped_notes, weight_section
+from .words import number, plain
+
+if TYPE_CHECKING:
+    from ..diagnosis import Diagnosis
+    from ..findings import Finding
+    from ..results import Result
+    from ..weights.spectra import WeightSpectra
+
+__all__ = ["by_severity", "findings_title", "sections"]
+
+_ANALYSES: tuple[tuple[str, str, Callable[[Any, str], Section]], ...] = (
+    ("weights", WEIGHT_TITLE, weight_section),
+    ("gradients", GRADIENT_TITLE, gradient_section),
+    ("curvature", CURVATURE_TITLE, curvature_section),
+    ("collapse", COLLAPSE_TITLE, collapse_section),
+)
+_SEVERITIES = ("severe", "warning", "info")
+
+
+def sections(result: Result, rows: int | None = None) -> list[Section]:
+    """What a result has to say.
+
+    rows: at most so many matrices in the table of weights (None: all). Raises TypeError for a class that is not a result of this package.
+    """
+    name = type(result).__name__
+    make = _SECTIONS.get(name)
+    if make is None:
+        raise TypeError(f"result: got {name}; known: {', '.join(sorted(_SECTIONS))}")
+    return make(result, rows)
+
+
+def by_severity(findings: Sequence[Finding]) -> list[Finding]:
+    """Severe first; findings of one severity stay in the order they were found."""
+    return sorted(findings, key=lambda f: _SEVERITIES.index(f.severity) if f.severity in _SEVERITIES else len(_SEVERITIES))
+
+
+def findings_title(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "FINDINGS"
+    counts = [(sum(f.severity == s for f in findings), s) for s in _SEVERITIES]
+    names = {"severe": ("severe", "severe"), "warning": ("warning", "warnings"), "info": ("remark", "remarks")}
+    return f"FINDINGS ({', '.join(f'{n} {names[s][n > 1]}' for n, s in counts if n)})"
+
+
+def _findings_section(findings: Sequence[Finding], looked_at: str) -> Section:
+    ordered = by_severity(findings)
+    blocks: list[Block] = [Findings(ordered)] if ordered else [Note(f"none: no threshold was crossed in {looked_at}")]
+    return Section(findings_title(ordered), blocks, "findings")
+
+
+def _diagnosis(d: Diagnosis, rows: int | None) -> list[Section]:
+    out = []
+    reasons = {s.name: s.reason for s in d.skipped}
+    for position, (key, title, make) in enumerate(_ANALYSES, start=1):
+        heading = f"{position}. {title}:"
+        result: Any = getattr(d, key)
+        if result is None:
+            out.append(Section(heading, [Note(plain(reasons.get(key, "not asked for")), "skipped")], key))
+        else:
+            out.append(weight_section(result, heading, rows) if key == "weights" else make(result, heading))
+    done = [key for key, _, _ in _ANALYSES if getattr(d, key) is not None]
+    out.append(_findings_section(d.findings, ", ".join(done) or "nothing"))
+    out.append(_diagnosis_end(d))
+    return out
+
+
+def _diagnosis_end(d: Diagnosis) -> Section:
+    keys = {key for key, _, _ in _ANALYSES}
+    facts = [("model", plain(d.model_name))] if d.model_name else []
+    if d.status != "ok":
+        facts.append(("status", f"{d.status}: {plain(d.reason)}"))
+    facts += [("backend", plain(d.backend)), ("time", f"{number(d.seconds, 3)} s")]
+    blocks: list[Block] = [Facts(facts), *(Note(plain(n), "note") for n in d.notes)]
+    # The analyses' own reasons stand under their headings; here all of them again in one place, with whatever else was left out.
+    blocks += skipped_notes([s for s in d.skipped if s.name in keys]) + skipped_notes([s for s in d.skipped if s.name not in keys])
+    return Section("ABOUT THIS REPORT", blocks, "about")
+
+
+def _weights(w: WeightSpectra, rows: int | None) -> list[Section]:
+    from ..findings import weight_findings
+
+    facts = [("backend", plain(w.backend)), ("time", f"{number(w.seconds, 3)} s")]
+    if w.status != "ok":
+        facts.insert(0, ("status", f"{w.status}: {plain(w.reason)}"))
+    findings = _findings_section(weight_findings(w), "the weights")
+    return [weight_section(w, f"{WEIGHT_TITLE}:", rows), findings, Section("ABOUT THIS REPORT", [Facts(facts)], "about")]
+
+
+def _one(make: Callable[[Any], Section]) -> Callable[[Any, int | None], list[Section]]:
+    """Single results: their section, then the line about backend and status that every result ends with."""
+
+    def both(result: Any, rows: int | None) -> list[Section]:
+        section = make(result)
+        return [Section(section.title, [*section.blocks, Facts([("backend", plain(result.backend))])], section.key)]
+
+    return both
+
+
+_SECTIONS: dict[str, Callable[[Any, int | None], list[Section]]] = {
+    "Diagnosis": _diagnosis,
+    "WeightSpectra": _weights,
+    "MatrixSpectrum": _one(matrix_section),
+    "GradientSpectrum": _one(gradient_section),
+    "CurvatureSpectra": _one(curvature_section),
+    "EigenResult": _one(eigen_section),
+    "SpectralDensity": _one(density_section),
+    "TraceResult": _one(trace_section),
+    "NeuralCollapse": _one(collapse_section),
+}

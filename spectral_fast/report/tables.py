@@ -1,0 +1,150 @@
+"""Results as pandas tables: a row per matrix, layer, eigenvalue, measure or finding. pandas is imported when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .curvature_sections import interval95
+from .learning_sections import collapse_rows
+from .sections import by_severity
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..collapse import NeuralCollapse
+    from ..curvature.analysis import CurvatureSpectra
+    from ..diagnosis import Diagnosis
+    from ..gradients import GradientSpectrum
+    from ..linalg.density import SpectralDensity
+    from ..linalg.eigsh import EigenResult
+    from ..linalg.trace import TraceResult
+    from ..results import Result
+    from ..weights.spectra import MatrixSpectrum, WeightSpectra
+
+__all__ = ["to_frame"]
+
+Row = dict[str, Any]
+
+_WEIGHT_COLUMNS = ("name", "kind", "shape", "m", "n", "dtype", "effective_precision", "status", "reason")
+
+
+def to_frame(result: Result) -> pd.DataFrame:
+    """A result as a table.
+
+    WeightSpectra: a row per matrix and per skipped tensor (status "skipped"). MatrixSpectrum: a row per singular value. GradientSpectrum,
+    EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts. SpectralDensity: a row per node. TraceResult: the whole, then
+    each layer. NeuralCollapse: a row per measure. Diagnosis: a row per finding, severe first.
+    Raises ImportError without pandas, TypeError for another class.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError("to_pandas needs pandas: pip install pandas") from error
+    name = type(result).__name__
+    make = _ROWS.get(name)
+    if make is None:
+        raise TypeError(f"result: got {name}; known: {', '.join(sorted(_ROWS))}")
+    rows, columns = make(result)
+    return pd.DataFrame(rows, columns=list(columns) if not rows else None)
+
+
+Made = tuple[list[Row], tuple[str, ...]]
+
+
+def _weights(w: WeightSpectra) -> Made:
+    rows: list[Row] = [_matrix_row(m) for m in w.matrices]
+    for s in w.skipped:
+        m, n = s.shape if s.shape is not None and len(s.shape) == 2 else (None, None)
+        rows.append({"name": s.name, "shape": s.shape, "m": m, "n": n, "status": "skipped", "reason": s.reason})
+    return rows, _WEIGHT_COLUMNS
+
+
+def _matrix_row(m: MatrixSpectrum) -> Row:
+    fit = m.power_law
+    return {
+        "name": m.name,
+        "kind": m.kind,
+        "shape": m.tensor_shape,
+        "m": m.shape[0],
+        "n": m.shape[1],
+        "dtype": m.dtype,
+        "effective_precision": m.effective_precision,
+        **m.metrics,
+        **{f"rank_{rule}": rank for rule, rank in m.ranks.items()},
+        **{f"tolerance_{rule}": tol for rule, tol in m.rank_tolerances.items()},
+        "alpha": fit.alpha,
+        "alpha_stderr": fit.stderr,
+        "xmin": fit.xmin,
+        "D": fit.D,
+        "n_tail": fit.n_tail,
+        "alpha_status": fit.status,
+        **{f"random_{key}": value for key, value in m.null.items()},
+        "tied": ", ".join(m.tied),
+        "status": m.status,
+        "reason": m.reason,
+    }
+
+
+def _matrix(m: MatrixSpectrum) -> Made:
+    return [{"index": i, "singular_value": float(s), "eigenvalue": float(s) ** 2} for i, s in enumerate(m.s)], ("index", "singular_value", "eigenvalue")
+
+
+def _gradients(g: GradientSpectrum) -> Made:
+    return [{"index": i, "eigenvalue": float(v), "centered": g.centered} for i, v in enumerate(g.eigenvalues)], ("index", "eigenvalue", "centered")
+
+
+def _eigen_rows(e: EigenResult) -> list[Row]:
+    found = zip(e.values, e.residuals, e.converged, strict=True)
+    return [{"index": i, "eigenvalue": float(v), "residual": float(r), "converged": bool(c)} for i, (v, r, c) in enumerate(found)]
+
+
+def _eigen(e: EigenResult) -> Made:
+    return _eigen_rows(e), ("index", "eigenvalue", "residual", "converged")
+
+
+def _curvature(c: CurvatureSpectra) -> Made:
+    rows: list[Row] = []
+    for operator, end, pairs in (("hessian", "top", c.hessian_top), ("hessian", "bottom", c.hessian_bottom), ("ggn", "top", c.ggn_top)):
+        if pairs is not None:
+            rows += [{"operator": operator, "quantity": f"{end} eigenvalue", **row} for row in _eigen_rows(pairs)]
+    if c.trace is not None:
+        rows += [{"operator": "hessian", "quantity": "trace", **row} for row in _trace(c.trace)[0]]
+    return rows, ("operator", "quantity", "index", "eigenvalue", "residual", "converged")
+
+
+def _density(d: SpectralDensity) -> Made:
+    nodes, weights = np.asarray(d.nodes), np.asarray(d.weights)
+    order = np.argsort(-nodes, kind="stable")
+    return [{"node": float(nodes[i]), "weight": float(weights[i])} for i in order], ("node", "weight")
+
+
+def _trace(t: TraceResult) -> Made:
+    low, high = interval95(t)
+    rows: list[Row] = [{"layer": "", "trace": t.estimate, "stderr": t.stderr, "low95": low, "high95": high}]
+    rows += [{"layer": name, "trace": value[0], "stderr": value[1]} for name, value in t.by_layer.items()]
+    return rows, ("layer", "trace", "stderr", "low95", "high95")
+
+
+def _collapse(c: NeuralCollapse) -> Made:
+    return [{"measure": short, "value": value, "collapsed": at, "what": what} for short, what, value, at in collapse_rows(c)], ("measure", "value", "collapsed", "what")
+
+
+def _diagnosis(d: Diagnosis) -> Made:
+    columns = ("severity", "analysis", "where", "title", "evidence", "comparison", "advice", "source")
+    return [{key: getattr(f, key) for key in columns} for f in by_severity(d.findings)], columns
+
+
+_ROWS: dict[str, Callable[[Any], Made]] = {
+    "Diagnosis": _diagnosis,
+    "WeightSpectra": _weights,
+    "MatrixSpectrum": _matrix,
+    "GradientSpectrum": _gradients,
+    "CurvatureSpectra": _curvature,
+    "EigenResult": _eigen,
+    "SpectralDensity": _density,
+    "TraceResult": _trace,
+    "NeuralCollapse": _collapse,
+}

@@ -1,0 +1,148 @@
+"""Weight spectra as sections: one row per matrix, what was skipped grouped by reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .blocks import Block, Facts, Note, Section, Table
+from .words import NOTHING, Column, integer, number, pick, plain, plus_minus, shape_text, share
+
+if TYPE_CHECKING:
+    from ..results import Skipped
+    from ..weights.spectra import MatrixSpectrum, WeightSpectra
+
+__all__ = ["TITLE", "alpha_text", "condition_text", "dtype_text", "matrix_section", "rank_text", "skipped_notes", "weight_section"]
+
+TITLE = "WEIGHT MATRICES"
+
+_SHORT_DTYPES = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_DTYPE_BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+_NAMES_SHOWN = 4
+
+LEGEND = (
+    "condition '>=': s_min lies below the rounding noise of the stored numbers, so this is a lower bound. rank: singular values above that noise "
+    "/ how many there are. ~0: share of them below it. alpha: exponent of the power-law tail of s², ± standard error."
+)
+
+
+def weight_section(spectra: WeightSpectra, title: str = TITLE, rows: int | None = None) -> Section:
+    """All matrices of a model or checkpoint. rows: at most so many in the table (None: all)."""
+    matrices = spectra.matrices
+    parameters = sum(math.prod(m.shape) for m in matrices)
+    pairs = [("source", plain(spectra.source))] if spectra.source else []
+    pairs.append(("analysed", f"{integer(len(matrices))} matrices" + (f", {integer(parameters)} entries" if parameters else "")))
+    tied = [f"{plain(m.name)} = {', '.join(plain(t) for t in m.tied)}" for m in matrices if m.tied]
+    if tied:
+        pairs.append(("tied, counted once", "; ".join(tied[:_NAMES_SHOWN]) + (f"; and {len(tied) - _NAMES_SHOWN} more" if len(tied) > _NAMES_SHOWN else "")))
+    blocks: list[Block] = [Facts(pairs)]
+    if matrices:
+        shown = matrices if rows is None else matrices[:rows]
+        blocks.append(_matrix_table(shown))
+        if len(shown) < len(matrices):
+            blocks.append(Note(f"and {len(matrices) - len(shown)} more matrices: to_pandas(), to_json() and save_html() list every one.", "note"))
+    blocks += [Note(f"{plain(m.name)}: {m.status}: {plain(m.reason)}", "note") for m in matrices if m.status != "ok"]
+    blocks += skipped_notes(spectra.skipped)
+    return Section(title, blocks, "weights")
+
+
+def _matrix_table(matrices: Sequence[MatrixSpectrum]) -> Table:
+    names = [plain(m.name) for m in matrices]
+    all_weights = len(names) > 1 and all(n.endswith(".weight") for n in names)
+    if all_weights:
+        names = [n.removesuffix(".weight") for n in names]
+
+    def metric(key: str, digits: int = 3) -> list[str]:
+        return [number(m.metrics.get(key), digits) for m in matrices]
+
+    status = [m.status for m in matrices]
+    return Table(
+        columns=(
+            Column("name (.weight)" if all_weights else "name", names, "left", shrink=18),
+            Column("kind", [plain(m.kind) for m in matrices], "left", drop=7),
+            Column("shape", [shape_text(m.shape) for m in matrices], drop=4),
+            Column("dtype", [dtype_text(m) for m in matrices], "left", drop=6),
+            Column("spectral\nnorm", metric("spectral_norm")),
+            Column("s_min", metric("s_min"), drop=3),
+            Column("condition\nnumber", [condition_text(m) for m in matrices]),
+            Column("stable\nrank", metric("stable_rank"), drop=5),
+            Column("effective\nrank", metric("effective_rank"), drop=2),
+            Column("rank", [rank_text(m) for m in matrices]),
+            Column("~0", [share(m.metrics.get("near_zero_fraction")) for m in matrices], drop=8),
+            Column("alpha", [alpha_text(m) for m in matrices], drop=1),
+            Column("status", status if any(s != "ok" for s in status) else [""] * len(status), "left"),
+        ),
+        legend=LEGEND,
+    )
+
+
+def condition_text(m: MatrixSpectrum) -> str:
+    text = number(m.metrics.get("condition_number"), 3)
+    return f">={text}" if m.metrics.get("condition_number_is_lower_bound") and text != NOTHING else text
+
+
+def rank_text(m: MatrixSpectrum) -> str:
+    return f"{m.ranks['storage']}/{min(m.shape)}" if "storage" in m.ranks else NOTHING
+
+
+def alpha_text(m: MatrixSpectrum) -> str:
+    fit = m.power_law
+    return plus_minus(pick(fit, "alpha", None), pick(fit, "stderr", None)) if fit is not None else NOTHING
+
+
+def dtype_text(m: MatrixSpectrum) -> str:
+    """The stored format; with the bits of the significand really used where a cast hides a narrower format."""
+    name = _SHORT_DTYPES.get(m.dtype, plain(m.dtype))
+    full = _DTYPE_BITS.get(m.dtype)
+    used = m.effective_precision
+    return f"{name} ({used} bits)" if full is not None and used is not None and used < full else name
+
+
+def matrix_section(m: MatrixSpectrum) -> Section:
+    """Everything known about one matrix."""
+    pairs = [
+        ("kind", plain(m.kind)),
+        ("matrix", shape_text(m.shape) + (f"  from a tensor {shape_text(m.tensor_shape)}" if tuple(m.tensor_shape) != tuple(m.shape) else "")),
+        ("stored as", dtype_text(m)),
+    ]
+    if m.tied:
+        pairs.append(("tied with", ", ".join(plain(t) for t in m.tied)))
+    if m.status != "ok":
+        pairs.append(("status", f"{m.status}: {plain(m.reason)}"))
+    fit = m.power_law
+    if fit is not None:
+        tail = f"alpha {alpha_text(m)}, xmin {number(fit.xmin)}, KS distance {number(fit.D, 3)}, {integer(fit.n_tail)} of {integer(fit.n_values)} values in the tail"
+        pairs.append(("power-law tail", tail if fit.status == "ok" else f"{fit.status}: {plain(fit.reason)}"))
+    blocks: list[Block] = [Facts(pairs)]
+    shown = [(k.replace("_", " "), k) for k in m.metrics if k != "condition_number_is_lower_bound"]
+    if shown:
+        values = [condition_text(m) if key == "condition_number" else number(m.metrics[key], 5) for _, key in shown]
+        null = [number(m.null.get(key), 5) if key in m.null else "" for _, key in shown]
+        blocks.append(Table((Column("quantity", [label for label, _ in shown], "left"), Column("value", values), Column("random matrix", null))))
+    if m.ranks:
+        rules = list(m.ranks)
+        blocks.append(
+            Table(
+                (
+                    Column("rank under rule", rules, "left"),
+                    Column("tolerance", [number(m.rank_tolerances.get(r), 3) for r in rules]),
+                    Column("rank", [f"{m.ranks[r]}/{min(m.shape)}" for r in rules]),
+                )
+            )
+        )
+    return Section(f"MATRIX {plain(m.name)}", blocks, "weights")
+
+
+def skipped_notes(skipped: Sequence[Skipped]) -> list[Block]:
+    """One note per reason, with the first few names; JSON and tables list them all."""
+    reasons: dict[str, list[str]] = {}
+    for item in skipped:
+        shape = f" ({shape_text(item.shape)})" if item.shape is not None else ""
+        reasons.setdefault(plain(item.reason), []).append(plain(item.name) + shape)
+    notes: list[Block] = []
+    for reason, names in reasons.items():
+        more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        count = f"{len(names)} x " if len(names) > 1 else ""
+        notes.append(Note(f"{count}{reason}: {', '.join(names[:_NAMES_SHOWN])}{more}", "skipped"))
+    return notes

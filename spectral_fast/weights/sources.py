@@ -1,0 +1,156 @@
+"""What weights can come from: a module, a state dict or a checkpoint file, all seen as one list of tensors that are read when asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..linalg.arrays import RawArray, dtype_name, is_torch
+from ..results import Skipped
+
+__all__ = ["TensorEntry", "TensorList", "open_source"]
+
+# Class name of a torch module -> kind of its weight; looked up along the class's bases, so that subclasses count.
+_MODULE_KINDS = {
+    "Linear": "linear",
+    "Bilinear": "stack",
+    "Embedding": "embedding",
+    "EmbeddingBag": "embedding",
+    "_ConvNd": "conv",
+    "RNNBase": "rnn",
+    "RNNCellBase": "rnn",
+    "MultiheadAttention": "attention",
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One named tensor.
+
+    dtype:   name of the stored format ("float32", "bfloat16", ...).
+    storage: equal for two entries exactly when they are one tensor under two names (same storage, offset, shape and strides).
+    read:    gives the values when called: a numpy array, torch tensor or RawArray.
+    kind:    what the owning module is, None where only names are known (files).
+    fixed:   a buffer of the model: saved with it, not trained.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    storage: Hashable
+    read: Callable[[], Any]
+    kind: str | None = None
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class TensorList:
+    """All tensors of a source and what of it was not taken."""
+
+    label: str
+    entries: tuple[TensorEntry, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+def _is_module(source: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.nn.Module)
+
+
+@contextmanager
+def open_source(source: Any) -> Iterator[TensorList]:
+    """The tensors of ``source``: a path, a mapping of names to arrays (state dict), or a ``torch.nn.Module``.
+
+    Raises TypeError for anything else, checkpoints.CheckpointError or FileNotFoundError for an unreadable file.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        from ..checkpoints import open_checkpoint
+
+        with open_checkpoint(os.fspath(source)) as checkpoint:
+            entries = tuple(
+                TensorEntry(t.name, t.shape, t.dtype, t.storage, lambda name=t.name: checkpoint.read(name))  # type: ignore[misc]
+                for t in checkpoint.tensors
+            )
+            skipped = tuple(Skipped(s.name, s.reason) for s in checkpoint.skipped)
+            yield TensorList(str(source), entries, skipped)
+    elif isinstance(source, Mapping):
+        yield _from_mapping(source)
+    elif _is_module(source):
+        yield _from_module(source)
+    else:
+        raise TypeError(f"source: got {type(source).__name__}; wanted a path, a state dict (mapping of names to arrays) or a torch.nn.Module")
+
+
+def _storage_key(x: Any) -> Hashable:
+    if is_torch(x):
+        return (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), tuple(x.stride()), str(x.dtype))
+    bits = x.bits if isinstance(x, RawArray) else x
+    return (bits.__array_interface__["data"][0], bits.shape, bits.strides, dtype_name(x))
+
+
+def _entry(name: str, x: Any, kind: str | None, fixed: bool) -> TensorEntry | Skipped:
+    if is_torch(x):
+        shape = tuple(int(n) for n in x.shape)
+        if x.device.type == "meta":
+            return Skipped(name, "meta tensor: it has no values", shape)
+        if getattr(x, "is_quantized", False) or str(x.layout) != "torch.strided":
+            return Skipped(name, f"layout {x.layout} (quantized: {x.is_quantized}) is not a plain array", shape)
+    elif isinstance(x, (np.ndarray, RawArray)):
+        shape = tuple(int(n) for n in x.shape)
+    else:
+        return Skipped(name, f"not a tensor: {type(x).__name__}")
+    # A zero-sized tensor has no address worth comparing.
+    key: Hashable = _storage_key(x) if 0 not in shape else ("empty", name)
+    return TensorEntry(name, shape, dtype_name(x), key, lambda: x, kind, fixed)
+
+
+def _sort(label: str, items: list[TensorEntry | Skipped]) -> TensorList:
+    return TensorList(label, tuple(i for i in items if isinstance(i, TensorEntry)), tuple(i for i in items if isinstance(i, Skipped)))
+
+
+def _from_mapping(mapping: Mapping[Any, Any]) -> TensorList:
+    items: list[TensorEntry | Skipped] = []
+
+    def walk(prefix: str, m: Mapping[Any, Any]) -> None:
+        for key, value in m.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, Mapping):
+                if {"state", "param_groups"} <= set(value):
+                    items.append(Skipped(name, "optimizer state, not weights"))
+                else:
+                    walk(f"{name}.", value)
+            else:
+                items.append(_entry(name, value, None, False))
+
+    walk("", mapping)
+    return _sort("state dict", items)
+
+
+def _module_kind(module: Any) -> str:
+    for base in type(module).__mro__:
+        if base.__name__ in _MODULE_KINDS and base.__module__.startswith("torch.nn"):
+            return _MODULE_KINDS[base.__name__]
+    return "unknown role"
+
+
+def _from_module(model: Any) -> TensorList:
+    items: list[TensorEntry | Skipped] = []
+    for prefix, module in model.named_modules(remove_duplicate=True):
+        kind = _module_kind(module)
+        dot = f"{prefix}." if prefix else ""
+        for name, p in module._parameters.items():
+            if p is not None:
+                if "Uninitialized" in type(p).__name__:
+                    items.append(Skipped(dot + name, "lazy parameter: run the model once first"))
+                else:
+                    items.append(_entry(dot + name, p.detach(), kind, False))
+        for name, b in module._buffers.items():
+            if b is not None:
+                items.append(_entry(dot + name, b.detach(), kind, True))
+    return _sort(type(model).__name__, items)

@@ -1,0 +1,264 @@
+"""The spectrum of every weight matrix and what it says: ``WeightSpectra``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.select import select
+from ..linalg.arrays import FORMATS, as_numpy
+from ..linalg.svd import svd_bound
+from ..metrics.norms import SPECTRUM_METRICS, spectrum_metrics
+from ..metrics.power_law import PowerLawFit, fit_power_laws
+from ..metrics.random_matrix import random_matrix_reference
+from ..metrics.rank import StorageNoise, rank_tolerances, storage_noise
+from ..progress import Progress
+from ..results import Result, Skipped, Status
+from .sources import TensorList
+from .structure import MatrixPlan, plan_matrices
+
+__all__ = ["MatrixSpectrum", "WeightSpectra", "weight_spectra"]
+
+_BATCH_BYTES = 64 << 20  # matrices of one shape are computed together up to this size
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class MatrixSpectrum(Result):
+    """One matrix and its spectrum.
+
+    s: (d_min,) float64, descending; bound: error bound of every value. metrics: see metrics.norms, plus condition_number_is_lower_bound and
+    near_zero_fraction. ranks, rank_tolerances: per rule of metrics.rank. null: the same numbers of a random matrix of this shape and mean square.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    tensor_shape: tuple[int, ...]
+    dtype: str
+    effective_precision: int
+    s: NDArray[np.float64]
+    bound: float
+    metrics: dict[str, float]
+    ranks: dict[str, int]
+    rank_tolerances: dict[str, float]
+    power_law: PowerLawFit
+    null: dict[str, float]
+    tied: tuple[str, ...] = ()
+
+    @property
+    def evals(self) -> NDArray[np.float64]:
+        """(d_min,) eigenvalues of WᵀW, descending: s²."""
+        return self.s * self.s
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class WeightSpectra(Result):
+    """Spectra of all weight matrices of a model or checkpoint, and the list of tensors that were not analysed with the reasons."""
+
+    source: str
+    matrices: tuple[MatrixSpectrum, ...]
+    skipped: tuple[Skipped, ...]
+    seconds: float = 0.0
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+    def __iter__(self) -> Iterator[MatrixSpectrum]:
+        return iter(self.matrices)
+
+    def spectrum(self, name: str) -> MatrixSpectrum:
+        """The matrix called ``name``; KeyError says why when it was skipped."""
+        for m in self.matrices:
+            if m.name == name:
+                return m
+        for s in self.skipped:
+            if s.name == name:
+                raise KeyError(f"{name}: skipped: {s.reason}")
+        raise KeyError(f"{name}: no such matrix; there are {len(self.matrices)}, e.g. {', '.join(m.name for m in self.matrices[:3])}")
+
+
+@dataclass
+class _Pending:
+    plan: MatrixPlan
+    noise: StorageNoise
+    mean_square: float
+    largest_row: float
+    s: NDArray[np.float64] | None = None
+    why: str = ""
+
+
+def weight_spectra(
+    tensors: TensorList, *, layers: str | Sequence[str] | None = None, progress: Progress | None = None, backend: str = "auto"
+) -> WeightSpectra:
+    """Spectra of all matrices in ``tensors``.
+
+    layers: glob or globs over tensor names. progress: called as progress(done, total, what).
+    Matrices of one shape are computed in one call; a tensor that cannot be read or is not finite is listed and the rest goes on. On Ctrl-C
+    what is done is returned with status "incomplete".
+    """
+    start = time.perf_counter()
+    plans, skipped = plan_matrices(tensors.entries, layers)
+    skipped = [*tensors.skipped, *skipped]
+    clock = {"read": 0.0, "noise": 0.0, "singular values": 0.0, "power law": 0.0}
+    done: list[_Pending] = []
+    batches: dict[tuple[int, int], tuple[list[_Pending], list[NDArray[Any]]]] = {}
+    kernel, backend_name = select("singular_values", backend)
+    interrupted = False
+
+    def flush(shape: tuple[int, int]) -> None:
+        pending, arrays = batches[shape]
+        t = time.perf_counter()
+        values = kernel(np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
+        clock["singular values"] += time.perf_counter() - t
+        for p, s in zip(pending, values, strict=True):
+            p.s = s
+        done.extend(pending)
+        del batches[shape]
+        if progress:
+            progress(len(done), len(plans), pending[-1].plan.name)
+
+    try:
+        tensor: NDArray[Any] | None = None
+        current: object = None
+        for plan in plans:
+            t = time.perf_counter()
+            if current is not plan.entry:
+                current, tensor = plan.entry, None
+                try:
+                    tensor = as_numpy(plan.entry.read())
+                except (ValueError, OSError) as e:
+                    skipped.append(Skipped(plan.entry.name, f"cannot be read: {e}", plan.entry.shape))
+            if tensor is None:
+                continue
+            w = tensor.reshape(plan.view)[plan.part]
+            clock["read"] += time.perf_counter() - t
+            t = time.perf_counter()
+            pending = _look(plan, w)
+            clock["noise"] += time.perf_counter() - t
+            if pending.why:
+                done.append(pending)
+                continue
+            group, arrays = batches.setdefault(plan.shape, ([], []))
+            group.append(pending)
+            arrays.append(w)
+            if len(arrays) * w.size * 8 > _BATCH_BYTES:
+                flush(plan.shape)
+        for shape in list(batches):
+            flush(shape)
+    except KeyboardInterrupt:
+        interrupted = True
+    t = time.perf_counter()
+    matrices, power_law_backend = _finish(done, {p.name: i for i, p in enumerate(plans)})
+    clock["power law"] = time.perf_counter() - t
+    finished = {m.name for m in matrices}
+    lost = {s.name for s in skipped}
+    if interrupted:
+        skipped += [Skipped(p.name, "interrupted before it was done", p.shape) for p in plans if p.name not in finished and p.entry.name not in lost]
+    status: Status = "incomplete" if interrupted else "ok" if matrices else "skipped"
+    reason = f"interrupted after {len(matrices)} of {len(plans)} matrices" if interrupted else "" if matrices else "no weight matrix found"
+    return WeightSpectra(
+        status=status,
+        reason=reason,
+        backend=f"singular values: {backend_name}, power law: {power_law_backend}",
+        source=tensors.label,
+        matrices=tuple(matrices),
+        skipped=tuple(skipped),
+        seconds=time.perf_counter() - start,
+        timings=clock,
+    )
+
+
+def _look(plan: MatrixPlan, w: NDArray[Any]) -> _Pending:
+    """What is needed of the entries themselves, before only the spectrum is kept."""
+    bad = np.argwhere(~np.isfinite(w))
+    if bad.size:
+        i, j = (int(v) for v in bad[0])
+        noise = StorageNoise(float("nan"), FORMATS[plan.entry.dtype].precision, plan.entry.dtype)
+        return _Pending(plan, noise, float("nan"), float("nan"), why=f"{len(bad)} of {w.size} entries are not finite, the first at [{i}, {j}]")
+    noise = storage_noise(w, FORMATS[plan.entry.dtype])
+    # In float64 the squares of float32 and narrower values neither overflow nor vanish; float64 ones are scaled first.
+    top = float(np.abs(w).max())
+    mean_square = float(np.mean(np.square(w / top, dtype=np.float64))) * top * top if top > 0 else 0.0
+    return _Pending(plan, noise, mean_square, top)
+
+
+def _finish(done: list[_Pending], order: dict[str, int]) -> tuple[list[MatrixSpectrum], str]:
+    done = sorted(done, key=lambda p: order[p.plan.name])
+    ready = [p for p in done if p.s is not None]
+    floors = [max(p.noise.tolerance, _bound(p.s)) for p in ready if p.s is not None]
+    fits = fit_power_laws([p.s**2 for p in ready if p.s is not None], [f * f for f in floors])
+    by_name = {p.plan.name: (fit, floor) for p, fit, floor in zip(ready, fits, floors, strict=True)}
+    matrices = []
+    for p in done:
+        if p.s is None:
+            matrices.append(_failed(p))
+        else:
+            matrices.append(_matrix(p, p.s, *by_name[p.plan.name]))
+    return matrices, fits[0].backend if fits else "none"
+
+
+def _bound(s: NDArray[np.float64]) -> float:
+    return float(svd_bound(s)[0]) if s.size else 0.0
+
+
+def _matrix(p: _Pending, s: NDArray[np.float64], fit: PowerLawFit, floor: float) -> MatrixSpectrum:
+    plan = p.plan
+    tolerances = rank_tolerances(s, plan.shape, plan.entry.dtype, storage_tol=floor)
+    metrics: dict[str, float] = dict(spectrum_metrics(s))
+    zero = s[0] == 0.0
+    small = float(np.count_nonzero(s <= floor)) / s.size
+    metrics["near_zero_fraction"] = float("nan") if zero else small
+    metrics["condition_number_is_lower_bound"] = bool(s[-1] <= floor)
+    if s[-1] <= floor and not zero:
+        # Below the floor s_min is anything between 0 and the floor: what is known of the ratio is its least value.
+        metrics["condition_number"] = float(s[0] / floor)
+        metrics["gram_condition_number"] = metrics["condition_number"] ** 2
+    return MatrixSpectrum(
+        status="unresolved" if zero else "ok",
+        reason="zero matrix" if zero else "",
+        backend=fit.backend,
+        name=plan.name,
+        kind=plan.kind,
+        shape=plan.shape,
+        tensor_shape=plan.entry.shape,
+        dtype=plan.entry.dtype,
+        effective_precision=p.noise.precision,
+        s=s,
+        bound=_bound(s),
+        metrics=metrics,
+        ranks={rule: int(np.count_nonzero(s > tol)) for rule, tol in tolerances.items()},
+        rank_tolerances=tolerances,
+        power_law=fit,
+        null=random_matrix_reference(plan.shape, p.mean_square),
+        tied=plan.tied,
+    )
+
+
+def _failed(p: _Pending) -> MatrixSpectrum:
+    nan = float("nan")
+    plan = p.plan
+    d_min = min(plan.shape)
+    return MatrixSpectrum(
+        status="failed",
+        reason=p.why,
+        name=plan.name,
+        kind=plan.kind,
+        shape=plan.shape,
+        tensor_shape=plan.entry.shape,
+        dtype=plan.entry.dtype,
+        effective_precision=p.noise.precision,
+        s=np.full(d_min, nan),
+        bound=nan,
+        metrics={**dict.fromkeys(SPECTRUM_METRICS, nan), "near_zero_fraction": nan, "condition_number_is_lower_bound": False},
+        ranks={},
+        rank_tolerances={},
+        power_law=fit_power_laws([np.empty(0)], [0.0])[0],
+        null=random_matrix_reference(plan.shape, nan),
+        tied=plan.tied,
+    )

@@ -1,0 +1,132 @@
+"""Spectra of weight matrices: values, ranks, failures, batching, interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import spectral_fast as sf
+from spectral_fast.metrics.rank import RULES
+
+
+def orthogonal(rng: np.random.Generator, m: int, n: int) -> np.ndarray:
+    return np.linalg.qr(rng.standard_normal((m, n)))[0]
+
+
+def prescribed(rng: np.random.Generator, m: int, n: int, s: np.ndarray) -> np.ndarray:
+    return (orthogonal(rng, m, len(s)) * s) @ orthogonal(rng, n, len(s)).T
+
+
+def test_prescribed_spectrum_is_found() -> None:
+    rng = np.random.default_rng(0)
+    s = np.geomspace(7.0, 0.01, 20)
+    m = sf.scan({"w.weight": prescribed(rng, 30, 20, s)}).spectrum("w.weight")
+    np.testing.assert_allclose(m.s, s, atol=m.bound)
+    assert m.bound < 1e-13 * 7.0 * 10
+    assert m.metrics["condition_number"] == pytest.approx(700.0, rel=1e-10)
+    assert m.metrics["condition_number_is_lower_bound"] is False
+    assert m.ranks == {"numpy": 20, "numerical_recipes": 20, "loose": 20, "log8": 20, "storage": 20}
+    assert set(m.ranks) == set(RULES) == set(m.rank_tolerances)
+    assert (m.status, m.metrics["near_zero_fraction"]) == ("ok", 0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_lost_rank_makes_the_condition_a_lower_bound(dtype: type) -> None:
+    rng = np.random.default_rng(1)
+    exact = prescribed(rng, 40, 32, np.geomspace(4.0, 1.0, 24))
+    m = sf.scan({"w": exact.astype(dtype)}).spectrum("w")
+    assert m.ranks["storage"] == 24 and m.metrics["near_zero_fraction"] == 0.25
+    assert m.metrics["condition_number_is_lower_bound"] is True
+    assert m.metrics["condition_number"] == pytest.approx(m.s[0] / m.rank_tolerances["storage"])
+    assert m.metrics["condition_number"] < m.s[0] / m.s[-1]
+
+
+def test_bfloat16_kept_as_float32_is_noticed() -> None:
+    w = np.random.default_rng(2).standard_normal((40, 40)).astype(ml_dtypes.bfloat16).astype(np.float32)
+    m = sf.scan({"w": w}).spectrum("w")
+    assert (m.dtype, m.effective_precision) == ("float32", 8)
+    assert m.rank_tolerances["storage"] > 1e4 * m.rank_tolerances["numpy"] / 40
+
+
+def test_one_bad_matrix_costs_only_itself() -> None:
+    good, bad = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)
+    bad[2, 3] = np.nan
+    bad[3, 1] = np.inf
+    spectra = sf.scan({"good": good, "bad": bad, "zero": np.zeros((3, 2))})
+    assert [m.status for m in spectra] == ["ok", "failed", "unresolved"]
+    assert spectra.spectrum("bad").reason == "2 of 16 entries are not finite, the first at [2, 3]"
+    assert np.isnan(spectra.spectrum("bad").s).all()
+    assert spectra.spectrum("zero").reason == "zero matrix"
+    assert all(math.isnan(spectra.spectrum("zero").metrics[n]) for n in ("spectral_norm", "stable_rank", "near_zero_fraction"))
+    np.testing.assert_array_equal(spectra.spectrum("good").s, np.ones(4))
+
+
+def test_a_matrix_does_not_depend_on_its_batch() -> None:
+    rng = np.random.default_rng(3)
+    state = {f"w{i}": rng.standard_normal((24, 16)).astype(np.float32) for i in range(5)}
+    together = sf.scan(state)
+    for name, w in state.items():
+        np.testing.assert_array_equal(together.spectrum(name).s, sf.scan({name: w}).spectrum(name).s)
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**60])
+def test_powers_of_two_change_nothing_but_the_scale(scale: float) -> None:
+    w = np.random.default_rng(4).standard_normal((60, 50)).astype(np.float32)
+    a, b = sf.scan({"w": w}).spectrum("w"), sf.scan({"w": w * np.float32(scale)}).spectrum("w")
+    np.testing.assert_array_equal(a.s * scale, b.s)
+    assert a.power_law.alpha == b.power_law.alpha and a.power_law.D == b.power_law.D
+    for name in ("condition_number", "stable_rank", "effective_rank", "near_zero_fraction"):
+        assert a.metrics[name] == b.metrics[name]
+
+
+def test_transposed_and_strided_tensors_are_read_right() -> None:
+    base = torch.randn(10, 14, dtype=torch.float64)
+    spectra = sf.scan({"a": base, "t": base.t(), "s": base[::2, 1::3]})
+    np.testing.assert_allclose(spectra.spectrum("a").s, spectra.spectrum("t").s, atol=1e-13)
+    np.testing.assert_allclose(spectra.spectrum("s").s, np.linalg.svd(base[::2, 1::3].numpy(), compute_uv=False), atol=1e-13)
+
+
+def test_interruption_keeps_what_is_done() -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    spectra = sf.scan({"a": np.eye(3), "b": np.eye(4), "c": np.eye(5)}, progress=stop)
+    assert spectra.status == "incomplete"
+    assert spectra.reason == "interrupted after 1 of 3 matrices"
+    assert [m.name for m in spectra] == ["a"]
+    assert {s.name for s in spectra.skipped} == {"b", "c"}
+
+
+def test_unreadable_tensor_is_listed() -> None:
+    class Broken(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ok = torch.nn.Linear(3, 3)
+            self.lazy = torch.nn.LazyLinear(4)
+
+    spectra = sf.scan(Broken())
+    assert [m.name for m in spectra] == ["ok.weight"]
+    assert "lazy" in next(s.reason for s in spectra.skipped if s.name == "lazy.weight")
+
+
+def test_names_and_json() -> None:
+    spectra = sf.scan({"a": np.eye(3, dtype=np.float32), "v": np.ones(3)})
+    with pytest.raises(KeyError, match="v: skipped: vector"):
+        spectra.spectrum("v")
+    with pytest.raises(KeyError, match="no such matrix"):
+        spectra.spectrum("nothing")
+    data = json.loads(spectra.to_json())
+    assert data["matrices"][0]["s"] == [1.0, 1.0, 1.0]
+    assert data["matrices"][0]["power_law"]["status"] == "unresolved"
+    assert data["skipped"] == [{"name": "v", "reason": "vector: no spectrum", "shape": [3]}]
+    assert "native" in spectra.backend or "numpy" in spectra.backend
+
+
+def test_nothing_to_analyse_is_said() -> None:
+    spectra = sf.scan({"bias": np.ones(3)})
+    assert (len(spectra), spectra.status, spectra.reason) == (0, "skipped", "no weight matrix found")

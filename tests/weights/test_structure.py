@@ -1,0 +1,140 @@
+"""Which matrices are found in which tensors, and what is said of the others."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from spectral_fast.linalg.arrays import RawArray, as_numpy
+from spectral_fast.weights.sources import TensorList, open_source
+from spectral_fast.weights.structure import MatrixPlan, plan_matrices
+
+
+def plan(source: object, layers: str | list[str] | None = None) -> tuple[dict[str, MatrixPlan], dict[str, str]]:
+    with open_source(source) as tensors:
+        plans, skipped = plan_matrices(tensors.entries, layers)
+        return {p.name: p for p in plans}, {s.name: s.reason for s in (*tensors.skipped, *skipped)}
+
+
+def values(p: MatrixPlan) -> np.ndarray:
+    return as_numpy(p.entry.read()).reshape(p.view)[p.part]
+
+
+def test_linear_embedding_conv_of_a_module() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(50, 8)
+            self.conv = torch.nn.Conv2d(3, 6, (5, 4))
+            self.fc = torch.nn.Linear(7, 9)
+            self.norm = torch.nn.BatchNorm1d(4)
+            self.custom = torch.nn.Parameter(torch.randn(3, 4))
+            self.register_buffer("basis", torch.randn(16, 16))
+
+    plans, skipped = plan(Net())
+    assert {n: (p.kind, p.shape) for n, p in plans.items()} == {
+        "custom": ("unknown role", (3, 4)), "embed.weight": ("embedding", (50, 8)), "conv.weight": ("conv", (6, 60)), "fc.weight": ("linear", (9, 7)),
+    }  # fmt: skip
+    assert skipped["basis"] == "fixed buffer, not a weight"
+    assert skipped["fc.bias"] == "vector: no spectrum"
+    assert skipped["norm.num_batches_tracked"] == "int64 is not a floating-point format"
+
+
+def test_conv_is_flattened_to_outputs_by_the_rest() -> None:
+    conv = torch.nn.Conv2d(3, 6, (5, 4))
+    plans, _ = plan(conv)
+    np.testing.assert_array_equal(values(plans["weight"]), conv.weight.detach().numpy().reshape(6, 60))
+
+
+@pytest.mark.parametrize(("cls", "letters"), [(torch.nn.LSTM, "ifgo"), (torch.nn.GRU, "rzn"), (torch.nn.RNN, "")])
+def test_gates_are_split(cls: type, letters: str) -> None:
+    rnn = cls(5, 6, num_layers=2, bidirectional=True)
+    for source in (rnn, rnn.state_dict()):
+        plans, _ = plan(source)
+        assert len(plans) == 8 * max(1, len(letters))
+        for k, letter in enumerate(letters):
+            p = plans[f"weight_ih_l1_reverse[{letter}]"]
+            assert (p.kind, p.shape, p.tied) == ("rnn", (6, 12), ())
+            np.testing.assert_array_equal(values(p), rnn.weight_ih_l1_reverse.detach().numpy()[6 * k : 6 * k + 6])
+
+
+def test_lstm_with_projection_is_not_split() -> None:
+    plans, _ = plan(torch.nn.LSTM(5, 6, proj_size=3))
+    assert {n: p.shape for n, p in plans.items()} == {"weight_ih_l0": (24, 5), "weight_hh_l0": (24, 3), "weight_hr_l0": (3, 6)}
+
+
+def test_attention_in_proj_is_split() -> None:
+    attention = torch.nn.MultiheadAttention(8, 2)
+    plans, _ = plan(attention)
+    assert set(plans) == {"in_proj_weight[q]", "in_proj_weight[k]", "in_proj_weight[v]", "out_proj.weight"}
+    np.testing.assert_array_equal(values(plans["in_proj_weight[v]"]), attention.in_proj_weight.detach().numpy()[16:])
+
+
+def test_stacks_and_kernels_of_files() -> None:
+    state = {
+        "experts.w1": np.ones((4, 32, 3), np.float32),
+        "blocks.mlp": np.ones((2, 3, 40, 50), np.float32),
+        "stem.conv.weight": np.ones((8, 40, 64), np.float32),
+        "head.weight": np.ones((8, 4, 3), np.float32),
+    }
+    plans, _ = plan(state)
+    assert [n for n in plans if n.startswith("experts")] == [f"experts.w1[{i}]" for i in range(4)]
+    assert plans["experts.w1[3]"].shape == (32, 3)
+    assert len([n for n in plans if n.startswith("blocks")]) == 6 and plans["blocks.mlp[5]"].shape == (40, 50)
+    assert (plans["stem.conv.weight"].kind, plans["stem.conv.weight"].shape) == ("conv", (8, 40 * 64))
+    assert (plans["head.weight"].kind, plans["head.weight"].shape) == ("conv", (8, 12))
+
+
+def test_tied_once_but_a_shared_storage_is_no_tie() -> None:
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(20, 6), "head": torch.nn.Linear(6, 20, bias=False)})
+    model["head"].weight = model["embed"].weight
+    for source in (model, model.state_dict()):
+        plans, skipped = plan(source)
+        assert list(plans) == ["embed.weight"] and plans["embed.weight"].tied == ("head.weight",)
+        assert skipped["head.weight"] == "tied to embed.weight"
+    flat = torch.randn(48)
+    plans, skipped = plan({"a": flat[:24].view(4, 6), "b": flat[24:].view(4, 6), "c": flat[:24].view(6, 4)})
+    assert set(plans) == {"a", "b", "c"} and not skipped
+
+
+def test_state_dicts_of_other_arrays() -> None:
+    bf16 = np.arange(12, dtype=np.float32).reshape(3, 4).astype(ml_dtypes.bfloat16)
+    plans, skipped = plan(
+        {"numpy": np.eye(3), "ml": bf16, "raw": RawArray(bf16.view(np.uint16), "bfloat16"), "torch": torch.ones(2, 2, dtype=torch.float8_e4m3fn),
+         "int": np.ones((2, 2), int), "complex": np.ones((2, 2), complex), "note": "text", "empty": np.ones((0, 4)), "nested": {"w": np.eye(2)},
+         "optim": {"state": {}, "param_groups": []}, "meta": torch.empty(2, 2, device="meta"), "sparse": torch.eye(2).to_sparse(), "one": np.float64(1.0) * np.ones(())}
+    )  # fmt: skip
+    assert {n: p.entry.dtype for n, p in plans.items()} == {
+        "numpy": "float64", "ml": "bfloat16", "raw": "bfloat16", "torch": "float8_e4m3fn", "nested.w": "float64"
+    }  # fmt: skip
+    np.testing.assert_array_equal(values(plans["raw"]), values(plans["ml"]))
+    assert skipped["optim"] == "optimizer state, not weights"
+    assert skipped["note"] == "not a tensor: str"
+    assert skipped["complex"] == "complex128 is not a floating-point format"
+    assert skipped["empty"] == "empty"
+    assert skipped["one"] == "scalar: no spectrum"
+    assert "meta" in skipped["meta"] and "sparse" in skipped["sparse"]
+
+
+def test_layers_glob() -> None:
+    state = {f"block.{i}.{n}.weight": np.eye(3) for i in range(2) for n in ("q", "k")}
+    plans, skipped = plan(state, "*.q.*")
+    assert set(plans) == {"block.0.q.weight", "block.1.q.weight"}
+    assert skipped["block.0.k.weight"] == "not asked for (layers)"
+    with pytest.raises(ValueError, match=r"^layers: 'z\*' matches none of 4 tensors"):
+        plan(state, "z*")
+
+
+def test_other_sources_are_refused() -> None:
+    with pytest.raises(TypeError, match="^source: got int"), open_source(3):
+        pass
+
+
+def test_absurd_dimensions_are_refused_by_name() -> None:
+    from spectral_fast.weights.sources import TensorEntry
+
+    entry = TensorEntry("huge.weight", (2**32, 2), "float32", "key", lambda: None)
+    plans, skipped = plan_matrices(TensorList("x", (entry,)).entries)
+    assert not plans and "beyond" in skipped[0].reason
