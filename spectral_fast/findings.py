@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from .linalg.arrays import FORMATS
 from .weights.spectra import MatrixSpectrum, WeightSpectra
 
 if TYPE_CHECKING:
@@ -244,7 +245,23 @@ def _near_one(m: MatrixSpectrum, peers: float) -> Finding | None:
     )
 
 
-_WEIGHT_RULES: tuple[Callable[[MatrixSpectrum, float], Finding | None], ...] = (_amplifies, _dampens, _collapse, _concentrated, _condition, _alpha, _near_one)
+def _rounded(m: MatrixSpectrum, peers: float) -> Finding | None:
+    if m.effective_precision >= FORMATS[m.dtype].precision:
+        return None
+    known = {8: "bfloat16", 11: "float16 or TF32", 24: "float32"}.get(m.effective_precision)
+    return Finding(
+        "info",
+        m.name,
+        "stored wider than its precision",
+        f"kept as {m.dtype} ({FORMATS[m.dtype].precision} bits), but the entries use {m.effective_precision} bits",
+        f"{m.effective_precision} bits are those of {known}" if known else "no common format has that many bits",
+        f"singular values below {m.rank_tolerances['storage']:.2g} are rounding noise; the file can be smaller without loss",
+        "ours: trailing zero bits of the significands",
+        "weights",
+    )
+
+
+_WEIGHT_RULES: tuple[Callable[[MatrixSpectrum, float], Finding | None], ...] = (_amplifies, _dampens, _collapse, _concentrated, _condition, _alpha, _near_one, _rounded)
 
 
 def curvature_findings(c: CurvatureSpectra, learning_rate: float | None = None) -> tuple[Finding, ...]:

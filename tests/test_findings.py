@@ -95,6 +95,12 @@ def test_bfloat16_noise_alone_is_no_collapse() -> None:
     assert not [f for f in weight_findings(sf.scan(state)) if f.severity != "info"]
 
 
+def test_precision_lost_in_a_cast_is_said() -> None:
+    w = np.random.default_rng(0).standard_normal((64, 64)).astype(ml_dtypes.bfloat16).astype(np.float32)
+    found = [f for f in weight_findings(sf.scan({"w.weight": w})) if f.title == "stored wider than its precision"]
+    assert len(found) == 1 and "use 8 bits" in found[0].evidence and "bfloat16" in found[0].comparison
+
+
 def test_orthogonal_layer_is_well_normalised() -> None:
     found = weight_findings(sf.scan({"q.weight": np.linalg.qr(np.random.default_rng(0).standard_normal((20, 20)))[0]}))
     assert [(f.severity, f.title) for f in found] == [("info", "well normalised, stable")]

@@ -68,7 +68,8 @@ __global__ void deviations_kernel(const std::int64_t* offsets, std::int64_t n_sp
   const double inv_n = div(1.0, static_cast<double>(end - i));
   double largest = 0.0;
   for (std::int64_t j = i + threadIdx.x; j < end; j += kThreads) {
-    const double d = deviation(model_cdf(slope[i], hi[i], lo[i], hi[j], lo[j]), static_cast<double>(j - i), inv_n);
+    const double F = model_cdf(model_exponent(slope[i], hi[i], lo[i], hi[j], lo[j]));
+    const double d = fabs(deviation(F, static_cast<double>(j - i), inv_n));
     largest = d > largest ? d : largest;
   }
   __shared__ double shared[kThreads];

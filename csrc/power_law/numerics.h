@@ -89,13 +89,16 @@ SF_HD static inline double tail_slope(double n_tail, PairSum log_sum) {
   return sum > 0.0 ? div(n_tail, sum) : HUGE_VAL;
 }
 
-// The model's distribution function at x_j, 1 - (x_j/x_i)^(1-alpha), from the running log sums at i and j. Their difference
-// is taken part by part: relative to ln(x_j/x_i) itself it has a few ulps of error, however long the way from x_0.
-SF_HD static inline double model_cdf(double slope, double hi_i, double lo_i, double hi_j, double lo_j) {
-  return sub(1.0, exp_neg(mul(slope, add(sub(hi_j, hi_i), sub(lo_j, lo_i)))));
+// (alpha-1) ln(x_j/x_i) from the running log sums at i and j. Their difference is taken part by part: relative to
+// ln(x_j/x_i) itself it has a few ulps of error, however long the way from x_0.
+SF_HD static inline double model_exponent(double slope, double hi_i, double lo_i, double hi_j, double lo_j) {
+  return mul(slope, add(sub(hi_j, hi_i), sub(lo_j, lo_i)));
 }
 
-// |model - data| at the j-th value of a tail of 1/inv_n values (left steps).
-SF_HD static inline double deviation(double cdf, double j, double inv_n) { return fabs(sub(cdf, mul(j, inv_n))); }
+// The model's distribution function there, 1 - (x_j/x_i)^(1-alpha).
+SF_HD static inline double model_cdf(double exponent) { return sub(1.0, exp_neg(exponent)); }
+
+// Model minus data at the j-th value of a tail of 1/inv_n values (left steps).
+SF_HD static inline double deviation(double cdf, double j, double inv_n) { return sub(cdf, mul(j, inv_n)); }
 
 }  // namespace sf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .analysis import CurvatureSpectra, curvature
 from .operators import GGN, Hessian
 
-__all__ = ["GGN", "Hessian"]
+__all__ = ["GGN", "CurvatureSpectra", "Hessian", "curvature"]

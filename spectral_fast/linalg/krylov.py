@@ -73,8 +73,9 @@ class Krylov:
         self.deflate = deflate if deflate is not None and len(deflate) else None
         self.space = n - (0 if self.deflate is None else len(self.deflate))
         self.capacity = max(1, min(capacity, self.space))
-        self.rows: NDArray[Any] = np.zeros((self.capacity + 1, n), dtype=dtype)
-        self.T: F64 = np.zeros((self.capacity + 1, self.capacity + 1))
+        spare = min(self.space, 16)  # rows waiting for their product; untouched zeros take no memory
+        self.rows: NDArray[Any] = np.zeros((self.capacity + spare, n), dtype=dtype)
+        self.T: F64 = np.zeros((self.capacity + spare, self.capacity + spare))
         self.eps = float(np.finfo(dtype).eps)
         self.m = self.t = 0
         self.products = 0
@@ -156,7 +157,6 @@ class Krylov:
         """Thick restart: keep the Ritz vectors with coefficients ``s`` (m, q) and all rows not yet multiplied."""
         q, pending = s.shape[1], self.t - self.m
         coupling = self.T[self.m : self.t, : self.m] @ s
-        open_block = self.T[self.m : self.t, self.m : self.t].copy()
         # by column stripes: the whole product would need a second basis in memory
         stripe = max(1, 2**22 // max(1, self.m))
         for a in range(0, self.n, stripe):
@@ -167,7 +167,6 @@ class Krylov:
         self.T[np.arange(q), np.arange(q)] = values
         self.T[q : q + pending, :q] = coupling
         self.T[:q, q : q + pending] = coupling.T
-        self.T[q : q + pending, q : q + pending] = open_block
         self.m, self.t = q, q + pending
 
     def load(self, vectors: F64, products: F64) -> None:

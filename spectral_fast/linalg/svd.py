@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from ..kernels.select import select
 from .arrays import FORMATS, RawArray, as_numpy, dtype_name, like
@@ -59,7 +61,9 @@ def svdvals(
         raise ValueError(f"a: got shape {x.shape}; wanted (..., m, n)")
     batch = x.reshape((-1, *x.shape[-2:])) if x.size else x.reshape((int(np.prod(x.shape[:-2], dtype=np.int64)), *x.shape[-2:]))
     kernel, _ = select("singular_values", backend)
-    s = kernel(batch, threads=threads).reshape((*x.shape[:-2], min(x.shape[-2:])))
+    with threadpool_limits(threads, user_api="blas") if threads is not None else nullcontext():
+        s = kernel(batch)
+    s = s.reshape((*x.shape[:-2], min(x.shape[-2:])))
     if return_bound:
         return like(a, s), like(a, svd_bound(s))
     return like(a, s)

@@ -187,9 +187,7 @@ class Batches:
         if self.truncated:
             self.note = f"sample set cut to {self.n_samples} samples in {len(self)} batches (max_batches={max_batches}, max_samples={max_samples})"
 
-    def _read(
-        self, loader: Iterable[Any], max_batches: int | None, max_samples: int | None, unpack: Callable[[Any], tuple[Any, Any]] | None
-    ) -> None:
+    def _read(self, loader: Iterable[Any], max_batches: int | None, max_samples: int | None, unpack: Callable[[Any], tuple[Any, Any]] | None) -> None:
         left = max_samples
         for item in loader:
             if left == 0 or (max_batches is not None and len(self._batches) >= max_batches):

@@ -73,7 +73,7 @@ def capture_inputs(model: nn.Module, module_name: str) -> Iterator[list[Tensor]]
 
     The caller empties the list between batches (``seen.clear()``); the hook goes away at the end of the block.
     """
-    module = module_named(model, module_name)
+    module = model if module_name == "" else module_named(model, module_name)  # a bare nn.Linear is its own classifier, named ""
     seen: list[Tensor] = []
 
     def note(_m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:

@@ -73,7 +73,9 @@ class ModelOperator:
             self.blocks[name] = slice(start, start + p.numel())
             start += p.numel()
         self.shape = (start, start)
+        self.requested_dtype = dtype
         self.products = 0
+        self.without_influence: tuple[str, ...] = ()
         with leave_no_trace(self.model):
             self.batches = loader if isinstance(loader, Batches) else self._read(loader, own, max_batches, max_samples, unpack)
             self.functional = FunctionalModel(self.model, chosen, self.device, own if casts else None)
@@ -131,15 +133,21 @@ class ModelOperator:
         return self.loss.batch(lambda *args, **kwargs: self.functional(*args, leaves=leaves, **kwargs), batch)
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
-        """L and its gradient (n,), float64 sums over batches."""
+        """L and its gradient (n,), float64 sums over batches. Sets ``without_influence``: parameters the loss does not depend on."""
         total, value = self.zeros(), 0.0
+        idle = set(self.names)
         with self.running():
             for batch, weight in zip(self.batches, self.weights, strict=True):
                 if weight == 0.0:
                     continue
                 loss = self.batch_loss(batch)
                 value += weight * float(loss.detach())
-                self.add_flat(total, torch.autograd.grad(loss, self.leaves, allow_unused=True), weight)
+                if not loss.requires_grad:
+                    continue
+                grads = torch.autograd.grad(loss, self.leaves, allow_unused=True)
+                idle -= {name for name, g in zip(self.names, grads, strict=True) if g is not None}
+                self.add_flat(total, grads, weight)
+        self.without_influence = tuple(name for name in self.names if name in idle)
         return value, total
 
     # -- products --------------------------------------------------------------------------------------------------------

@@ -55,7 +55,12 @@ def samples_of(batches: Batches, loss: Loss) -> tuple[list[Unit], int]:
     units, empty = [], 0
     for b, batch in enumerate(batches):
         for row in range(batch.size):
-            weight = loss.terms(take(batch, [row]))
+
+            def own(t: Tensor, row: int = row, size: int = batch.size) -> Tensor:
+                return t[row : row + 1] if _per_sample(t, size) else t
+
+            # the number of terms is a matter of the targets alone
+            weight = loss.terms(Batch(None, pytree.tree_map_only(Tensor, own, batch.targets), 1, batch.label_key))
             if weight > 0:
                 units.append(Unit(b, row, weight))
             else:

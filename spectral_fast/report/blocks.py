@@ -57,6 +57,14 @@ class Findings:
 
     findings: Sequence[Finding]
 
+    @property
+    def groups(self) -> list[list[Finding]]:
+        """Findings that say the same of several places together, in the order of their first one."""
+        together: dict[tuple[str, ...], list[Finding]] = {}
+        for f in self.findings:
+            together.setdefault((f.severity, f.title, f.advice, f.source, f.analysis), []).append(f)
+        return list(together.values())
+
 
 Block: TypeAlias = "Facts | Table | Bars | Note | Findings"
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..linalg.eigsh import EigenResult
     from ..linalg.trace import TraceResult
 
-__all__ = ["TITLE", "curvature_section", "density_bars", "density_section", "eigen_section", "eigen_table", "interval95", "sample_count", "trace_section"]
+__all__ = ["TITLE", "curvature_section", "density_bars", "density_section", "eigen_section", "eigen_table", "trace_section"]
 
 TITLE = "LOSS LANDSCAPE (Hessian)"
 
@@ -72,27 +72,11 @@ def eigen_section(e: EigenResult) -> Section:
     return Section("EIGENVALUES", [Facts(facts), eigen_table({"eigenvalue": e})], "curvature")
 
 
-def sample_count(t: TraceResult) -> int:
-    """Number of independent samples behind the estimate."""
-    return int(t.samples) if np.ndim(t.samples) == 0 else int(np.size(t.samples))
-
-
-def interval95(t: TraceResult) -> tuple[float, float]:
-    """Student-t 95 % interval of the trace; infinite with fewer than two samples, because then nothing is known of the spread."""
-    from scipy.special import stdtrit
-
-    count = sample_count(t)
-    if not math.isfinite(t.stderr) or count < 2:
-        return (-math.inf, math.inf)
-    half = float(stdtrit(count - 1, 0.975)) * t.stderr
-    return (t.estimate - half, t.estimate + half)
-
-
 def trace_facts(label: str, t: TraceResult | None) -> list[tuple[str, str]]:
     if t is None:
         return [(label, "not computed")]
-    count = sample_count(t)
-    low, high = interval95(t)
+    count = len(t.samples)
+    low, high = t.interval(0.95)
     return [(label, f"{plus_minus(t.estimate, t.stderr)}   95 %: {interval(low, high)}  ({plain(t.method)}, {count} {'sample' if count == 1 else 'samples'})")]
 
 
@@ -157,10 +141,8 @@ def _trim(rows: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
 def density_section(d: SpectralDensity) -> Section:
     facts: list[tuple[str, str]] = [
         ("trace", plus_minus(d.trace, d.trace_stderr)),
-        ("Frobenius norm", number(d.frobenius)),
+        ("Frobenius norm", plus_minus(d.frobenius, d.frobenius_stderr)),
         ("smoothed with", f"Gaussians of width {number(d.width, 3)}"),
         ("work", f"{integer(d.matvecs)} products"),
     ]
     return Section("SPECTRAL DENSITY", [Facts(facts), density_bars(d)], "curvature")
-
-

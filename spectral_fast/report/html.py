@@ -11,7 +11,7 @@ from .blocks import Bars, Facts, Findings, Note, Section, Table
 from .page_style import STYLE
 from .plots import plot, png
 from .sections import sections
-from .words import plain, share
+from .words import Column, plain, share
 
 if TYPE_CHECKING:
     from ..results import Result
@@ -20,7 +20,7 @@ __all__ = ["fragment", "page"]
 
 # No script, font, frame, form or request of any kind, even if escaping failed somewhere.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-_PAGE_STYLE = "html, body { margin: 0; padding: 0; } main.spectral-fast { max-width: 1240px; margin: 0 auto; padding: 1.6rem 1.2rem 3rem; }"
+_PAGE_STYLE = "html, body { margin: 0; padding: 0; } main.spectral-fast { max-width: 1320px; margin: 0 auto; padding: 1.6rem 1.2rem 3rem; }"
 _BACKGROUND = "@media (prefers-color-scheme: dark) { html { background: #14181e; } }"
 
 
@@ -67,7 +67,7 @@ def _figures(result: Any) -> dict[str, str]:
     if type(result).__name__ != "Diagnosis":
         return {_KEYS[type(result).__name__]: _image(result)}
     parts = {key: getattr(result, key) for key in ("weights", "gradients", "curvature", "collapse")}
-    return {key: _image(part) for key, part in parts.items() if part is not None}
+    return {key: _image(part) for key, part in parts.items() if part is not None and part.status not in ("skipped", "failed")}
 
 
 _KEYS = {
@@ -132,14 +132,20 @@ def _captioned(block: Table | Bars, inside: str) -> str:
 
 def _findings(block: Findings) -> str:
     out = []
-    for f in block.findings:
+    for group in block.groups:
+        f = group[0]
         severity = f.severity if f.severity in ("severe", "warning", "info") else "info"
-        pairs = [("evidence", f.evidence), ("compared", f.comparison), ("advice", f.advice), ("source", f.source)]
-        out.append(
-            f'<article class="finding {severity}"><h3><span class="badge">{safe(f.severity)}</span><code>{safe(f.where)}</code>: {safe(f.title)}</h3>'
-            + _facts(Facts([(label, text) for label, text in pairs if text]))
-            + "</article>\n"
-        )
+        where = f"<code>{safe(f.where)}</code>" if len(group) == 1 else f"{len(group)} places"
+        out.append(f'<article class="finding {severity}"><h3><span class="badge">{safe(f.severity)}</span>{where}: {safe(f.title)}</h3>')
+        pairs = [("evidence", f.evidence), ("compared", f.comparison)] if len(group) == 1 else []
+        if len(group) > 1:
+            columns = (
+                Column("where", [g.where for g in group], "left"),
+                Column("evidence", [g.evidence for g in group], "left"),
+                Column("compared", [g.comparison for g in group], "left"),
+            )
+            out.append(_table(Table(columns)))
+        out.append(_facts(Facts([(label, text) for label, text in (*pairs, ("advice", f.advice), ("source", f.source)) if text])) + "</article>\n")
     return "".join(out)
 
 

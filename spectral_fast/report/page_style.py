@@ -18,11 +18,13 @@ STYLE = """
 .spectral-fast th { color: var(--dim); font-weight: 600; vertical-align: bottom; }
 .spectral-fast th.left, .spectral-fast td.left { text-align: left; }
 .spectral-fast td.name { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .95em; }
+.spectral-fast .finding td { white-space: normal; vertical-align: top; }
 .spectral-fast tbody tr:hover { background: var(--soft); }
 .spectral-fast dl { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr; gap: .15rem 1rem; margin: .5rem 0; }
 .spectral-fast dt { color: var(--dim); margin: 0; }
 .spectral-fast dd { margin: 0; overflow-wrap: anywhere; }
-.spectral-fast .finding { border: 1px solid var(--line); border-left: 4px solid var(--info); border-radius: 6px; padding: .6rem .9rem; margin: .7rem 0; background: var(--soft); }
+.spectral-fast .finding { border: 1px solid var(--line); border-left: 4px solid var(--info); border-radius: 6px;
+  padding: .6rem .9rem; margin: .7rem 0; background: var(--soft); }
 .spectral-fast .finding h3 { font-size: 1rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 .spectral-fast .finding.severe { border-left-color: var(--severe); }
 .spectral-fast .finding.warning { border-left-color: var(--warning); }

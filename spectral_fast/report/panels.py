@@ -93,7 +93,8 @@ def esd(ax: Axes, m: MatrixSpectrum) -> None:
     if fit.status == "ok" and math.isfinite(fit.alpha):
         x = np.geomspace(fit.xmin, shown.max(), 50)
         tail_share = np.count_nonzero(shown >= fit.xmin) / shown.size
-        ax.plot(x, tail_share * (fit.alpha - 1) / fit.xmin * (x / fit.xmin) ** -fit.alpha, color=VERMILLION, linewidth=2, label=f"tail: alpha = {plus_minus(fit.alpha, fit.stderr)}")
+        y = tail_share * (fit.alpha - 1) / fit.xmin * (x / fit.xmin) ** -fit.alpha
+        ax.plot(x, y, color=VERMILLION, linewidth=2, label=f"tail: alpha = {plus_minus(fit.alpha, fit.stderr)}")
         ax.vlines(fit.xmin, bottom, heights.max(), color=VERMILLION, linestyle=":", linewidth=1.2, label=f"xmin = {number(fit.xmin, 3)}")
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -135,7 +136,7 @@ def singular_values(ax: Axes, matrices: Sequence[MatrixSpectrum], selected: str 
         x = np.arange(1, len(m.s) + 1) / len(m.s)
         chosen = m.name == selected and len(drawn) > 1
         style = {"color": VERMILLION, "linewidth": 2.4, "zorder": 3} if chosen else {"color": colour, "linewidth": 1.4 if few else 0.9}
-        ax.plot(x, np.maximum(m.s, bottom), label=label(m.name) if few or chosen else None, marker="." if len(m.s) < 40 else None, **style)  # type: ignore[arg-type]
+        ax.plot(x, np.maximum(m.s, bottom), label=label(m.name) if few or chosen else None, marker="." if len(m.s) < 40 else None, **style)
     if near:
         ax.axhspan(min(tolerances), max(tolerances), color=ORANGE, alpha=0.35, linewidth=1.5, label="storage tolerance (rounding noise)", zorder=0)
     elif tolerances:
@@ -179,7 +180,8 @@ def density(ax: Axes, d: SpectralDensity | None, c: CurvatureSpectra | None = No
             (c.ggn_top, GREEN, "GGN, largest", 0.10),
         ):
             if found is not None and len(found.values):
-                ax.plot(found.values, [height] * len(found.values), "|", markersize=9, markeredgewidth=1.6, color=colour, label=name, transform=ax.get_xaxis_transform())
+                heights_shown = [height] * len(found.values)
+                ax.plot(found.values, heights_shown, "|", ms=9, mew=1.6, color=colour, label=name, transform=ax.get_xaxis_transform())
     ax.set_xlabel("eigenvalue")
     ax.set_ylabel("density")
     dress(ax)
@@ -209,16 +211,16 @@ def scree(ax: Axes, g: GradientSpectrum) -> None:
     if not values.size or not values[0] > 0:
         empty(ax, "gradient covariance", "no positive eigenvalue")
         return
-    floor = values[0] * values.size * float(np.finfo(np.float64).eps)
-    shown = values[values > floor]
+    floor = g.noise_floor
+    shown = values[values > floor] if (values > floor).any() else values[:1]
     ax.plot(np.arange(1, shown.size + 1), shown, color=BLUE, marker="." if shown.size < 300 else None, markersize=4, linewidth=1.2)
     share = float(np.sum(values[:10])) / float(np.sum(values))
     ax.axvspan(0.9, min(10, shown.size) + 0.5, color=ORANGE, alpha=0.18, linewidth=0, label=f"top 10: {100 * share:.0f} % of the trace")
     hidden = values.size - shown.size
-    near = shown[-1] < _FAR * floor
+    near = 0 < floor < shown[-1] < _FAR * floor
     bottom = floor / 3 if near else shown[-1] / 3
     noise = f"rounding noise: {number(floor, 2)}" + (f", {hidden} eigenvalues below" if hidden else "")
-    ax.plot([0.9, shown.size * 1.1], [floor, floor], color=GREY, linestyle="--" if near else " ", linewidth=1, label=noise)
+    ax.plot([0.9, shown.size * 1.1], [floor, floor] if near else [math.nan] * 2, color=GREY, linestyle="--" if near else " ", linewidth=1, label=noise)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(0.9, shown.size * 1.1)

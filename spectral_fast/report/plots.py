@@ -39,7 +39,8 @@ def plot(result: Result, *, name: str | None = None) -> Figure:
         raise TypeError(f"result: got {kind}; known: {', '.join(sorted(_FIGURES))}")
     if name is not None and kind not in ("WeightSpectra", "Diagnosis"):
         raise ValueError(f"name: only weights have matrices to choose from, not {kind}")
-    return draw(result, name) if kind in ("WeightSpectra", "Diagnosis") else draw(result)
+    figure: Figure = draw(result, name) if kind in ("WeightSpectra", "Diagnosis") else draw(result)
+    return figure
 
 
 def png(figure: Figure, dpi: int = 144) -> bytes:

@@ -69,9 +69,11 @@ def _diagnosis(d: Diagnosis, rows: int | None) -> list[Section]:
         result: Any = getattr(d, key)
         if result is None:
             out.append(Section(heading, [Note(plain(reasons.get(key, "not asked for")), "skipped")], key))
+        elif result.status in ("skipped", "failed"):  # its numbers are all NaN
+            out.append(Section(heading, [Note(plain(result.reason), result.status), *(Note(plain(n), "note") for n in getattr(result, "notes", ()))], key))
         else:
             out.append(weight_section(result, heading, rows) if key == "weights" else make(result, heading))
-    done = [key for key, _, _ in _ANALYSES if getattr(d, key) is not None]
+    done = [key for key, _, _ in _ANALYSES if (r := getattr(d, key)) is not None and r.status not in ("skipped", "failed")]
     out.append(_findings_section(d.findings, ", ".join(done) or "nothing"))
     out.append(_diagnosis_end(d))
     return out

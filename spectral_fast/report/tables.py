@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .curvature_sections import interval95
 from .learning_sections import collapse_rows
 from .sections import by_severity
 
@@ -35,8 +34,8 @@ def to_frame(result: Result) -> pd.DataFrame:
     """A result as a table.
 
     WeightSpectra: a row per matrix and per skipped tensor (status "skipped"). MatrixSpectrum: a row per singular value. GradientSpectrum,
-    EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts. SpectralDensity: a row per node. TraceResult: the whole, then
-    each layer. NeuralCollapse: a row per measure. Diagnosis: a row per finding, severe first.
+    EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts.
+    SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure. Diagnosis: a row per finding, severe first.
     Raises ImportError without pandas, TypeError for another class.
     """
     try:
@@ -122,14 +121,15 @@ def _density(d: SpectralDensity) -> Made:
 
 
 def _trace(t: TraceResult) -> Made:
-    low, high = interval95(t)
+    low, high = t.interval(0.95)
     rows: list[Row] = [{"layer": "", "trace": t.estimate, "stderr": t.stderr, "low95": low, "high95": high}]
     rows += [{"layer": name, "trace": value[0], "stderr": value[1]} for name, value in t.by_layer.items()]
     return rows, ("layer", "trace", "stderr", "low95", "high95")
 
 
 def _collapse(c: NeuralCollapse) -> Made:
-    return [{"measure": short, "value": value, "collapsed": at, "what": what} for short, what, value, at in collapse_rows(c)], ("measure", "value", "collapsed", "what")
+    rows: list[Row] = [{"measure": short, "value": value, "collapsed": at, "what": what} for short, what, value, at in collapse_rows(c)]
+    return rows, ("measure", "value", "collapsed", "what")
 
 
 def _diagnosis(d: Diagnosis) -> Made:

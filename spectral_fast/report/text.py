@@ -79,11 +79,16 @@ def _bars(block: Bars, width: int) -> list[str]:
 
 def _findings(block: Findings, width: int) -> list[str]:
     lines: list[str] = []
-    for i, f in enumerate(block.findings, start=1):
-        if i > 1:
-            lines.append("")
-        lines += paragraph(f"{f.severity.upper()}  {plain(f.where)}: {plain(f.title)}", width, lead=f"{i:>3}. ")
-        for label, text in (("evidence", f.evidence), ("compared", f.comparison), ("advice", f.advice), ("source", f.source)):
+    for i, group in enumerate(block.groups, start=1):
+        f = group[0]
+        where = plain(f.where) if len(group) == 1 else f"{len(group)} places"
+        lines += [""] if i > 1 else []
+        lines += paragraph(f"{f.severity.upper()}  {where}: {plain(f.title)}", width, lead=f"{i:>3}. ")
+        if len(group) == 1:
+            facts = [("evidence", f.evidence), ("compared", f.comparison)]
+        else:
+            facts = [("at", f"{plain(g.where)}: {g.evidence}" + (f" ({g.comparison})" if g.comparison else "")) for g in group]
+        for label, text in (*facts, ("advice", f.advice), ("source", f.source)):
             if text:
                 lines += fact(label, text, width, indent=5, room=10)
     return lines

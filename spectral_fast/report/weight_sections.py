@@ -22,8 +22,8 @@ _DTYPE_BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 _NAMES_SHOWN = 4
 
 LEGEND = (
-    "condition '>=': s_min lies below the rounding noise of the stored numbers, so this is a lower bound. rank: singular values above that noise "
-    "/ how many there are. ~0: share of them below it. alpha: exponent of the power-law tail of s², ± standard error."
+    "eff. rank: effective rank. condition '>=': s_min lies below the rounding noise of the stored numbers, so this is a lower bound. rank: singular values above that noise "
+    "/ how many there are, ~0: share below it. f32/11b: stored as float32, but only 11 bits of the significand are used. alpha: exponent of the power-law tail of s², ± standard error."
 )
 
 
@@ -36,6 +36,9 @@ def weight_section(spectra: WeightSpectra, title: str = TITLE, rows: int | None 
     tied = [f"{plain(m.name)} = {', '.join(plain(t) for t in m.tied)}" for m in matrices if m.tied]
     if tied:
         pairs.append(("tied, counted once", "; ".join(tied[:_NAMES_SHOWN]) + (f"; and {len(tied) - _NAMES_SHOWN} more" if len(tied) > _NAMES_SHOWN else "")))
+    stored = {dtype_text(m) for m in matrices}
+    if len(stored) == 1:
+        pairs.append(("stored as", stored.pop()))
     blocks: list[Block] = [Facts(pairs)]
     if matrices:
         shown = matrices if rows is None else matrices[:rows]
@@ -57,20 +60,21 @@ def _matrix_table(matrices: Sequence[MatrixSpectrum]) -> Table:
         return [number(m.metrics.get(key), digits) for m in matrices]
 
     status = [m.status for m in matrices]
+    stored = [dtype_text(m) for m in matrices]  # one format for all is said once, above the table
     return Table(
         columns=(
             Column("name (.weight)" if all_weights else "name", names, "left", shrink=18),
             Column("kind", [plain(m.kind) for m in matrices], "left", drop=7),
             Column("shape", [shape_text(m.shape) for m in matrices], drop=4),
-            Column("dtype", [dtype_text(m) for m in matrices], "left", drop=6),
+            Column("dtype", stored if len(set(stored)) > 1 else [""] * len(stored), "left", drop=6),
             Column("spectral\nnorm", metric("spectral_norm")),
             Column("s_min", metric("s_min"), drop=3),
             Column("condition\nnumber", [condition_text(m) for m in matrices]),
             Column("stable\nrank", metric("stable_rank"), drop=5),
-            Column("effective\nrank", metric("effective_rank"), drop=2),
+            Column("eff.\nrank", metric("effective_rank"), drop=2),
             Column("rank", [rank_text(m) for m in matrices]),
             Column("~0", [share(m.metrics.get("near_zero_fraction")) for m in matrices], drop=8),
-            Column("alpha", [alpha_text(m) for m in matrices], drop=1),
+            Column("alpha", [alpha_text(m).replace(" ", "") for m in matrices], drop=1),
             Column("status", status if any(s != "ok" for s in status) else [""] * len(status), "left"),
         ),
         legend=LEGEND,
@@ -96,7 +100,7 @@ def dtype_text(m: MatrixSpectrum) -> str:
     name = _SHORT_DTYPES.get(m.dtype, plain(m.dtype))
     full = _DTYPE_BITS.get(m.dtype)
     used = m.effective_precision
-    return f"{name} ({used} bits)" if full is not None and used is not None and used < full else name
+    return f"{name}/{used}b" if full is not None and used is not None and used < full else name
 
 
 def matrix_section(m: MatrixSpectrum) -> Section:
@@ -112,7 +116,8 @@ def matrix_section(m: MatrixSpectrum) -> Section:
         pairs.append(("status", f"{m.status}: {plain(m.reason)}"))
     fit = m.power_law
     if fit is not None:
-        tail = f"alpha {alpha_text(m)}, xmin {number(fit.xmin)}, KS distance {number(fit.D, 3)}, {integer(fit.n_tail)} of {integer(fit.n_values)} values in the tail"
+        used = f"{integer(fit.n_tail)} of {integer(fit.n_values)} values in the tail"
+        tail = f"alpha {alpha_text(m)}, xmin {number(fit.xmin)}, KS distance {number(fit.D, 3)}, {used}"
         pairs.append(("power-law tail", tail if fit.status == "ok" else f"{fit.status}: {plain(fit.reason)}"))
     blocks: list[Block] = [Facts(pairs)]
     shown = [(k.replace("_", " "), k) for k in m.metrics if k != "condition_number_is_lower_bound"]

@@ -71,10 +71,10 @@ def number(x: object, digits: int = 4) -> str:
         return "0"
     rounded = float(f"{value:.{digits - 1}e}")
     exponent = math.floor(math.log10(abs(rounded)))
-    if -4 <= exponent < max(digits, 5):
+    if -3 <= exponent < max(digits, 5):
         return f"{rounded:.{max(0, digits - 1 - exponent)}f}"
     mantissa, power = f"{rounded:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(power):+03d}"
+    return f"{mantissa}e{int(power):+d}"
 
 
 def integer(x: object) -> str:
@@ -112,7 +112,7 @@ def plus_minus(x: object, error: object) -> str:
         return f"{value:.{decimals}f} ± {bar:.{decimals}f}"
     scale = math.floor(math.log10(top))
     decimals = max(0, scale - place)
-    return f"({value / 10.0**scale:.{decimals}f} ± {bar / 10.0**scale:.{decimals}f})e{scale:+03d}"
+    return f"({value / 10.0**scale:.{decimals}f} ± {bar / 10.0**scale:.{decimals}f})e{scale:+d}"
 
 
 def interval(low: object, high: object) -> str:
@@ -168,8 +168,8 @@ def table(columns: Sequence[Column], width: int, indent: int = 3) -> list[str]:
             if c.shrink and excess() > 0:
                 widths[id(c)] = max(min(max(limit, c.shrink), widths[id(c)]), widths[id(c)] - excess())
 
-    # Names are cut to a quarter of the line, then the gaps go, then columns, and at last names are cut as far as they may.
-    shrink_to(width // 4)
+    # Names are cut to a fifth of the line, then the gaps go, then columns, and at last names are cut as far as they may.
+    shrink_to(width // 5)
     if excess() > 0:
         gap = 1
     dropped: list[Column] = []

@@ -16,8 +16,6 @@ from spectral_fast.checkpoints import CheckpointError, open_checkpoint, torch_pi
 from spectral_fast.checkpoints.torch_pickle import Call, Global, PickleError, PickleStream, read_pickle
 
 
-
-
 def storage(kind: str = "FloatStorage", key: str = "0", count: Any = 4, view: Any = "none") -> bytes:
     tail = b"" if view == "none" else _put(view)
     return b"(" + _put("storage") + b"ctorch\n" + kind.encode() + b"\n" + _put(key) + _put("cpu") + _put(count) + tail + b"tQ"
@@ -38,6 +36,7 @@ def state(*tensors: bytes) -> bytes:
 def write_zip(path: Path, data_pkl: bytes, records: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED) -> Path:
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", data_pkl)
+        archive.writestr("archive/version", b"3\n")
         for name, data in ({"data/0": bytes(16)} if records is None else records).items():
             archive.writestr(f"archive/{name}", data)
     return path
@@ -105,7 +104,16 @@ def test_expanded_views_are_skipped_not_materialized(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "counts", "data"),
-    [(("1",), (4,), bytes(16)), ((), (), b""), (("0", "0"), (4, 4), bytes(16)), (("0",), (5,), bytes(16)), (("0",), (4,), bytes(15)), (("0",), (-4,), bytes(16)), ((), (4,), b""), ((None,), (4,), b"")],
+    [
+        (("1",), (4,), bytes(16)),
+        ((), (), b""),
+        (("0", "0"), (4, 4), bytes(16)),
+        (("0",), (5,), bytes(16)),
+        (("0",), (4,), bytes(15)),
+        (("0",), (-4,), bytes(16)),
+        ((), (4,), b""),
+        ((None,), (4,), b""),
+    ],
 )
 def test_legacy_storage_lists(keys: Any, counts: tuple[int, ...], data: bytes, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="x.pt"):
@@ -138,8 +146,8 @@ def test_overlapping_zip_records_are_refused(tmp_path: Path) -> None:
     file = write_zip(tmp_path / "x.pt", state(tensor(storage())), {"data/0": bytes(16), "data/1": bytes(16)})
     raw = bytearray(file.read_bytes())
     entries = [i for i in range(len(raw)) if raw[i : i + 4] == b"PK\x01\x02"]
-    assert len(entries) == 3
-    raw[entries[2] + 42 : entries[2] + 46] = raw[entries[1] + 42 : entries[1] + 46]
+    assert len(entries) == 4
+    raw[entries[3] + 42 : entries[3] + 46] = raw[entries[2] + 42 : entries[2] + 46]
     file.write_bytes(raw)
     with pytest.raises(CheckpointError, match="overlaps"):
         open_checkpoint(file)
@@ -196,7 +204,11 @@ def test_pickles_as_data() -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b".", b"0.", b"R.", b"}R.", b"h\x00.", b"t.", b"u.", b"s.", b"Ns.", b"NNNs.", b"](NNu.", b"\x8e" + b"\xff" * 7 + b"\x0f.", b"X\xff\xff\xff\x7fabc.", b"T\xff\xff\xff\xff.", b"\x82\x01.", b"cos\nsystem", b"F1.5", b"L" + b"9" * 5000 + b"L\n.", b"\xff.", b"(o.", b"NN\x93.", b"I\xff\n."],
+    [
+        b"", b".", b"0.", b"R.", b"}R.", b"h\x00.", b"t.", b"u.", b"s.", b"Ns.", b"NNNs.", b"](NNu.", b"\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.",
+        b"X\xff\xff\xff\x7fabc.", b"T\xff\xff\xff\xff.", b"\x82\x01.", b"cos\nsystem", b"F1.5", b"L" + b"9" * 5000 + b"L\n.", b"\xff.", b"(o.",
+        b"NN\x93.", b"I\xff\n.",
+    ],
 )
 def test_broken_pickles(raw: bytes) -> None:
     with pytest.raises(PickleError):

@@ -102,9 +102,9 @@ def test_tied_once_but_a_shared_storage_is_no_tie() -> None:
 def test_state_dicts_of_other_arrays() -> None:
     bf16 = np.arange(12, dtype=np.float32).reshape(3, 4).astype(ml_dtypes.bfloat16)
     plans, skipped = plan(
-        {"numpy": np.eye(3), "ml": bf16, "raw": RawArray(bf16.view(np.uint16), "bfloat16"), "torch": torch.ones(2, 2, dtype=torch.float8_e4m3fn),
+        {"numpy": np.eye(3), "ml": bf16, "raw": RawArray(bf16.view(np.uint16).copy(), "bfloat16"), "torch": torch.ones(2, 2, dtype=torch.float8_e4m3fn),
          "int": np.ones((2, 2), int), "complex": np.ones((2, 2), complex), "note": "text", "empty": np.ones((0, 4)), "nested": {"w": np.eye(2)},
-         "optim": {"state": {}, "param_groups": []}, "meta": torch.empty(2, 2, device="meta"), "sparse": torch.eye(2).to_sparse(), "one": np.float64(1.0) * np.ones(())}
+         "optim": {"state": {}, "param_groups": []}, "meta": torch.empty(2, 2, device="meta"), "sparse": torch.eye(2).to_sparse(), "one": np.ones(())}
     )  # fmt: skip
     assert {n: p.entry.dtype for n, p in plans.items()} == {
         "numpy": "float64", "ml": "bfloat16", "raw": "bfloat16", "torch": "float8_e4m3fn", "nested.w": "float64"

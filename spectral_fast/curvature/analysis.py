@@ -1,0 +1,201 @@
+"""The curvature of a network's loss in one call: extreme eigenpairs of Hessian and GGN, spectral density, trace by layer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg.density import ProbeRun, SpectralDensity, density_of, run_probes
+from ..linalg.eigsh import EigenResult, extreme_pairs, result_of
+from ..linalg.restart import Ends, basis_size
+from ..linalg.trace import TraceResult, trace_of
+from ..probing.functional import ParameterFilter
+from ..probing.losses import Loss
+from ..probing.operator import ModelOperator
+from ..progress import Progress, ProgressOption, progress_reporter
+from ..results import Result, Status
+from .operators import GGN, Hessian
+
+__all__ = ["CurvatureSpectra", "curvature"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class CurvatureSpectra(Result):
+    """Curvature of the mean loss at the model's parameters.
+
+    hessian_top, ggn_top: k largest eigenvalues, descending; hessian_bottom: the k_bottom smallest, descending, so the most negative
+    is last. density, trace: of the Hessian, from the same probes. products: all products with Hessian and GGN. A part that was not
+    reached (Ctrl-C, a failure) or does not exist for this loss is None, and ``reason`` or ``notes`` says why.
+    """
+
+    hessian_top: EigenResult | None = None
+    hessian_bottom: EigenResult | None = None
+    ggn_top: EigenResult | None = None
+    density: SpectralDensity | None = None
+    trace: TraceResult | None = None
+    loss: float = math.nan
+    gradient_norm: float = math.nan
+    n_params: int = 0
+    n_samples: int = 0
+    loss_name: str = ""
+    products: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+class _Reporting:
+    """An operator that tells of every product; total is a forecast that grows when the eigensolver needs more."""
+
+    def __init__(self, report: Progress, forecast: int) -> None:
+        self._report, self.forecast, self.done = report, forecast, 0
+        self.what = ""
+
+    def of(self, op: ModelOperator, what: str) -> _Reported:
+        self.what = what
+        return _Reported(op, self)
+
+    def tick(self) -> None:
+        self.done += 1
+        self.forecast = max(self.forecast, self.done)
+        self._report(self.done, self.forecast, self.what)
+
+
+class _Reported:
+    def __init__(self, op: ModelOperator, to: _Reporting) -> None:
+        self._op, self._to = op, to
+        self.shape = op.shape
+        self.blocks: Mapping[str, slice] = op.blocks
+
+    def __matmul__(self, v: Any) -> Any:
+        result = self._op @ v
+        self._to.tick()
+        return result
+
+
+class _Parts:
+    """The analysis step by step; what is finished stays readable when a step is interrupted."""
+
+    def __init__(self, hessian: Hessian, *, k: int, k_bottom: int, tol: float, probes: int, steps: int, max_matvecs: int | None, seed: int) -> None:
+        self.hessian = hessian
+        self.ggn: GGN | None = None
+        self.n = hessian.shape[0]
+        self.k, self.k_bottom = min(k, self.n), min(k_bottom, self.n)
+        self.tol, self.probes, self.max_matvecs, self.seed = tol, probes, max_matvecs, seed
+        self.run = ProbeRun(n=self.n, steps=min(steps, self.n))
+        self.found: dict[str, Any] = {}
+        self.notes: list[str] = list(hessian.notes)
+        self.started = time.perf_counter()
+
+    def work(self, report: Progress) -> None:
+        pairs = self.k + self.k_bottom
+        reporting = _Reporting(report, self.probes * self.run.steps + 4 * (pairs + self.k) + 40)
+        value, gradient = self.hessian.loss_and_gradient()
+        self.found["loss"], self.found["gradient_norm"] = value, float(gradient.norm())
+        if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
+            raise ArithmeticError(f"the loss is {value}, its gradient has {int((~torch.isfinite(gradient)).sum())} NaN or Inf")
+        if self.hessian.without_influence:
+            self.notes.append(f"no influence on the loss: {', '.join(self.hessian.without_influence)}")
+        # the first probe's basis is where the eigensolver starts
+        ends = Ends(top=self.k, bottom=self.k_bottom)
+        op = reporting.of(self.hessian, "Hessian")
+        run_probes(op, self.run, probes=1, seed=self.seed, capacity=basis_size(self.n, ends))
+        start, self.run.last = self.run.last, None
+        found, how = extreme_pairs(op, ends, tol=self.tol, max_matvecs=self.max_matvecs, seed=self.seed, start=start)
+        del start
+        count = len(found.values)
+        self.found["hessian_top"] = result_of(found, how, slice(max(0, count - self.k), None), self.k)
+        self.found["hessian_bottom"] = result_of(found, how, slice(0, min(self.k_bottom, count)), self.k_bottom)
+        del found
+        self.hessian.release()
+        self._gauss_newton(reporting)
+        run_probes(reporting.of(self.hessian, "density and trace"), self.run, probes=self.probes - 1, seed=self.seed)
+        self.hessian.release()
+
+    def _gauss_newton(self, reporting: _Reporting) -> None:
+        like = self.hessian
+        self.ggn = GGN(like.model, like.batches, like.loss, params=lambda name, _: name in like.blocks, device=like.device, dtype=like.requested_dtype)
+        try:
+            found, how = extreme_pairs(reporting.of(self.ggn, "GGN"), Ends(top=self.k), tol=self.tol, max_matvecs=self.max_matvecs, seed=self.seed)
+        except (NotImplementedError, TypeError) as why:
+            self.notes.append(f"GGN skipped: {why}")
+            return
+        finally:
+            self.ggn.release()
+        self.found["ggn_top"] = result_of(found, how, slice(None), self.k)
+
+    def result(self, status: Status, reason: str) -> CurvatureSpectra:
+        if self.run.nodes:
+            self.found["density"], self.found["trace"] = density_of(self.run), trace_of(self.run)
+        if status == "ok":
+            for name in ("hessian_top", "ggn_top"):
+                part = self.found.get(name)
+                if part is not None and part.status != "ok":
+                    status, reason = part.status, f"{name}: {part.reason}"
+                    break
+        op = self.hessian
+        return CurvatureSpectra(
+            **self.found,
+            n_params=self.n,
+            n_samples=op.batches.n_samples,
+            loss_name=op.loss.name,
+            products=op.products + (0 if self.ggn is None else self.ggn.products),
+            seconds=time.perf_counter() - self.started,
+            notes=tuple(self.notes),
+            status=status,
+            reason=reason,
+            backend=f"torch {op.device.type} {str(op.dtype).removeprefix('torch.')}",
+        )
+
+
+def curvature(
+    model: nn.Module,
+    loader: Any,
+    loss: str | Loss | None = None,
+    *,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    params: ParameterFilter = None,
+    k: int = 10,
+    k_bottom: int = 3,
+    tol: float = 1e-3,
+    probes: int = 4,
+    steps: int = 64,
+    max_matvecs: int | None = None,
+    max_batches: int | None = None,
+    max_samples: int | None = None,
+    unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    progress: ProgressOption = None,
+) -> CurvatureSpectra:
+    """Largest and smallest eigenvalues of the Hessian, largest of the GGN, density and trace of the Hessian.
+
+    model, loader, loss, loss_fn, params, unpack, max_batches, max_samples, device, dtype: see ModelOperator. k, k_bottom: pairs at
+    the top (Hessian and GGN) and at the bottom (Hessian), at most the number of parameters. tol: relative residual. probes, steps:
+    of the density; the trace comes from the same products. max_matvecs: budget of each of the two eigenvalue runs.
+    progress: see progress_reporter.
+
+    Ctrl-C returns what is done with status "incomplete"; NaN or Inf in the loss or in a product gives status "failed". Raises
+    TypeError, ValueError naming the argument.
+    """
+    for name, value, least in (("k", k, 1), ("k_bottom", k_bottom, 0), ("probes", probes, 1), ("steps", steps, 1)):
+        if int(value) != value or value < least:
+            raise ValueError(f"{name}: wanted an integer of at least {least}, got {value}")
+    hessian = Hessian(
+        model, loader, loss, loss_fn=loss_fn, params=params, max_batches=max_batches, max_samples=max_samples, unpack=unpack, device=device, dtype=dtype
+    )
+    parts = _Parts(hessian, k=k, k_bottom=k_bottom, tol=tol, probes=probes, steps=steps, max_matvecs=max_matvecs, seed=seed)
+    with progress_reporter(progress) as report:
+        try:
+            parts.work(report)
+        except KeyboardInterrupt:
+            return parts.result("incomplete", "interrupted")
+        except ArithmeticError as why:
+            return parts.result("failed", str(why))
+    return parts.result("ok", "")

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from problems import Counting, symmetric
+from tolerances import tolerance
+
+from spectral_fast.linalg.density import ProbeRun, density_of, run_probes, spectral_density
+from spectral_fast.linalg.probes import rademacher
+from spectral_fast.linalg.trace import trace_of
+
+N = 240
+EVALS = np.r_[np.linspace(-1, 1, N - 3), [20.0, 10.0, 5.0]]
+
+
+def test_full_length_recurrences_are_exact_for_each_probe():
+    a = symmetric(EVALS)
+    r = spectral_density(a, probes=1, steps=N)
+    z = rademacher(N, 0, 0)
+    # zᵀ A^p z / n for p = 0..3, from the quadrature and directly
+    for p in range(4):
+        direct = z @ np.linalg.matrix_power(a, p) @ z / N
+        assert abs(r.weights @ r.nodes**p - direct) <= tolerance(np.float64, N) * 20.0**p
+    assert abs(r.trace - z @ a @ z) <= tolerance(np.float64, N) * 20 * N
+    assert np.isnan(r.trace_stderr)
+
+
+def test_quadrature_of_few_steps_matches_moments_up_to_twice_the_steps():
+    a = symmetric(EVALS / 20)
+    steps = 4
+    r = spectral_density(a, probes=1, steps=steps, seed=2)
+    z = rademacher(N, 2, 0)
+    for p in range(2 * steps):
+        direct = z @ np.linalg.matrix_power(a, p) @ z / N
+        assert abs(r.weights @ r.nodes**p - direct) <= tolerance(np.float64, N)
+    p = 2 * steps  # Gauss quadrature is exact to degree 2 steps - 1 and not beyond
+    assert abs(r.weights @ r.nodes**p - z @ np.linalg.matrix_power(a, p) @ z / N) > tolerance(np.float64, N)
+
+
+def test_weights_grid_and_counts():
+    a = Counting(symmetric(EVALS))
+    r = spectral_density(a, probes=3, steps=30)
+    assert a.products == r.matvecs == 90 and r.probes == 3 and r.steps == 30
+    assert abs(r.weights.sum() - 1) <= tolerance(np.float64, 90)
+    assert np.all(np.diff(r.nodes) >= 0) and np.all(r.weights >= 0)
+    area = float(np.sum((r.density[1:] + r.density[:-1]) / 2 * np.diff(r.grid)))
+    assert abs(area - 1) < 1e-3  # the grid ends four widths beyond the outermost nodes
+    assert r.width == pytest.approx(0.01 * (r.nodes[-1] - r.nodes[0]))
+    assert r.cumulative(-2.0) == 0 and r.cumulative(100.0) == pytest.approx(1)
+
+
+def test_cumulative_of_a_uniform_bulk():
+    r = spectral_density(symmetric(EVALS), probes=8, steps=60)
+    x = np.linspace(-0.9, 0.9, 7)
+    share = np.array([(EVALS <= t).mean() for t in x])
+    # each of the staircases is off by at most one Gauss weight, the probes' spread is O(1/sqrt(n probes))
+    assert np.abs(r.cumulative(x) - share).max() < 2 * r.weights.max() * r.probes + 5 / np.sqrt(N * r.probes)
+
+
+def test_intervals_of_trace_and_frobenius_cover():
+    a = symmetric(EVALS)
+    covered_trace = covered_frobenius = 0
+    widths = []
+    for seed in range(100):
+        r = spectral_density(a, probes=6, steps=2, seed=seed)
+        widths.append(r.trace_stderr)
+        covered_trace += abs(r.trace - EVALS.sum()) <= 2.571 * r.trace_stderr  # t(0.975, 5)
+        covered_frobenius += abs(r.frobenius - np.linalg.norm(EVALS)) <= 2.571 * r.frobenius_stderr
+    assert covered_trace >= 86 and covered_frobenius >= 80
+    # variance of Hutchinson with signs: 2 (||A||_F² - ||diag A||²) per probe
+    sd = np.sqrt(2 * (np.sum(EVALS**2) - np.sum(np.diag(a) ** 2)) / 6)
+    assert 0.5 * sd < np.median(widths) < 1.5 * sd
+
+
+@pytest.mark.parametrize("evals", [np.zeros(50), np.full(50, 3.0), np.r_[np.zeros(48), [1.0, 2.0]]])
+def test_invariant_subspaces_end_the_recurrence_exactly(evals):
+    r = spectral_density(symmetric(evals), probes=2, steps=40)
+    assert r.matvecs <= 8
+    assert np.isfinite(r.density).all() and r.width > 0
+    inside = np.min(np.abs(r.nodes[:, None] - np.unique(evals)[None, :]), axis=1)
+    assert inside.max() <= tolerance(np.float64, 50) * max(1, evals.max())
+
+
+def test_one_by_one():
+    r = spectral_density(np.array([[-2.5]]), probes=2, steps=5)
+    assert r.nodes.tolist() == [-2.5, -2.5] and r.trace == -2.5 and r.frobenius == 2.5 and r.trace_stderr == 0
+
+
+def test_samples_by_block_share_the_products():
+    a = Counting(symmetric(EVALS))
+    a.blocks = {"first": slice(0, 100), "rest": slice(100, N)}
+    run = run_probes(a, ProbeRun(n=N, steps=5), probes=2, seed=4)
+    run_probes(a, run, probes=1, seed=4)
+    t = trace_of(run)
+    assert a.products == 15
+    for i, total in enumerate(t.samples):
+        z = rademacher(N, 4, i)
+        assert total == pytest.approx(z @ a.a @ z, rel=1e-12)
+        assert run.by_block["first"][i] == pytest.approx(z[:100] @ (a.a @ z)[:100], rel=1e-10)
+    assert t.estimate == pytest.approx(sum(e for e, _ in t.by_layer.values()), rel=1e-10)
+    assert np.array_equal(density_of(run).nodes, spectral_density(a.a, probes=3, steps=5, seed=4).nodes)
+
+
+def test_bad_arguments_and_nan():
+    with pytest.raises(ValueError, match="probes"):
+        spectral_density(np.eye(3), probes=0)
+    with pytest.raises(ValueError, match="steps"):
+        spectral_density(np.eye(3), steps=0)
+    with pytest.raises(ArithmeticError, match="NaN"):
+        spectral_density(np.full((3, 3), np.nan))

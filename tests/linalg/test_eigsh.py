@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.sparse.linalg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import Counting, symmetric
+from tolerances import tolerance
+
+from spectral_fast.linalg.eigsh import eigsh, extreme_pairs
+from spectral_fast.linalg.restart import Ends
+
+N = 300
+RNG = np.random.default_rng(5)
+BULK = 0.1 * RNG.standard_normal(N - 8)
+SPECTRA = {
+    "outliers": np.r_[BULK, [9, 8, 7, 6, 5, 4, 3, 2]],
+    "multiplicity 3": np.r_[BULK, [10, 10, 10, 5, 5, 4, 3, 2]],
+    "multiplicity 7": np.r_[BULK, [10.0] * 7, [4.0]],
+    "multiplicity at the bottom": np.r_[BULK, [10, 9, -3, -3, -3, -3, -2, 1]],
+    "cluster": np.r_[BULK, 3 + 1e-5 * np.arange(8)],
+    "both signs": np.r_[BULK, [-9, 8, -7, 6, -5, 4, -3, 2]],
+    "power law": np.arange(1, N + 1) ** -1.5,
+    "low rank": np.r_[np.zeros(N - 3), [3, 2, 1]],
+    "shifted": 1000 + np.r_[BULK, np.arange(8)],
+    "tiny": 1e-150 * np.r_[BULK, np.arange(1, 9)],
+    "identity": np.ones(N),
+    "zero": np.zeros(N),
+}
+
+
+def expected(evals, which, k):
+    e = np.sort(evals)[::-1]
+    if which == "LM":
+        return np.sort(e[np.argsort(-np.abs(e), kind="stable")[:k]])[::-1]
+    return {"LA": e[:k], "SA": e[len(e) - k :], "BE": np.r_[e[: k - k // 2], e[len(e) - k // 2 :]]}[which]
+
+
+@pytest.mark.parametrize("which, k", [("LA", 6), ("SA", 5), ("LM", 5), ("BE", 7)])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_values_of_prescribed_spectra(name, which, k):
+    evals = SPECTRA[name]
+    a = Counting(symmetric(evals, seed=1))
+    tol = 1e-7
+    r = eigsh(a, k, which=which, tol=tol, max_matvecs=4000)
+    size = np.abs(evals).max()
+    # a residual r means an eigenvalue within r (Weinstein)
+    assert np.abs(r.values - expected(evals, which, k)).max() <= (tol + tolerance(np.float64, N)) * size
+    assert r.status == "ok" and r.converged.all()
+    assert r.matvecs == a.products
+    assert np.all(np.diff(r.values) <= 0)
+    true = np.linalg.norm(a.a @ r.vectors - r.vectors * r.values, axis=0)
+    assert np.abs(true - r.residuals).max() <= tolerance(np.float64, N) * size
+    assert np.all(r.residuals <= tol * size * (1 + 1e-12))
+    assert np.abs(r.vectors.T @ r.vectors - np.eye(k)).max() <= (10 * tol if "shifted" in name else tol)
+
+
+def test_default_tolerance_bounds_the_values_too():
+    evals = SPECTRA["outliers"]
+    r = eigsh(symmetric(evals), 6)
+    assert np.abs(r.values - expected(evals, "LA", 6)).max() <= 1e-3 * 9
+    assert r.residuals.max() <= 1e-3 * r.scale
+
+
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_block_sizes_agree(block):
+    evals = SPECTRA["multiplicity 3"]
+    r = eigsh(symmetric(evals), 5, tol=1e-9, block=block)
+    assert r.status == "ok"
+    assert np.abs(r.values - expected(evals, "LA", 5)).max() <= (1e-9 + tolerance(np.float64, N)) * 10
+
+
+def test_one_run_gives_both_ends():
+    evals = SPECTRA["both signs"]
+    a = Counting(symmetric(evals))
+    pairs, run = extreme_pairs(a, Ends(top=4, bottom=2), tol=1e-8)
+    assert run["matvecs"] == a.products
+    assert np.abs(pairs.values - np.r_[[-9, -7], [2, 4, 6, 8]]).max() <= 1e-7
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 45), st.integers(1, 50), st.sampled_from(["LA", "SA", "LM", "BE"]), st.integers(0, 2**32 - 1), st.booleans())
+def test_any_size_and_number(n, k, which, seed, repeated):
+    evals = np.round(np.random.default_rng(seed).standard_normal(n) * (2 if repeated else 1000)) / (1 if repeated else 1000)
+    r = eigsh(symmetric(evals, seed % 1000), k, which=which, tol=1e-8, seed=seed)
+    want = expected(evals, which, min(k, n))
+    size = max(np.abs(evals).max(), 1e-300)
+    assert len(r) == min(k, n)
+    if which == "LM":  # equal magnitudes of opposite sign may go either way
+        assert np.abs(np.sort(np.abs(r.values)) - np.sort(np.abs(want))).max() <= 1e-7 * size
+    else:
+        assert np.abs(r.values - want).max() <= 1e-7 * size
+
+
+def test_two_by_two_by_hand():
+    r = eigsh(np.array([[2.0, 1.0], [1.0, 2.0]]), 2)
+    assert np.allclose(r.values, [3, 1], rtol=0, atol=tolerance(np.float64, 2))
+    assert np.allclose(np.abs(r.vectors), np.sqrt(0.5), rtol=0, atol=tolerance(np.float64, 2))
+    one = eigsh(np.array([[-4.0]]), 3)
+    assert one.values.tolist() == [-4.0] and one.residuals.tolist() == [0.0]
+
+
+def test_laplacian_against_its_closed_form_with_restarts():
+    n = 400
+    lap = scipy.sparse.diags([-np.ones(n - 1), 2 * np.ones(n), -np.ones(n - 1)], [-1, 0, 1]).tocsr()
+    r = eigsh(scipy.sparse.linalg.aslinearoperator(lap), 3, tol=1e-6, max_matvecs=3000)
+    closed = 2 - 2 * np.cos(np.arange(n, n - 3, -1) * np.pi / (n + 1))
+    assert np.abs(r.values - closed).max() <= 1e-6 * 4
+    assert r.converged.all()
+
+
+def test_budget_ends_honestly():
+    n = 2000
+    lap = scipy.sparse.diags([-np.ones(n - 1), 2 * np.ones(n), -np.ones(n - 1)], [-1, 0, 1]).tocsr()
+    r = eigsh(scipy.sparse.linalg.aslinearoperator(lap), 4, tol=1e-9, max_matvecs=30)
+    assert r.status == "incomplete" and "30 products" in r.reason
+    assert r.matvecs <= 30
+    true = np.linalg.norm(lap @ r.vectors - r.vectors * r.values, axis=0)
+    assert np.allclose(true, r.residuals, rtol=1e-6)
+    assert not r.converged.any()
+    with pytest.raises(ValueError, match="max_matvecs"):
+        eigsh(lap, 4, max_matvecs=9)
+
+
+def test_noise_of_the_operator_is_reported_not_hidden():
+    a = symmetric(SPECTRA["outliers"])
+    noise = np.random.default_rng(0)
+    noisy = Counting(a, lambda i, v, w: w + 1e-5 * noise.standard_normal(len(w)) / np.sqrt(len(w)))
+    r = eigsh(noisy, 4, tol=1e-9, max_matvecs=2000)
+    assert r.status == "unresolved" and "noise" in r.reason
+    assert not r.converged.any()
+    assert np.abs(r.values - [9, 8, 7, 6]).max() < 1e-4
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("when", [1, 12])
+def test_nan_from_the_operator_is_an_arithmetic_error(bad, when):
+    def spoil(i, v, w):
+        return np.where(np.arange(len(w)) == 3, bad, w) if i == when else w
+
+    with pytest.raises(ArithmeticError, match="op"):
+        eigsh(Counting(symmetric(SPECTRA["outliers"]), spoil), 3)
+
+
+def test_float32_basis_and_warm_start():
+    evals = SPECTRA["outliers"]
+    a = symmetric(evals)
+    r = eigsh(a, 4, tol=1e-4, basis_dtype="float32")
+    assert r.converged.all() and np.abs(r.values - [9, 8, 7, 6]).max() <= 9e-4
+    cold = eigsh(a, 4, tol=1e-6)
+    warm = eigsh(a, 4, tol=1e-6, v0=cold.vectors)
+    assert warm.matvecs < cold.matvecs
+    assert np.abs(warm.values - cold.values).max() <= 1e-5
+
+
+def test_same_seed_same_bits():
+    a = symmetric(SPECTRA["power law"])
+    first, second, other = eigsh(a, 4, seed=3), eigsh(a, 4, seed=3), eigsh(a, 4, seed=4)
+    assert np.array_equal(first.values, second.values) and np.array_equal(first.vectors, second.vectors)
+    assert not np.array_equal(first.vectors, other.vectors)
+
+
+def test_torch_matrix():
+    torch = pytest.importorskip("torch")
+    a = symmetric(SPECTRA["outliers"])
+    r = eigsh(torch.from_numpy(a), 3, tol=1e-8)
+    assert np.abs(r.values - [9, 8, 7]).max() <= 1e-7
+
+
+@pytest.mark.parametrize(
+    "kwargs, match",
+    [
+        ({"which": "XX"}, "which.*LA"),
+        ({"k": 0}, "k:"),
+        ({"tol": 0.0}, "tol"),
+        ({"block": 0}, "block"),
+        ({"basis_dtype": "float16"}, "basis_dtype.*float32"),
+        ({"v0": np.ones(4)}, "v0"),
+        ({"v0": np.full(5, np.nan)}, "v0"),
+        ({"checkpoint": "file"}, "checkpoint"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        eigsh(np.eye(5), **{"k": 2, **kwargs})
+
+
+def test_bad_operators_are_named():
+    with pytest.raises(ValueError, match="op.*square"):
+        eigsh(np.zeros((3, 4)), 1)
+    with pytest.raises(TypeError, match="op"):
+        eigsh([[1.0]], 1)
