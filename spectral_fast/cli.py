@@ -194,10 +194,12 @@ def _digits() -> tuple[Any, Any]:
     import numpy as np
 
     try:
-        from sklearn.datasets import loaddigits
-    except ImportError as error:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        if error.name != "sklearn":  # there, but broken
+            raise
         raise BadInput('the demo needs scikit-learn: pip install "spectral_fast[demo]"') from error
-    data = loaddigits()
+    data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     return np.ascontiguousarray(data.data[order] / 16.0, dtype=np.float32), np.ascontiguousarray(data.target[order], dtype=np.int64)
 

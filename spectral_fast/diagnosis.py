@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .curvature import CurvatureSpectra
     from .gradients import GradientSpectrum
     from .probing.batches import Batches
+    from .probing.losses import Loss
 
 __all__ = ["ANALYSES", "BUDGETS", "Diagnosis", "diagnose"]
 
@@ -107,15 +108,17 @@ def diagnose(
     caps = BUDGETS[budget]
     run = _Run()
     with progress_reporter(progress) as report:
+        # the loader is read and the loss settled first: what is wrong with them should not wait for the weights
+        data = _batches(model, loader, caps, max_batches, unpack, device) if loader is not None else None
+        settled = _loss(model, data, loss, loss_fn) if data is not None and {"gradients", "curvature"} & set(include) else None
         weights = run("weights", include, lambda: _weights(model, report))
-        data = _batches(model, loader, caps, max_batches, unpack, device, include) if loader is not None else None
         if data is None:
             for name in ANALYSES[1:]:
                 if name in include:
                     run.skipped.append(Skipped(name, "no loader"))
             gradients = curvature = collapse = None
         else:
-            shared: dict[str, Any] = {"loss": loss, "loss_fn": loss_fn, "params": params, "device": device, "seed": seed, "progress": report}
+            shared: dict[str, Any] = {"loss": settled, "params": params, "device": device, "seed": seed, "progress": report}
             gradients = run("gradients", include, lambda: _gradients(model, data, caps, max_memory, shared))
             curvature = run("curvature", include, lambda: _curvature(model, data, caps, k, tol, shared))
             collapse = run("collapse", include, lambda: _collapse(model, data, layer, device, report))
@@ -211,8 +214,16 @@ class _Data:
     notes: tuple[str, ...]
 
 
+def _loss(model: Any, data: _Data, loss: Any, loss_fn: Any) -> Loss:
+    from .probing.losses import resolve_loss
+    from .probing.state import leave_no_trace
+
+    with leave_no_trace(model):
+        return resolve_loss(model, data.full, loss, loss_fn)
+
+
 def _batches(
-    model: Any, loader: Any, caps: Budget, max_batches: int | None, unpack: Callable[[Any], tuple[Any, Any]] | None, device: Any, include: Sequence[str]
+    model: Any, loader: Any, caps: Budget, max_batches: int | None, unpack: Callable[[Any], tuple[Any, Any]] | None, device: Any
 ) -> _Data:
     from .probing.batches import Batches
 

@@ -33,7 +33,7 @@ __all__ = ["MAX_HEADER", "SafetensorsCheckpoint"]
 
 MAX_HEADER = 100_000_000  # the format's own limit, bytes
 # JSON of n bytes may become some 25 n bytes of Python objects; what makes objects is counted before parsing. A tensor needs about 10.
-MAX_STRUCTURE = 4_000_000
+MAX_STRUCTURE = 2_000_000
 
 DTYPES: dict[str, str] = {
     "F64": "float64",
@@ -123,7 +123,7 @@ def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
     if structure > MAX_STRUCTURE:
         _bad(path, f"header with {structure} JSON elements, at most {MAX_STRUCTURE} are read")
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_checked_object, parse_constant=_no_constant)
     except RecursionError:
         _bad(path, "header nested too deeply")
     except ValueError as error:  # JSON and UTF-8 errors, duplicates, integers of thousands of digits
@@ -131,8 +131,13 @@ def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without duplicate names and without text that is not Unicode (an escaped lone surrogate)."""
     found = dict(pairs)
+    for key, value in pairs:
+        key.encode("utf-8")
+        if isinstance(value, str):
+            value.encode("utf-8")
     if len(found) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
@@ -154,10 +159,6 @@ def _metadata(found: Any, path: Path) -> dict[str, str]:
 
 def _entry(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
     """dtype, shape, begin, end of one header entry, each of the right type and sign."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        _bad(path, f"tensor name {name!r} is not Unicode text")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _bad(path, f"tensor {name!r}: wanted an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

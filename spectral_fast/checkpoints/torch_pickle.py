@@ -43,7 +43,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """``what(*args)`` as recorded in the stream, with the state, items and elements set on it afterwards."""
 
@@ -89,8 +89,9 @@ def read_pickle(stream: PickleStream, persistent: Callable[[Any], Any]) -> Any:
         return machine.stack.pop()
     except PickleError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        # genops raises ValueError for truncated and unknown opcodes; an empty stack or a missing memo entry give the others
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, Warning) as error:
+        # genops raises ValueError for truncated and unknown opcodes (and, where warnings are errors, one about escapes in text);
+        # an empty stack or a missing memo entry give the others
         raise PickleError(f"damaged pickle stream ({type(error).__name__}: {error})") from error
 
 

@@ -17,6 +17,7 @@ from .probes import gaussian
 __all__ = ["Budget", "Ends", "Pairs", "basis_size", "converge", "find_missed", "merge"]
 
 MISS_PROBABILITY = 1e-3
+MORE_ROWS = 320
 
 
 @dataclass(frozen=True)
@@ -154,5 +155,11 @@ def merge(a: Pairs, b: Pairs) -> Pairs:
 
 
 def basis_size(n: int, ends: Ends) -> int:
-    """Rows of the Krylov basis before a restart: room beyond the wanted pairs, or restarts cost more products than they save."""
-    return min(n, max(2 * ends.total + 24, 40))
+    """Rows of the Krylov basis before a restart.
+
+    At least as many again as the wanted pairs and some room, or restarts cost more products than they save; up to MORE_ROWS where
+    64 MiB hold them, since every restart loses something; all n of a small operator, which never needs one.
+    """
+    if n <= 512:
+        return n
+    return min(n, max(2 * ends.total + 24, 40, min(MORE_ROWS, 2**23 // n)))

@@ -56,7 +56,7 @@ def plan_gram(n_samples: int, layers: Mapping[str, tuple[int, int]], limit: int)
     layer_spectra = wants_all or per_layer <= max(left - 3 * row, 0) // 4
     left -= per_layer if layer_spectra else 0
     rows = max(left // row, 3) if row else n + 2
-    chunk = max(1, min(LARGEST_CHUNK, n, rows // 8))
+    chunk = max(1, min(LARGEST_CHUNK, n, rows // 5))
     hold = min(n, rows - 2 * chunk)
     used = fixed + square + (per_layer if layer_spectra else 0) + row * (hold + 2 * chunk)
     return GramPlan(n, hold, chunk, layer_spectra, evaluations_of(n, hold), float(n) ** 2 * n_params, used)

@@ -25,7 +25,7 @@ TITLE = "LOSS LANDSCAPE (Hessian)"
 
 def curvature_section(c: CurvatureSpectra, title: str = TITLE) -> Section:
     pairs = [
-        ("loss", f"{number(c.loss)}  ({plain(c.loss_name)}, {integer(c.n_samples)} samples, {integer(c.n_params)} parameters)"),
+        ("loss", f"{number(c.loss)} ({plain(c.loss_name)}, {integer(c.n_samples)} samples, {integer(c.n_params)} parameters)"),
         ("|gradient|", number(c.gradient_norm)),
         *trace_facts("trace of H", c.trace),
         ("work", f"{integer(c.products)} products in {number(c.seconds, 3)} s"),
@@ -77,7 +77,7 @@ def trace_facts(label: str, t: TraceResult | None) -> list[tuple[str, str]]:
         return [(label, "not computed")]
     count = len(t.samples)
     low, high = t.interval(0.95)
-    return [(label, f"{plus_minus(t.estimate, t.stderr)}   95 %: {interval(low, high)}  ({plain(t.method)}, {count} {'sample' if count == 1 else 'samples'})")]
+    return [(label, f"{plus_minus(t.estimate, t.stderr)}; 95 % interval {interval(low, high)} ({plain(t.method)}, {count} {'sample' if count == 1 else 'samples'})")]
 
 
 def layer_traces(t: TraceResult) -> list[Block]:

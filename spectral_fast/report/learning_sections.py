@@ -25,17 +25,18 @@ def gradient_section(g: GradientSpectrum, title: str = GRADIENT_TITLE) -> Sectio
     kind = "centred covariance" if g.centered else "uncentred second moment (empirical Fisher)"
     low, high = g.noise_scale_interval
     samples = f"{integer(g.n_samples)} samples" + (f" in {integer(g.n_units)} units" if g.n_units != g.n_samples else "")
+    scale = f"{number(g.noise_scale)} samples" if np.isfinite(g.noise_scale) else "not resolved"
     values = np.asarray(g.eigenvalues)
     first = ", ".join(number(v) for v in values[:_VALUES_SHOWN]) + (" .." if values.size > _VALUES_SHOWN else "")
     pairs = [
         ("what", f"{kind}, per {plain(g.unit)}; {samples} x {integer(g.n_params)} parameters"),
-        ("loss", f"{number(g.loss)}  ({plain(g.loss_name)})"),
+        ("loss", f"{number(g.loss)} ({plain(g.loss_name)})"),
         ("eigenvalues", first),
         ("resolved", f"{integer(g.n_resolved)} of {integer(values.size)} eigenvalues lie above the rounding noise, {number(g.noise_floor, 2)}"),
         ("trace", number(g.trace)),
         ("concentration", f"top 10 hold {share(g.top_share)}; effective rank {number(g.effective_rank)}; participation ratio {number(g.participation_ratio)}"),
-        ("|mean gradient|²", f"{number(g.gradient_norm2)}  (debiased)"),
-        ("noise scale", f"{number(g.noise_scale)} samples   95 %: {interval(low, high)}"),
+        ("|mean gradient|²", f"{number(g.gradient_norm2)} (debiased)"),
+        ("noise scale", f"{scale}; 95 % interval {interval(low, high)}"),
     ]
     if g.status != "ok":
         pairs.insert(0, ("status", f"{g.status}: {plain(g.reason)}"))

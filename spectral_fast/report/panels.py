@@ -89,16 +89,17 @@ def esd(ax: Axes, m: MatrixSpectrum) -> None:
     if curve is not None:
         inside = curve[1] > bottom
         ax.plot(curve[0][inside], curve[1][inside], color=GREY, linewidth=1.4, label="random matrix (Marchenko-Pastur)")
-    fit = m.power_law
+    fit, top = m.power_law, heights.max()
     if fit.status == "ok" and math.isfinite(fit.alpha):
         x = np.geomspace(fit.xmin, shown.max(), 50)
         tail_share = np.count_nonzero(shown >= fit.xmin) / shown.size
         y = tail_share * (fit.alpha - 1) / fit.xmin * (x / fit.xmin) ** -fit.alpha
+        top = max(top, y[0])
         ax.plot(x, y, color=VERMILLION, linewidth=2, label=f"tail: alpha = {plus_minus(fit.alpha, fit.stderr)}")
         ax.vlines(fit.xmin, bottom, heights.max(), color=VERMILLION, linestyle=":", linewidth=1.2, label=f"xmin = {number(fit.xmin, 3)}")
     ax.set_xscale("log")
     ax.set_yscale("log")
-    _limits(ax, bottom, heights.max(), legend_lines=2)
+    _limits(ax, bottom, top, legend_lines=2)
     stretch = (shown.max() / shown.min()) ** 0.06
     ax.set_xlim(shown.min() / stretch, shown.max() * stretch)
     ax.set_xlabel("eigenvalue of WᵀW")

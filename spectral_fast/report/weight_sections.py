@@ -22,8 +22,9 @@ _DTYPE_BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 _NAMES_SHOWN = 4
 
 LEGEND = (
-    "eff. rank: effective rank. condition '>=': s_min lies below the rounding noise of the stored numbers, so this is a lower bound. rank: singular values above that noise "
-    "/ how many there are, ~0: share below it. f32/11b: stored as float32, but only 11 bits of the significand are used. alpha: exponent of the power-law tail of s², ± standard error."
+    "condition '>=': s_min lies below the rounding noise of the stored numbers, so this is a lower bound. eff. rank: effective rank. "
+    "rank: singular values above that noise / how many there are; ~0: share below it. f32/11b: stored as float32, but only 11 bits of the "
+    "significand are used. alpha: exponent of the power-law tail of s², ± standard error."
 )
 
 

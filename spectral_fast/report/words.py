@@ -9,7 +9,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-__all__ = ["Column", "cells", "fact", "integer", "interval", "number", "paragraph", "pick", "plain", "plus_minus", "shape_text", "share", "shorten", "table"]
+__all__ = [
+    "Column",
+    "cells",
+    "fact",
+    "integer",
+    "interval",
+    "number",
+    "paragraph",
+    "pick",
+    "plain",
+    "plus_minus",
+    "shape_text",
+    "share",
+    "shorten",
+    "shorten_all",
+    "table",
+]
 
 T = TypeVar("T")
 
@@ -30,18 +46,32 @@ def cells(text: str) -> int:
 
 
 def shorten(text: str, width: int) -> str:
-    """``text`` in at most ``width`` cells.
+    """``text`` in at most ``width`` cells: see :func:`shorten_all`."""
+    return shorten_all([text], width)[0]
 
-    Parts of a dotted name become their initials from the left, numbers stay ("encoder.layer.3.output.dense" -> "e.l.3.output.dense");
-    what is still too long loses its middle, because ends of tensor names tell more than middles.
+
+def shorten_all(texts: Sequence[str], width: int) -> list[str]:
+    """Every text in at most ``width`` cells.
+
+    Parts of dotted names become their initials from the left, equally deep in all, numbers stay ("encoder.layer.3.output.dense" ->
+    "e.l.3.output.dense"); what is still too long loses its middle, because ends of tensor names tell more than middles.
     """
-    parts = text.split(".")
-    for i, part in enumerate(parts[:-1]):
-        if cells(".".join(parts)) <= width:
-            break
-        if part and not part.isdigit():
-            parts[i] = part[0]
-    text = ".".join(parts)
+    deepest = max((t.count(".") for t in texts), default=0)
+    shorter = list(texts)
+    for depth in range(deepest + 1):
+        shorter = [_initials(t, depth) for t in texts]
+        if all(cells(t) <= width for t in shorter):
+            return shorter
+    return [_without_middle(t, width) for t in shorter]
+
+
+def _initials(name: str, depth: int) -> str:
+    parts = name.split(".")
+    last = min(depth, len(parts) - 1)
+    return ".".join([p if p.isdigit() else p[:1] for p in parts[:last]] + parts[last:])
+
+
+def _without_middle(text: str, width: int) -> str:
     if cells(text) <= width:
         return text
     tail_room = max(1, (width - 2) * 2 // 3)
@@ -185,7 +215,7 @@ def table(columns: Sequence[Column], width: int, indent: int = 3) -> list[str]:
     titles = [c.title.split("\n") for c in kept]
     height = max((len(t) for t in titles), default=0)
     rows = [[([""] * (height - len(t)) + t)[i] for t in titles] for i in range(height)]
-    rows += [list(r) for r in zip(*(c.texts for c in kept), strict=True)]
+    rows += [list(r) for r in zip(*(shorten_all(c.texts, widths[id(c)]) if c.shrink else c.texts for c in kept), strict=True)]
     lines = [(" " * indent + (" " * gap).join(_pad(text, widths[id(c)], c.align) for text, c in zip(row, kept, strict=True))).rstrip() for row in rows]
     if dropped:
         names = ", ".join(c.title.replace("\n", " ") for c in columns if c in dropped)
@@ -198,6 +228,5 @@ def _natural(c: Column) -> int:
 
 
 def _pad(text: str, width: int, align: str) -> str:
-    text = shorten(text, width)
     space = " " * (width - cells(text))
     return text + space if align == "left" else space + text

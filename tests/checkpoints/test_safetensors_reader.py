@@ -164,6 +164,7 @@ HOSTILE: dict[str, tuple[bytes | dict[str, Any], bytes]] = {
     "duplicate key inside": (b'{"a": {"dtype": "F32", "dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)),
     "invalid UTF-8": (b'{"\xff\xfe": 1}', b""),
     "lone surrogate": (b'{"\\ud800": %b}' % json.dumps(W).encode(), bytes(8)),
+    "lone surrogate in the metadata": (b'{"__metadata__": {"a": "\\ud800"}}', b""),
     "deep nesting": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b""),
     "deep lists": (b'{"a":' + b"[" * 100_000, b""),
     "five million lists": (b'{"a":[' + b"[]," * 2_500_000 + b"[]]}", b""),

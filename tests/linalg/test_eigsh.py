@@ -103,7 +103,7 @@ def test_two_by_two_by_hand():
 
 
 def test_laplacian_against_its_closed_form_with_restarts():
-    n = 400
+    n = 700
     lap = scipy.sparse.diags([-np.ones(n - 1), 2 * np.ones(n), -np.ones(n - 1)], [-1, 0, 1]).tocsr()
     r = eigsh(scipy.sparse.linalg.aslinearoperator(lap), 3, tol=1e-6, max_matvecs=3000)
     closed = 2 - 2 * np.cos(np.arange(n, n - 3, -1) * np.pi / (n + 1))
