@@ -171,14 +171,14 @@ def _made_by(reference: str) -> tuple[Any, Any, Any]:
         sys.path.insert(0, os.getcwd())
     try:
         module = import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise BadInput(f"{module_name}: cannot be imported: {type(error).__name__}: {error}") from error
     factory = getattr(module, function_name, None)
     if not callable(factory):
         raise BadInput(f"{module_name}: has no function {function_name!r}")
     try:
         made = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{reference}: raised {type(error).__name__}: {error}") from error
     parts = made if isinstance(made, tuple) else (made,)
     if not 1 <= len(parts) <= 3:
@@ -196,7 +196,7 @@ def _digits() -> tuple[Any, Any]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        if error.name != "sklearn":  # there, but broken
+        if (error.name or "").partition(".")[0] != "sklearn":  # there, but broken
             raise
         raise BadInput('the demo needs scikit-learn: pip install "spectral_fast[demo]"') from error
     data = load_digits()
@@ -224,7 +224,7 @@ def _train(images: Any, labels: Any, epochs: int, seed: int) -> tuple[Any, tuple
 
 def _finish(result: Result, findings: Sequence[Finding], as_json: str | None, page: Path | None, fail_on: str) -> int:
     """Print the report and write the files; the exit code. fail_on: "warning", "severe" or "never"."""
-    from .report.terminal import complain, show
+    from .report.terminal import show
 
     if as_json is not None:
         document = result.to_dict()
@@ -240,7 +240,6 @@ def _finish(result: Result, findings: Sequence[Finding], as_json: str | None, pa
         result.save_html(page)
         print(f"page: {page}", file=sys.stderr if as_json == "-" else sys.stdout)
     if result.status == "incomplete" and "interrupt" in result.reason:
-        complain("interrupted: the report is incomplete")
         return INTERRUPTED
     grave = {"warning": ("warning", "severe"), "severe": ("severe",), "never": ()}[fail_on]
     return FOUND if any(f.severity in grave for f in findings) else OK
@@ -257,14 +256,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=list(arguments) if arguments is not None else None, prog_name="spectral-fast", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else OK
     except typer.Exit as leave:
-        return int(leave.exit_code)
+        code = leave.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        complain("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has gone. Python would complain again while closing standard output.
+        code = INTERRUPTED
+    except (BrokenPipeError, SystemExit):
+        # The reader (head, less) has gone; the option parser turns that into SystemExit, which nothing else here raises. Python would
+        # complain again while closing standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
@@ -272,6 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         complain(_one_line(error))
         return BAD_INPUT
+    if code == INTERRUPTED:
+        complain("interrupted")
+    return code if isinstance(code, int) else OK
 
 
 def _one_line(error: Exception) -> str:

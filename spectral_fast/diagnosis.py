@@ -76,7 +76,7 @@ def diagnose(
     tol: float = 1e-3,
     budget: str = "standard",
     max_batches: int | None = None,
-    max_memory: int | str | None = None,
+    max_memory: int | float | None = None,
     layer: str | None = None,
     device: Any = None,
     seed: int = 0,
@@ -94,6 +94,7 @@ def diagnose(
     params:  which parameters gradients and curvature are about: glob, globs or callable(name, parameter); None: all trainable.
     k:       Hessian eigenvalues wanted at the top. tol: their residual relative to the largest.
     budget:  "quick", "standard" or "thorough": caps on products and samples, stated in the result.
+    max_memory: bytes the gradient covariance may take; None: 60 % of what is free.
     layer:   the classifier, for neural collapse; None finds it.
     unpack:  batch -> (inputs, targets), for loaders of another form.
     optimizer: a ``torch.optim.SGD``, whose learning rate is compared with the stability threshold.
@@ -222,9 +223,7 @@ def _loss(model: Any, data: _Data, loss: Any, loss_fn: Any) -> Loss:
         return resolve_loss(model, data.full, loss, loss_fn)
 
 
-def _batches(
-    model: Any, loader: Any, caps: Budget, max_batches: int | None, unpack: Callable[[Any], tuple[Any, Any]] | None, device: Any
-) -> _Data:
+def _batches(model: Any, loader: Any, caps: Budget, max_batches: int | None, unpack: Callable[[Any], tuple[Any, Any]] | None, device: Any) -> _Data:
     from .probing.batches import Batches
 
     full = Batches(loader, device=_device(model, device), max_batches=max_batches, max_samples=caps.max_samples, unpack=unpack)
@@ -242,7 +241,7 @@ def _weights(model: Any, progress: Progress) -> WeightSpectra:
         return weight_spectra(tensors, progress=lambda done, total, what: progress(done, total, f"weights: {what}"))
 
 
-def _gradients(model: Any, data: _Data, caps: Budget, max_memory: int | str | None, shared: dict[str, Any]) -> GradientSpectrum:
+def _gradients(model: Any, data: _Data, caps: Budget, max_memory: int | float | None, shared: dict[str, Any]) -> GradientSpectrum:
     from .gradients import gradient_covariance
 
     return gradient_covariance(model, data.small, max_memory=max_memory, **shared)
@@ -271,4 +270,3 @@ def _learning_rate(optimizer: Any) -> float | None:
         return None
     group = optimizer.param_groups[0]
     return None if group.get("momentum", 0) else float(group["lr"])
-

@@ -269,7 +269,7 @@ def _result(
     shares = concentration(main.evals)
     zero = not main.trace > 0.0
     return GradientSpectrum(
-        status="unresolved" if zero else "ok", reason=_why_zero(noise.trace, gram) if zero else "", backend="torch",
+        status="unresolved" if zero else "ok", reason=_why_zero(gram) if zero else "", backend="torch",
         eigenvalues=main.evals[: job.k], other=other.evals[: job.k], centered=job.centered, unit=job.unit, trace=main.trace,
         effective_rank=shares.effective_rank, participation_ratio=shares.participation_ratio, top_share=shares.top_share,
         noise_scale=noise.value * per_unit, noise_scale_interval=(noise.interval[0] * per_unit, noise.interval[1] * per_unit),
@@ -279,7 +279,7 @@ def _result(
     )  # fmt: skip
 
 
-def _why_zero(trace: float, gram: F64) -> str:
+def _why_zero(gram: F64) -> str:
     return "all gradients are zero" if not np.any(gram) else "all gradients are equal"
 
 

@@ -94,11 +94,18 @@ def test_regression_skips_collapse() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"w": 1}}, "^model: got dict.*scan"), ({"include": ("weight",)}, "^include"), ({"include": "weights"}, "^include"), ({"budget": "huge"}, "^budget.*known: quick"),
-        ({"k": 0}, "^k: got 0"), ({"tol": 2.0}, "^tol"), ({"progress": 3}, "^progress"), ({"loader": iter([])}, "^loader: got a one-shot iterator"), ({"loader": []}, "^loader"),
+        ({"model": {"w": 1}}, "^model: got dict.*scan"),
+        ({"include": ("weight",)}, "^include"),
+        ({"include": "weights"}, "^include"),
+        ({"budget": "huge"}, "^budget.*known: quick"),
+        ({"k": 0}, "^k: got 0"),
+        ({"tol": 2.0}, "^tol"),
+        ({"progress": 3}, "^progress"),
+        ({"loader": iter([])}, "^loader: got a one-shot iterator"),
+        ({"loader": []}, "^loader"),
         ({"loss": "hinge"}, "^loss"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
     arguments = {"model": net(0), "loader": digits(20), **change}
     with pytest.raises((TypeError, ValueError), match=message):

@@ -130,8 +130,13 @@ def test_curvature_patterns() -> None:
 
 
 def test_gradient_and_collapse_patterns() -> None:
-    g = SimpleNamespace(status="ok", top_share=0.9, effective_rank=3.0, n_samples=100, noise_scale=500.0, noise_scale_interval=(300.0, 900.0), trace=1.0, gradient_norm2=0.1)
-    assert [f.title for f in gradient_findings(g, batch_size=32)] == ["low-rank learning: normal, watch for stagnation", "batches are noisier than they need to be"]  # type: ignore[arg-type]
+    g = SimpleNamespace(
+        status="ok", top_share=0.9, effective_rank=3.0, n_samples=100, noise_scale=500.0, noise_scale_interval=(300.0, 900.0), trace=1.0, gradient_norm2=0.1
+    )
+    assert [f.title for f in gradient_findings(g, batch_size=32)] == [
+        "low-rank learning: normal, watch for stagnation",
+        "batches are noisier than they need to be",
+    ]  # type: ignore[arg-type]
     n = SimpleNamespace(status="ok", n_classes=10, feature_dim=32, nc1_rank=4, nc1=0.01, nc2_angles=0.1, nc3=0.2, nc4=0.0, layer="2")
     assert [(f.severity, f.where) for f in collapse_findings(n)] == [("warning", "2"), ("info", "2")]  # type: ignore[arg-type]
     assert SEVERITIES == ("info", "warning", "severe")

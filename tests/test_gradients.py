@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from spectral_fast.gradients import GradientSpectrum, gradient_covariance
 from spectral_fast.metrics.gradient_noise import concentration, gram_spectrum, moment_spectrum, noise_scale
-from spectral_fast.metrics.gram_plan import plan_gram
+from spectral_fast.metrics.gram_plan import COLUMN_TILE, plan_gram
 
 F64 = NDArray[np.float64]
 N = 60
@@ -94,7 +94,7 @@ def test_blocks_and_loop_agree_with_one_piece() -> None:
     whole = gradient_covariance(model, (x, y))
     row = 8 * 2410
     # room for the N x N arrays and 30 gradients
-    blocks = gradient_covariance(model, (x, y), max_memory=(16 << 20) + 8 * 2410 + 2 * 40 * N * N + 30 * row)
+    blocks = gradient_covariance(model, (x, y), max_memory=COLUMN_TILE + 8 * 2410 + 2 * 40 * N * N + 30 * row)
     assert any("blocks of" in n for n in blocks.notes)
     # in-place writes into a buffer that is not batched cannot go through vmap
     loop = gradient_covariance(Counting(model), (x, y))
@@ -223,7 +223,7 @@ def test_limits_are_kept_and_said() -> None:
 @pytest.mark.parametrize("n", [2, 50, 1500])
 def test_plan_stays_below_the_limit(rows: int, n: int) -> None:
     layers = {"w": (10_000, 4), "b": (100, 4)}
-    limit = (16 << 20) + 8 * 10_100 + 160 + rows * 4 * 10_100
+    limit = COLUMN_TILE + 8 * 10_100 + 160 + rows * 4 * 10_100
     plan = plan_gram(n, layers, limit)
     assert 2 <= plan.n_samples <= n and 1 <= plan.hold <= plan.n_samples and plan.bytes <= limit
     blocks = -(-plan.n_samples // plan.hold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -155,6 +156,17 @@ def test_the_rules_bite(tmp_path, module, source, wrong):
     path.write_text(source, encoding="utf-8")
     (tmp_path / "_native.py").touch()
     assert any(violations(i) for i in imports_of(path, tmp_path)) == wrong
+
+
+def test_cpp_includes_go_to_the_right():
+    # bindings -> op -> core; an op's CPU and CUDA sources meet in headers only
+    csrc = PACKAGE.parent / "csrc"
+    for path in sorted(p for p in csrc.rglob("*") if p.suffix in {".h", ".cpp", ".cu"}):
+        own = path.parent.name
+        for target in re.findall(r'#include "([^"]+)"', path.read_text(encoding="utf-8")):
+            room = target.split("/")[0]
+            assert room in {own, "core"} or own == "bindings", f"{path.relative_to(csrc)} includes {target}"
+            assert target.endswith(".h"), f"{path.relative_to(csrc)} includes the source {target}"
 
 
 def loaded_by(code: str) -> set[str]:

@@ -21,6 +21,7 @@ from ..probing.operator import ModelOperator
 from ..progress import Progress, ProgressOption, progress_reporter
 from ..results import Result, Status
 from .operators import GGN, Hessian
+from .preflight import random_forward
 
 __all__ = ["CurvatureSpectra", "curvature"]
 
@@ -101,6 +102,9 @@ class _Parts:
             raise ArithmeticError(f"the loss is {value}, its gradient has {int((~torch.isfinite(gradient)).sum())} NaN or Inf")
         if self.hessian.without_influence:
             self.notes.append(f"no influence on the loss: {', '.join(self.hessian.without_influence)}")
+        random = random_forward(self.hessian)
+        if random:
+            self.notes.append(random)
         # the first probe's basis is where the eigensolver starts
         ends = Ends(top=self.k, bottom=self.k_bottom)
         op = reporting.of(self.hessian, "Hessian")
@@ -108,6 +112,8 @@ class _Parts:
         start, self.run.last = self.run.last, None
         found, how = extreme_pairs(op, ends, tol=self.tol, max_matvecs=self.max_matvecs, seed=self.seed, start=start)
         del start
+        if how["defect"] > 0.1 * self.tol:
+            self.notes.append(f"products are symmetric to {how['defect']:.1g} of the largest eigenvalue only; run in float64 (dtype=torch.float64) to see less")
         count = len(found.values)
         self.found["hessian_top"] = result_of(found, how, slice(max(0, count - self.k), None), self.k)
         self.found["hessian_bottom"] = result_of(found, how, slice(0, min(self.k_bottom, count)), self.k_bottom)

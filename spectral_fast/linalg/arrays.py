@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def storage_format(x: Any) -> FloatFormat | None:
     return FORMATS.get(dtype_name(x))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fp8_table(name: str) -> NDArray[np.float32]:
     """The 256 values of an 8-bit format, float32 (Micikevicius et al. 2022 for e4m3fn/e5m2; the fnuz variants have one NaN, 0x80)."""
     exponent_bits, bias, special = _FP8[name]
@@ -117,9 +117,9 @@ def _fp8_table(name: str) -> NDArray[np.float32]:
 
 def _decode(raw: RawArray) -> NDArray[np.float32]:
     if raw.dtype == "bfloat16":
-        return (raw.bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return np.asarray((raw.bits.astype(np.uint32) << np.uint32(16)).view(np.float32))
     if raw.dtype in _FP8:
-        return _fp8_table(raw.dtype)[raw.bits]
+        return np.asarray(_fp8_table(raw.dtype)[raw.bits])
     raise TypeError(f"RawArray: unknown format {raw.dtype!r}; known: bfloat16, {', '.join(_FP8)}")
 
 

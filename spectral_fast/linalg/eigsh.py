@@ -31,7 +31,8 @@ _BASIS_DTYPES = ("float64", "float32")
 class EigenResult(Result):
     """values (k,) descending; residuals (k,): ||A v - theta v|| from a product with the returned vector; converged (k,): residual
     <= tol x scale; vectors (n, k) orthonormal columns; scale: largest |Ritz value| seen; matvecs: products used, shared with
-    other results of the same run. Pairs never reached are NaN. status "incomplete": the budget ended first; "unresolved": the
+    other results of the same run; symmetry_defect: largest |uᵀAv - vᵀAu| met for unit vectors, over scale: the operator's asymmetry
+    and noise, below which eigenvalues cannot be told from zero. Pairs never reached are NaN. status "incomplete": the budget ended first; "unresolved": the
     residuals stopped falling above tol (noise of the operator)."""
 
     values: F64
@@ -41,6 +42,7 @@ class EigenResult(Result):
     vectors: F64 = field(repr=False)
     tol: float
     scale: float
+    symmetry_defect: float = 0.0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -61,6 +63,7 @@ def _true_residuals(budget: Budget, pairs: Pairs) -> tuple[F64, F64]:
 def _dense(budget: Budget, n: int, ends: Ends) -> tuple[Pairs, float]:
     """The whole matrix by n products; for operators as small as the number of pairs wanted."""
     a = np.stack([budget(e) for e in np.eye(n)], axis=1)
+    budget.defect = float(np.abs(a - a.T).max())
     values, vectors = np.linalg.eigh((a + a.T) / 2)
     wanted = ends.pick(values)
     rows = np.ascontiguousarray(vectors[:, wanted].T)
@@ -90,7 +93,7 @@ def extreme_pairs(
     basis_dtype: Any = None,
     start: Krylov | None = None,
 ) -> tuple[Pairs, dict[str, Any]]:
-    """The pairs of both ends from one run. -> (pairs ascending with true residuals, {status, reason, matvecs, scale, tol}).
+    """The pairs of both ends from one run. -> (pairs ascending with true residuals, {status, reason, matvecs, scale, tol, defect}).
 
     start: a Krylov basis of the same operator already at hand (its products are not counted again).
     """
@@ -113,7 +116,8 @@ def extreme_pairs(
     budget = Budget(product_of(op), limit, 0 if small else k)
     if small:
         pairs, scale = _dense(budget, n, ends)
-        return pairs, {"status": "ok", "reason": "", "matvecs": budget.used, "scale": scale, "tol": tol}
+        defect = budget.defect / scale if scale > 0.0 else 0.0
+        return pairs, {"status": "ok", "reason": "", "matvecs": budget.used, "scale": scale, "tol": tol, "defect": defect}
 
     capacity = basis_size(n, ends)
     if start is not None:
@@ -154,10 +158,11 @@ def extreme_pairs(
         products, residuals = _true_residuals(budget, pairs)
         stalled, worst = residuals.max() > 0.5 * worst, residuals.max()
         if stalled and worst > tol * scale:
-            status, reason = "unresolved", f"residuals stay at {worst:.2g}, {worst / scale:.2g} of the largest eigenvalue: noise of the operator"
+            status, reason = "unresolved", f"residuals stay at {worst / scale:.2g} of the largest eigenvalue: the operator is noisy or not symmetric"
             break
     pairs.residuals = residuals
-    return pairs, {"status": status, "reason": reason, "matvecs": budget.used, "scale": scale, "tol": tol}
+    defect = budget.defect / scale if scale > 0.0 else 0.0
+    return pairs, {"status": status, "reason": reason, "matvecs": budget.used, "scale": scale, "tol": tol, "defect": defect}
 
 
 def result_of(pairs: Pairs, run: dict[str, Any], select: NDArray[Any] | slice, k: int) -> EigenResult:
@@ -177,6 +182,7 @@ def result_of(pairs: Pairs, run: dict[str, Any], select: NDArray[Any] | slice, k
         matvecs=run["matvecs"],
         tol=run["tol"],
         scale=run["scale"],
+        symmetry_defect=run["defect"],
         status=run["status"],
         reason=run["reason"],
     )

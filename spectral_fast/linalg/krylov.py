@@ -79,7 +79,8 @@ class Krylov:
         self.eps = float(np.finfo(dtype).eps)
         self.m = self.t = 0
         self.products = 0
-        self.scale = 0.0  # largest |Ritz value| or |A v| coefficient seen
+        self.scale = 0.0  # largest ||A v|| seen
+        self.defect = 0.0  # largest |v_iᵀ A v_j - v_jᵀ A v_i| seen: asymmetry and noise of the operator, measured for free
         self._seed, self._stream = seed, stream
 
     def _grow(self, t: int) -> None:
@@ -139,6 +140,7 @@ class Krylov:
         self.scale = max(self.scale, size)
         coefficients, beta = self.append(w, size=max(size, self.scale))
         known = len(coefficients)
+        self.defect = max(self.defect, float(np.abs(coefficients[:j] - self.T[:j, j]).max(initial=0.0)))
         self.T[:known, j] = coefficients
         self.T[j, :known] = coefficients
         if beta > 0.0:

@@ -59,6 +59,7 @@ class Budget:
     def __init__(self, apply: Apply, limit: int, reserve: int) -> None:
         self._apply, self.limit, self.reserve = apply, limit, reserve
         self.used = 0
+        self.defect = 0.0  # of all bases of this run, see Krylov
 
     @property
     def left(self) -> int:
@@ -88,6 +89,7 @@ def converge(kry: Krylov, ends: Ends, tol: float, budget: Budget, scale: float) 
             if kry.step() is None:
                 full = True
                 break
+        budget.defect = max(budget.defect, kry.defect)
         values, s, residuals = kry.ritz()
         scale = max(scale, float(np.abs(values).max(initial=0.0)))
         wanted = ends.pick(values)
@@ -127,6 +129,7 @@ def find_missed(
         while grown < max(2, kry.m // 8) and kry.m < kry.capacity and budget.left > 0 and kry.step() is not None:
             grown += 1
         steps += grown
+        budget.defect = max(budget.defect, kry.defect)
         if kry.m == 0:
             return None, budget.left > 0
         values, s, residuals = kry.ritz()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 __all__ = ["GramPlan", "plan_gram"]
 
 WORKING_COPIES = 5  # N x N float64 arrays alive while eigenvalues are computed: K, its centred and scaled copies, LAPACK's own
-COLUMN_TILE = 16 << 20  # bytes of float64 columns converted at once
+COLUMN_TILE = 8 << 20  # bytes of float64 columns converted at once
 LARGEST_CHUNK = 256
 
 

@@ -15,6 +15,7 @@ __all__ = ["GradientGram"]
 
 F64 = NDArray[np.float64]
 
+
 class GradientGram:
     """K and, per layer, what its spectrum and noise scale need, built up unit by unit; the first `done` units are complete.
 
@@ -22,7 +23,7 @@ class GradientGram:
     """
 
     def __init__(
-        self, units: list[Unit], sizes: dict[str, int], device: torch.device, *, hold: int, chunk: int, layer_spectra: bool, column_bytes: int = 16 << 20
+        self, units: list[Unit], sizes: dict[str, int], device: torch.device, *, hold: int, chunk: int, layer_spectra: bool, column_bytes: int = 8 << 20
     ) -> None:
         """sizes: parameter name -> P_l. hold: gradients kept at once; chunk: gradients compared with them at once; layer_spectra:
         whether to keep what eigenvalues per layer need; column_bytes: float64 columns converted at once."""
@@ -56,6 +57,7 @@ class GradientGram:
                     report(evaluated, total, "per-sample gradients")
 
     def _chunk(self, engine: PerSampleGradients, held: dict[str, Tensor], start: int, stop: int, lo: int, hi: int) -> None:
+        """Gradients lo .. hi against the block that starts at `start`; inside the block they join it."""
         inside = lo < stop
         if inside:
             rows = {name: h[lo - start : hi - start] for name, h in held.items()}
@@ -65,43 +67,43 @@ class GradientGram:
             for name, g in gradients.items():
                 rows[name][piece.start - lo : piece.stop - lo] = g
         end = hi if inside else stop
+        w = torch.as_tensor(self.weights[lo:hi], dtype=self.exact, device=self.device)
         for name, h in held.items():
-            tile = _products(rows[name], h[: end - start], self.exact, self.column_bytes)
+            tile = self._products(name, rows[name], h[: end - start], w if inside else None)
             self.gram[lo:hi, start:end] += tile
             if name in self.grams:
                 self.grams[name][lo:hi, start:end] = tile
-        if inside:
-            self._commit(rows, lo, hi)
-
-    def _commit(self, rows: dict[str, Tensor], lo: int, hi: int) -> None:
-        w = torch.as_tensor(self.weights[lo:hi], dtype=self.exact, device=self.device)
-        for name, g in rows.items():
-            for columns in _column_tiles(g.shape[1], 2 * (hi - lo), self.column_bytes):
-                x = g[:, columns].to(self.exact)
-                norms2 = x.square().sum(dim=1)
-                for i in torch.nonzero(~torch.isfinite(norms2)).flatten().tolist():
+            if inside:
+                norms2 = np.diagonal(tile, lo - start)
+                self.second[name] += float(self.weights[lo:hi] @ norms2)
+                for i in np.flatnonzero(~np.isfinite(norms2)).tolist():
                     self.bad.setdefault(lo + i, name)
-                self.second[name] += float(w @ norms2)
-                self.mean[name][columns] += w @ x
-            if name in self.moments:
-                x = g.to(self.exact)
-                self.moments[name] += x.T @ (w[:, None] * x)
-        self.done = hi
+        if inside:
+            self.done = hi
+
+    def _products(self, name: str, left: Tensor, right: Tensor, weights: Tensor | None) -> F64:
+        """left (a, P_l) rightᵀ (P_l, b) in float64, a tile of columns at a time. With weights (a,), left being the last rows of
+        right, the sums over samples are advanced from the same converted tiles."""
+        (a, n_columns), b = left.shape, right.shape[0]
+        total = torch.zeros((a, b), dtype=self.exact, device=self.device)
+        width = min(max(self.column_bytes // (8 * (a + b)), 64), n_columns)
+        convert = left.dtype != self.exact
+        # one buffer for all tiles: fresh ones would cost more in page faults than the conversion itself
+        buffer = torch.empty((a + b) * width if convert else 0, dtype=self.exact, device=self.device)
+        for j in range(0, n_columns, width):
+            x, y = right[:, j : j + width], left[:, j : j + width]
+            if convert:
+                x = buffer[: x.numel()].view(x.shape).copy_(x)
+                y = x[b - a :] if weights is not None else buffer[x.numel() : x.numel() + y.numel()].view(y.shape).copy_(y)
+            total += y @ x.T
+            if weights is not None:
+                self.mean[name][j : j + width] += weights @ y
+        if weights is not None and name in self.moments:
+            y = left.to(self.exact)
+            self.moments[name] += y.T @ (weights[:, None] * y)
+        return np.asarray(total.cpu().numpy(), dtype=np.float64)
 
     def full(self, gram: F64) -> F64:
         """The lower triangle of what is done, mirrored."""
         lower = np.tril(gram[: self.done, : self.done])
         return np.asarray(lower + np.tril(lower, -1).T)
-
-
-def _column_tiles(n_columns: int, n_rows: int, column_bytes: int) -> list[slice]:
-    width = max(column_bytes // (8 * max(n_rows, 1)), 64)
-    return [slice(j, min(j + width, n_columns)) for j in range(0, n_columns, width)]
-
-
-def _products(left: Tensor, right: Tensor, exact: torch.dtype, column_bytes: int) -> F64:
-    """left (a, P) rightᵀ (P, b), converted to float64 a tile of columns at a time."""
-    total = torch.zeros((left.shape[0], right.shape[0]), dtype=exact, device=left.device)
-    for columns in _column_tiles(left.shape[1], left.shape[0] + right.shape[0], column_bytes):
-        total += left[:, columns].to(exact) @ right[:, columns].to(exact).T
-    return np.asarray(total.cpu().numpy(), dtype=np.float64)

@@ -62,7 +62,7 @@ class Findings:
         """Findings that say the same of several places together, in the order of their first one."""
         together: dict[tuple[str, ...], list[Finding]] = {}
         for f in self.findings:
-            together.setdefault((f.severity, f.title, f.advice, f.source, f.analysis), []).append(f)
+            together.setdefault((f.severity, f.title, f.source, f.analysis), []).append(f)
         return list(together.values())
 
 

@@ -77,7 +77,8 @@ def trace_facts(label: str, t: TraceResult | None) -> list[tuple[str, str]]:
         return [(label, "not computed")]
     count = len(t.samples)
     low, high = t.interval(0.95)
-    return [(label, f"{plus_minus(t.estimate, t.stderr)}; 95 % interval {interval(low, high)} ({plain(t.method)}, {count} {'sample' if count == 1 else 'samples'})")]
+    how = f"{plain(t.method)}, {count} {'sample' if count == 1 else 'samples'}"
+    return [(label, f"{plus_minus(t.estimate, t.stderr)}; 95 % interval {interval(low, high)} ({how})")]
 
 
 def layer_traces(t: TraceResult) -> list[Block]:

@@ -137,15 +137,19 @@ def _findings(block: Findings) -> str:
         severity = f.severity if f.severity in ("severe", "warning", "info") else "info"
         where = f"<code>{safe(f.where)}</code>" if len(group) == 1 else f"{len(group)} places"
         out.append(f'<article class="finding {severity}"><h3><span class="badge">{safe(f.severity)}</span>{where}: {safe(f.title)}</h3>')
+        same_advice = len({g.advice for g in group}) == 1
         pairs = [("evidence", f.evidence), ("compared", f.comparison)] if len(group) == 1 else []
         if len(group) > 1:
-            columns = (
+            columns = [
                 Column("where", [g.where for g in group], "left"),
                 Column("evidence", [g.evidence for g in group], "left"),
                 Column("compared", [g.comparison for g in group], "left"),
-            )
+            ]
+            if not same_advice:
+                columns.append(Column("advice", [g.advice for g in group], "left"))
             out.append(_table(Table(columns)))
-        out.append(_facts(Facts([(label, text) for label, text in (*pairs, ("advice", f.advice), ("source", f.source)) if text])) + "</article>\n")
+        pairs += [("advice", f.advice)] if same_advice else []
+        out.append(_facts(Facts([(label, text) for label, text in (*pairs, ("source", f.source)) if text])) + "</article>\n")
     return "".join(out)
 
 

@@ -57,7 +57,8 @@ def findings_title(findings: Sequence[Finding]) -> str:
 
 def _findings_section(findings: Sequence[Finding], looked_at: str) -> Section:
     ordered = by_severity(findings)
-    blocks: list[Block] = [Findings(ordered)] if ordered else [Note(f"none: no threshold was crossed in {looked_at}")]
+    nothing = f"none: no threshold was crossed in {looked_at}" if looked_at else "none: nothing was analysed"
+    blocks: list[Block] = [Findings(ordered)] if ordered else [Note(nothing)]
     return Section(findings_title(ordered), blocks, "findings")
 
 
@@ -74,7 +75,7 @@ def _diagnosis(d: Diagnosis, rows: int | None) -> list[Section]:
         else:
             out.append(weight_section(result, heading, rows) if key == "weights" else make(result, heading))
     done = [key for key, _, _ in _ANALYSES if (r := getattr(d, key)) is not None and r.status not in ("skipped", "failed")]
-    out.append(_findings_section(d.findings, ", ".join(done) or "nothing"))
+    out.append(_findings_section(d.findings, ", ".join(done)))
     out.append(_diagnosis_end(d))
     return out
 
@@ -97,7 +98,7 @@ def _weights(w: WeightSpectra, rows: int | None) -> list[Section]:
     facts = [("backend", plain(w.backend)), ("time", f"{number(w.seconds, 3)} s")]
     if w.status != "ok":
         facts.insert(0, ("status", f"{w.status}: {plain(w.reason)}"))
-    findings = _findings_section(weight_findings(w), "the weights")
+    findings = _findings_section(weight_findings(w), "the weights" if any(m.status == "ok" for m in w.matrices) else "")
     return [weight_section(w, f"{WEIGHT_TITLE}:", rows), findings, Section("ABOUT THIS REPORT", [Facts(facts)], "about")]
 
 

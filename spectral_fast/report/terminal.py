@@ -24,8 +24,10 @@ def show(result: Result) -> None:
     from .text import summarize
 
     console = Console(highlight=False, markup=False, emoji=False)
-    width = max(60, min(120, console.width)) if console.is_terminal else 120
-    for line in summarize(result, width=width).split("\n"):
+    if not console.is_terminal:
+        print(summarize(result))
+        return
+    for line in summarize(result, width=max(60, min(120, console.width))).split("\n"):
         text = Text(line, style="bold" if line and not line.startswith(" ") else "")
         for word, style in _COLOURS:
             at = line.find(f". {word}  ")

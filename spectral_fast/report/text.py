@@ -9,6 +9,7 @@ from .sections import sections
 from .words import fact, paragraph, plain, share, table
 
 if TYPE_CHECKING:
+    from ..findings import Finding
     from ..results import Result
 
 __all__ = ["BANNER", "render", "summarize"]
@@ -28,6 +29,8 @@ def summarize(result: Result, *, width: int = 120) -> str:
     """
     whole = type(result).__name__ in ("Diagnosis", "WeightSpectra")
     lines = list(BANNER) if whole else []
+    if whole and result.status != "ok":
+        lines += paragraph(f"{result.status}: {result.reason}", width)
     for section in sections(result, rows=_MATRICES_SHOWN):
         lines += ["", *render(section, width)] if lines else render(section, width)
     if whole:
@@ -84,11 +87,20 @@ def _findings(block: Findings, width: int) -> list[str]:
         where = plain(f.where) if len(group) == 1 else f"{len(group)} places"
         lines += [""] if i > 1 else []
         lines += paragraph(f"{f.severity.upper()}  {where}: {plain(f.title)}", width, lead=f"{i:>3}. ")
+        same_advice = len({g.advice for g in group}) == 1
         if len(group) == 1:
             facts = [("evidence", f.evidence), ("compared", f.comparison)]
         else:
-            facts = [("at", f"{plain(g.where)}: {g.evidence}" + (f" ({g.comparison})" if g.comparison else "")) for g in group]
-        for label, text in (*facts, ("advice", f.advice), ("source", f.source)):
+            facts = [("at", _place(g, with_advice=not same_advice)) for g in group]
+        if same_advice:
+            facts.append(("advice", f.advice))
+        for label, text in (*facts, ("source", f.source)):
             if text:
                 lines += fact(label, text, width, indent=5, room=10)
     return lines
+
+
+def _place(f: Finding, with_advice: bool) -> str:
+    """One of several places of a finding in a line."""
+    rest = [t for t in (f.comparison, f.advice if with_advice else "") if t]
+    return f"{plain(f.where)}: {f.evidence}" + (f" ({'; '.join(rest)})" if rest else "")

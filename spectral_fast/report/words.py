@@ -62,7 +62,12 @@ def shorten_all(texts: Sequence[str], width: int) -> list[str]:
         shorter = [_initials(t, depth) for t in texts]
         if all(cells(t) <= width for t in shorter):
             return shorter
-    return [_without_middle(t, width) for t in shorter]
+    cut = [_without_middle(t, width) for t in shorter]
+    if len(set(cut)) == len(set(texts)):
+        return cut
+    # Different names must not look the same: those that would get their number in the list.
+    marks = [f"~{i + 1}" if cut.count(c) > 1 else "" for i, c in enumerate(cut)]
+    return [_take(_without_middle(t, max(3, width - len(m))), width - len(m)) + m if m else c for t, m, c in zip(shorter, marks, cut, strict=True)]
 
 
 def _initials(name: str, depth: int) -> str:

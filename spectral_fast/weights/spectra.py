@@ -93,9 +93,7 @@ class _Pending:
     why: str = ""
 
 
-def weight_spectra(
-    tensors: TensorList, *, layers: str | Sequence[str] | None = None, progress: Progress | None = None, backend: str = "auto"
-) -> WeightSpectra:
+def weight_spectra(tensors: TensorList, *, layers: str | Sequence[str] | None = None, progress: Progress | None = None, backend: str = "auto") -> WeightSpectra:
     """Spectra of all matrices in ``tensors``.
 
     layers: glob or globs over tensor names. progress: called as progress(done, total, what).

@@ -113,6 +113,23 @@ def test_nan_in_the_model_fails_with_the_reason():
     assert r.status == "failed" and "nan" in r.reason and r.hessian_top is None
 
 
+def test_a_random_forward_pass_is_noted(demo):
+    class Noisy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = torch.nn.Linear(64, 10).double()
+
+        def forward(self, x):
+            return self.lin(F.dropout(x, 0.5, training=True))
+
+    r = curvature(Noisy(), (X, Y), k=2, k_bottom=1, probes=1, steps=10, progress=False)
+    assert r.status == "ok" and any("random in evaluation mode" in note for note in r.notes)
+    # the generators are reset before every pass: Hessian and GGN of this linear model belong to the same draw
+    assert np.allclose(r.hessian_top.values, r.ggn_top.values, rtol=2e-3)
+    quiet = curvature(demo[0], (X, Y), k=2, k_bottom=1, probes=1, steps=10, progress=False)
+    assert not any("random" in note for note in quiet.notes)
+
+
 def test_budget_is_kept_and_reported(demo):
     r = curvature(demo[0], (X, Y), tol=1e-9, probes=1, steps=4, max_matvecs=30, progress=False)
     assert r.status == "incomplete" and "30 products" in r.reason

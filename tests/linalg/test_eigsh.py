@@ -129,9 +129,17 @@ def test_noise_of_the_operator_is_reported_not_hidden():
     noise = np.random.default_rng(0)
     noisy = Counting(a, lambda i, v, w: w + 1e-5 * noise.standard_normal(len(w)) / np.sqrt(len(w)))
     r = eigsh(noisy, 4, tol=1e-9, max_matvecs=2000)
-    assert r.status == "unresolved" and "noise" in r.reason
+    assert r.status == "unresolved" and "noisy" in r.reason
     assert not r.converged.any()
     assert np.abs(r.values - [9, 8, 7, 6]).max() < 1e-4
+    assert 1e-8 < r.symmetry_defect < 1e-5  # 1e-5/sqrt(n) per coefficient, over 9, largest of some thousands
+
+
+def test_asymmetry_is_measured():
+    a = symmetric(SPECTRA["outliers"])
+    assert eigsh(a, 4).symmetry_defect < tolerance(np.float64, N)
+    r = eigsh(a + np.triu(np.full((N, N), 0.1)), 4, tol=1e-6)
+    assert r.status == "unresolved" and "not symmetric" in r.reason and r.symmetry_defect > 1e-2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

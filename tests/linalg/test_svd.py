@@ -85,7 +85,9 @@ def test_arrays_of_every_kind() -> None:
     result = sf.svdvals(as_torch)
     assert isinstance(result, torch.Tensor) and result.dtype == torch.float64
     np.testing.assert_allclose(result.numpy(), exact, rtol=1e-12)
-    np.testing.assert_allclose(sf.svdvals(base.astype(np.float32)[:, ::-1, ::2].transpose(0, 2, 1)), sf.svdvals(base.astype(np.float64)[:, ::-1, ::2]), rtol=1e-12)
+    np.testing.assert_allclose(
+        sf.svdvals(base.astype(np.float32)[:, ::-1, ::2].transpose(0, 2, 1)), sf.svdvals(base.astype(np.float64)[:, ::-1, ::2]), rtol=1e-12
+    )
     np.testing.assert_allclose(sf.svdvals([[3, 0], [0, 4]]), [4, 3])
 
 
@@ -97,12 +99,17 @@ def test_threads_do_not_change_small_results() -> None:
 @pytest.mark.parametrize(
     ("a", "options", "error", "message"),
     [
-        (np.ones(3), {}, ValueError, r"^a: got shape \(3,\)"), (np.ones((2, 2), complex), {}, TypeError, "^a: got dtype complex128"), (np.array([["x"]]), {}, TypeError, "^a"),
-        (np.eye(2), {"accuracy": "best"}, ValueError, "^accuracy.*known: standard"), (np.eye(2), {"threads": 0}, ValueError, "^threads"),
-        (np.eye(2), {"backend": "magma"}, ValueError, "^backend"), (np.eye(2), {"dtype": "bfloat16"}, ValueError, "^dtype: 'bfloat16' travels as uint16"),
-        (np.eye(2), {"dtype": "int4"}, ValueError, "^dtype: got 'int4'"), (np.eye(2), {"dtype": "float32"}, ValueError, "^dtype: 'float32' was named but a holds float64"),
+        (np.ones(3), {}, ValueError, r"^a: got shape \(3,\)"),
+        (np.ones((2, 2), complex), {}, TypeError, "^a: got dtype complex128"),
+        (np.array([["x"]]), {}, TypeError, "^a"),
+        (np.eye(2), {"accuracy": "best"}, ValueError, "^accuracy.*known: standard"),
+        (np.eye(2), {"threads": 0}, ValueError, "^threads"),
+        (np.eye(2), {"backend": "magma"}, ValueError, "^backend"),
+        (np.eye(2), {"dtype": "bfloat16"}, ValueError, "^dtype: 'bfloat16' travels as uint16"),
+        (np.eye(2), {"dtype": "int4"}, ValueError, "^dtype: got 'int4'"),
+        (np.eye(2), {"dtype": "float32"}, ValueError, "^dtype: 'float32' was named but a holds float64"),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_argument(a: np.ndarray, options: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         sf.svdvals(a, **options)  # type: ignore[arg-type]

@@ -55,4 +55,4 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="max_matvecs"):
         trace(np.eye(3), max_matvecs=0)
     with pytest.raises(ArithmeticError):
-        trace(np.full((2, 2), np.inf))
+        trace(np.full((2, 2), np.nan))

@@ -88,7 +88,9 @@ def test_effective_precision_sees_through_a_cast() -> None:
 
 
 @pytest.mark.parametrize(
-    "w", [np.eye(32), np.sign(np.random.default_rng(0).standard_normal((32, 32))), np.zeros((32, 32)), np.ones((16, 16)) * 0.5], ids=["eye", "signs", "zero", "half"]
+    "w",
+    [np.eye(32), np.sign(np.random.default_rng(0).standard_normal((32, 32))), np.zeros((32, 32)), np.ones((16, 16)) * 0.5],
+    ids=["eye", "signs", "zero", "half"],
 )
 def test_effective_precision_believes_no_structure(w: np.ndarray) -> None:
     """Few mantissa bits used by design are not rounding: the identity keeps its rank."""
@@ -100,7 +102,13 @@ def test_rules_are_their_formulas() -> None:
     eps = 2.0**-23
     tolerances = rank_tolerances(s, (10, 4), "bfloat16", storage_tol=0.5)
     assert tolerances == pytest.approx({"numpy": 40 * eps, "numerical_recipes": 0.5 * np.sqrt(15) * 4 * eps, "loose": 1e-3, "log8": 1e-8, "storage": 0.5})
-    assert [numerical_rank(s, (10, 4), "float32", rule, storage_tol=2.0) for rule in ("numpy", "numerical_recipes", "loose", "log8", "storage")] == [3, 3, 2, 3, 1]
+    assert [numerical_rank(s, (10, 4), "float32", rule, storage_tol=2.0) for rule in ("numpy", "numerical_recipes", "loose", "log8", "storage")] == [
+        3,
+        3,
+        2,
+        3,
+        1,
+    ]
     assert numerical_rank(s, (10, 4), "float64", "numpy") == 4
 
 

@@ -28,9 +28,7 @@ class OutOfOrder(nn.Module):
         return out if self.end is None else self.end(out)
 
 
-@pytest.mark.parametrize(
-    "end", [None, lambda z: z.squeeze(1), lambda z: z.reshape(-1, 3), lambda z: torch.log_softmax(z, -1), lambda z: z.softmax(-1)]
-)
+@pytest.mark.parametrize("end", [None, lambda z: z.squeeze(1), lambda z: z.reshape(-1, 3), lambda z: torch.log_softmax(z, -1), lambda z: z.softmax(-1)])
 def test_the_classifier_is_found_by_its_output(end):
     model = OutOfOrder(end)
     name, module = find_classifier(model, BATCH)

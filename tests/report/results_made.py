@@ -29,7 +29,8 @@ def made(cls: type, **values: Any) -> Any:
         no_default = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if f.name not in filled and no_default:
             kind = str(f.type)
-            filled[f.name] = () if "tuple" in kind else 0 if "int" in kind else "" if "str" in kind else np.zeros(0) if "F64" in kind or "NDArray" in kind else 0.0
+            empty = {"tuple": (), "int": 0, "str": "", "F64": np.zeros(0), "NDArray": np.zeros(0)}
+            filled[f.name] = next((value for word, value in empty.items() if word in kind), 0.0)
     return cls(**filled)
 
 
@@ -58,9 +59,20 @@ def density() -> SpectralDensity:
     grid = np.linspace(-2.0, 12.0, 400)
     heights = (shares * np.exp(-0.5 * ((grid[:, None] - nodes) / 0.2) ** 2) / (0.2 * np.sqrt(2 * np.pi))).sum(axis=1)
     return made(
-        SpectralDensity, nodes=nodes, weights=shares, grid=grid, density=heights, width=0.2, trace=112.5, trace_stderr=3.0, frobenius=35.0, frobenius_stderr=1.0,
-        probes=4, steps=3, matvecs=12,
-    )  # fmt: skip
+        SpectralDensity,
+        nodes=nodes,
+        weights=shares,
+        grid=grid,
+        density=heights,
+        width=0.2,
+        trace=112.5,
+        trace_stderr=3.0,
+        frobenius=35.0,
+        frobenius_stderr=1.0,
+        probes=4,
+        steps=3,
+        matvecs=12,
+    )
 
 
 def trace(names: tuple[str, str] = ("a.weight", "b.weight")) -> TraceResult:
@@ -71,10 +83,20 @@ def trace(names: tuple[str, str] = ("a.weight", "b.weight")) -> TraceResult:
 
 def curvature(**changes: Any) -> CurvatureSpectra:
     values: dict[str, Any] = {
-        "hessian_top": pairs([14.0, 9.0, 1.5]), "hessian_bottom": pairs([-0.25, -0.75], [True, False]), "ggn_top": pairs([15.0, 9.5, 1.25]), "density": density(),
-        "trace": trace(), "loss": 0.625, "gradient_norm": 0.125, "n_params": 50, "n_samples": 1234, "loss_name": "cross_entropy", "products": 321, "seconds": 1.5,
+        "hessian_top": pairs([14.0, 9.0, 1.5]),
+        "hessian_bottom": pairs([-0.25, -0.75], [True, False]),
+        "ggn_top": pairs([15.0, 9.5, 1.25]),
+        "density": density(),
+        "trace": trace(),
+        "loss": 0.625,
+        "gradient_norm": 0.125,
+        "n_params": 50,
+        "n_samples": 1234,
+        "loss_name": "cross_entropy",
+        "products": 321,
+        "seconds": 1.5,
         "notes": ("eval mode: dropout off",),
-    }  # fmt: skip
+    }
     return made(CurvatureSpectra, **{**values, **changes})
 
 
@@ -82,19 +104,52 @@ def gradients(**changes: Any) -> GradientSpectrum:
     spectrum = 2.0 ** -np.arange(30.0)
     layers = {"a.weight": LayerGradient(spectrum, 1.5, 3.0, 12.0), "b.weight": LayerGradient(spectrum, 0.5, 2.0, 8.0)}
     values: dict[str, Any] = {
-        "eigenvalues": spectrum, "other": spectrum, "centered": True, "unit": "sample", "trace": float(spectrum.sum()), "effective_rank": 4.0, "participation_ratio": 3.0,
-        "top_share": 0.875, "noise_scale": 345.0, "noise_scale_interval": (210.0, 777.0), "gradient_norm2": 0.0625, "noise_floor": 1e-8, "n_resolved": 27, "n_samples": 31,
-        "n_units": 31, "n_params": 50, "by_layer": layers, "gram": np.eye(31), "weights": np.full(31, 1 / 31), "loss": 0.5, "loss_name": "cross_entropy", "seconds": 0.5,
-    }  # fmt: skip
+        "eigenvalues": spectrum,
+        "other": spectrum,
+        "centered": True,
+        "unit": "sample",
+        "trace": float(spectrum.sum()),
+        "effective_rank": 4.0,
+        "participation_ratio": 3.0,
+        "top_share": 0.875,
+        "noise_scale": 345.0,
+        "noise_scale_interval": (210.0, 777.0),
+        "gradient_norm2": 0.0625,
+        "noise_floor": 1e-8,
+        "n_resolved": 27,
+        "n_samples": 31,
+        "n_units": 31,
+        "n_params": 50,
+        "by_layer": layers,
+        "gram": np.eye(31),
+        "weights": np.full(31, 1 / 31),
+        "loss": 0.5,
+        "loss_name": "cross_entropy",
+        "seconds": 0.5,
+    }
     return made(GradientSpectrum, **{**values, **changes})
 
 
 def collapse(**changes: Any) -> NeuralCollapse:
     values: dict[str, Any] = {
-        "nc1": 1.25, "nc1_rank": 9, "cdnv": 0.375, "nc2_norms": 0.125, "nc2_norms_classifier": 0.0625, "nc2_angles": 0.1875, "nc2_etf": 0.5, "nc3": 0.4375, "nc4": 0.0,
-        "accuracy": 0.9875, "n_classes": 10, "n_samples": 1234, "feature_dim": 32, "layer": "head", "etf_exists": True,
-        "class_counts": np.array([120] * 9 + [154]), "means": np.zeros((10, 32)),
-    }  # fmt: skip
+        "nc1": 1.25,
+        "nc1_rank": 9,
+        "cdnv": 0.375,
+        "nc2_norms": 0.125,
+        "nc2_norms_classifier": 0.0625,
+        "nc2_angles": 0.1875,
+        "nc2_etf": 0.5,
+        "nc3": 0.4375,
+        "nc4": 0.0,
+        "accuracy": 0.9875,
+        "n_classes": 10,
+        "n_samples": 1234,
+        "feature_dim": 32,
+        "layer": "head",
+        "etf_exists": True,
+        "class_counts": np.array([120] * 9 + [154]),
+        "means": np.zeros((10, 32)),
+    }
     return made(NeuralCollapse, **{**values, **changes})
 
 
@@ -105,9 +160,15 @@ def finding(severity: str = "warning", where: str = "low.weight", title: str = "
 
 def diagnosis(**changes: Any) -> Diagnosis:
     values: dict[str, Any] = {
-        "model_name": "Net", "weights": weights(), "gradients": gradients(), "curvature": curvature(), "collapse": collapse(),
-        "findings": (finding("info", "loss", "flat"), finding("severe")), "seconds": 2.5, "notes": ("budget 'quick'",),
-    }  # fmt: skip
+        "model_name": "Net",
+        "weights": weights(),
+        "gradients": gradients(),
+        "curvature": curvature(),
+        "collapse": collapse(),
+        "findings": (finding("info", "loss", "flat"), finding("severe")),
+        "seconds": 2.5,
+        "notes": ("budget 'quick'",),
+    }
     return made(Diagnosis, **{**values, **changes})
 
 
@@ -119,6 +180,13 @@ def only_weights() -> Diagnosis:
 def every_result() -> dict[str, Any]:
     w = weights()
     return {
-        "Diagnosis": diagnosis(), "WeightSpectra": w, "MatrixSpectrum": w.matrices[0], "GradientSpectrum": gradients(), "CurvatureSpectra": curvature(),
-        "EigenResult": pairs([3.0, 2.0]), "SpectralDensity": density(), "TraceResult": trace(), "NeuralCollapse": collapse(),
-    }  # fmt: skip
+        "Diagnosis": diagnosis(),
+        "WeightSpectra": w,
+        "MatrixSpectrum": w.matrices[0],
+        "GradientSpectrum": gradients(),
+        "CurvatureSpectra": curvature(),
+        "EigenResult": pairs([3.0, 2.0]),
+        "SpectralDensity": density(),
+        "TraceResult": trace(),
+        "NeuralCollapse": collapse(),
+    }

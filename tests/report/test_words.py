@@ -14,9 +14,22 @@ from spectral_fast.report.words import Column, cells, integer, number, paragraph
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (1, "1.000"), (12.3456, "12.35"), (0.0012345, "0.001234"), (0.00012345, "1.234e-4"), (123456.0, "1.235e+5"), (99999.6, "1.000e+5"), (-2.5, "-2.500"),
-     (math.nan, "-"), (None, "-"), (math.inf, "inf"), (-math.inf, "-inf"), (9.9996, "10.00")],
-)  # fmt: skip
+    [
+        (0, "0"),
+        (1, "1.000"),
+        (12.3456, "12.35"),
+        (0.0012345, "0.001234"),
+        (0.00012345, "1.234e-4"),
+        (123456.0, "1.235e+5"),
+        (99999.6, "1.000e+5"),
+        (-2.5, "-2.500"),
+        (math.nan, "-"),
+        (None, "-"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (9.9996, "10.00"),
+    ],
+)
 def test_number(value: float | None, text: str) -> None:
     assert number(value) == text
 
@@ -28,9 +41,19 @@ def test_number_is_right_to_its_digits(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "error", "text"),
-    [(3.14159, 0.12, "3.14 ± 0.12"), (123.4, 5.61, "123.4 ± 5.6"), (0.0, 0.5, "0.00 ± 0.50"), (2.0, 0.0, "2.000 ± 0"), (1.5, math.nan, "1.500"), (math.nan, 1.0, "-"),
-     (2.0e-9, 1.0e-10, "(2.00 ± 0.10)e-9"), (12.0, 345.0, "12 ± 345"), (None, None, "-"), (1.0, math.inf, "1.000")],
-)  # fmt: skip
+    [
+        (3.14159, 0.12, "3.14 ± 0.12"),
+        (123.4, 5.61, "123.4 ± 5.6"),
+        (0.0, 0.5, "0.00 ± 0.50"),
+        (2.0, 0.0, "2.000 ± 0"),
+        (1.5, math.nan, "1.500"),
+        (math.nan, 1.0, "-"),
+        (2.0e-9, 1.0e-10, "(2.00 ± 0.10)e-9"),
+        (12.0, 345.0, "12 ± 345"),
+        (None, None, "-"),
+        (1.0, math.inf, "1.000"),
+    ],
+)
 def test_plus_minus(value: float | None, error: float | None, text: str) -> None:
     assert plus_minus(value, error) == text
 
@@ -67,6 +90,7 @@ def test_shortened_names_keep_what_tells_them_apart() -> None:
     names = [f"encoder.layer.{i}.attention.self.{part}" for i in (0, 11) for part in ("query", "key")]
     assert shorten_all(names, 20) == ["e.l.0.a.self.query", "e.l.0.a.self.key", "e.l.11.a.self.query", "e.l.11.a.self.key"]
     assert shorten("a" * 30, 10) == "aaa..aaaaa"
+    assert len(set(shorten_all([f"{'x' * 40}{i}{'y' * 40}" for i in range(12)], 12))) == 12
 
 
 def test_wide_characters_count_twice() -> None:
@@ -75,17 +99,22 @@ def test_wide_characters_count_twice() -> None:
 
 def columns() -> list[Column]:
     names = [f"block.{i}.weight" for i in range(3)]
-    return [Column("name", names, "left", shrink=8), Column("long\nheading", ["1.0", "22.0", "333.0"], drop=2), Column("kept", ["x", "y", "z"]), Column("empty", ["", "", ""])]
+    return [
+        Column("name", names, "left", shrink=14),
+        Column("long\nheading", ["1.0", "22.0", "333.0"], drop=2),
+        Column("kept", ["x", "y", "z"]),
+        Column("empty", ["", "", ""]),
+    ]
 
 
 def test_table_is_aligned() -> None:
     lines = table(columns(), width=60, indent=2)
     assert lines == [
-        "                    long",
-        "  name           heading  kept",
-        "  block.0.weight     1.0     x",
-        "  block.1.weight    22.0     y",
-        "  block.2.weight   333.0     z",
+        "                     long",
+        "  name            heading  kept",
+        "  block.0.weight      1.0     x",
+        "  block.1.weight     22.0     y",
+        "  block.2.weight    333.0     z",
     ]
 
 

@@ -1,0 +1,73 @@
+"""One way to compare: both sides alternate in one process on the same data, and the ratio of their medians is what is kept."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spectral_fast.kernels.select import show_config
+
+Side = Callable[[], Any]
+LINES = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LINES] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[LINES]:
+        terminalreporter.section("medians, both sides in one process")
+        for line in config.stash[LINES]:
+            terminalreporter.write_line(line)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    today = int(datetime.date.today().strftime("%Y%m%d"))
+    parser.addoption("--seed", type=int, default=today, help="seed of all benchmark data; default: today's date as a number")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed {config.getoption('--seed')}; spectral_fast: {show_config()}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """The data's generator, of ``--seed``."""
+    return np.random.default_rng(request.config.getoption("--seed"))
+
+
+@pytest.fixture
+def against(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[str, float]]:
+    """``against(ours, {"peer": theirs, ...}, rounds=7, warmup=1)`` -> {"peer": their median over ours, ...}.
+
+    Every round runs ours and then each peer once, so that a slow moment of the machine falls on all of them. Medians in seconds
+    and ratios go to ``extra_info`` and to the end of the terminal's output; ``ours`` is also what pytest-benchmark itself times.
+    """
+
+    def compare(ours: Side, peers: dict[str, Side], *, rounds: int = 7, warmup: int = 1) -> dict[str, float]:
+        sides = {"ours": ours, **peers}
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for r in range(-warmup, rounds):
+            for name, side in sides.items():
+                start = time.perf_counter()
+                side()
+                if r >= 0:
+                    seconds[name].append(time.perf_counter() - start)
+        medians = {name: statistics.median(s) for name, s in seconds.items()}
+        ratios = {name: medians[name] / medians["ours"] for name in peers}
+        benchmark.extra_info.update(
+            seed=request.config.getoption("--seed"), config=show_config(), medians=medians, all_seconds=seconds, ratios=ratios, rounds=rounds
+        )
+        benchmark.pedantic(ours, rounds=rounds, warmup_rounds=1)
+        told = [f"{name} {median * 1e3:.3f} ms" + (f" = {ratios[name]:.1f} x ours" if name in ratios else "") for name, median in medians.items()]
+        request.config.stash[LINES].append(f"{request.node.name}: {', '.join(told)}")
+        return ratios
+
+    return compare

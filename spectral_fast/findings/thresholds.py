@@ -1,0 +1,53 @@
+"""Every "large", "many" and "few" of the findings, with its source."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["EIGENVALUE_SPECTRA", "THRESHOLDS", "Threshold", "source_of", "value_of"]
+
+
+class Threshold(NamedTuple):
+    value: float
+    source: str
+
+
+EIGENVALUE_SPECTRA = '"Eigenvalue Spectra"'
+_MARTIN = 'Martin 2018, "Rank Collapse in Deep Learning"'
+_OURS = "ours, relative to a random matrix of the shape"
+
+THRESHOLDS: dict[str, Threshold] = {
+    "near one, low": Threshold(0.5, f"{EIGENVALUE_SPECTRA}: all eigenvalues near 1; the interval is ours"),
+    "near one, high": Threshold(2.0, f"{EIGENVALUE_SPECTRA}: all eigenvalues near 1; the interval is ours"),
+    "amplifies, lambda_max": Threshold(4.0, f"{EIGENVALUE_SPECTRA}: well above 1; the number is ours"),
+    "amplifies, times random": Threshold(2.0, _OURS),
+    "amplifies, times peers": Threshold(4.0, "ours, relative to the median of layers of the same kind"),
+    "dampens, lambda_max": Threshold(0.25, f"{EIGENVALUE_SPECTRA}: well below 1; the number is ours"),
+    "dampens, times peers": Threshold(0.25, "ours, relative to the median of layers of the same kind"),
+    "collapse, share": Threshold(0.01, f"{_MARTIN}; the share is ours"),
+    "collapse, severe share": Threshold(0.25, "ours"),
+    "collapse, times random": Threshold(3.0, _OURS),
+    "concentrated, effective rank": Threshold(
+        0.25, f"{EIGENVALUE_SPECTRA}: only a few dimensions; effective rank over d_min, the number is ours"
+    ),
+    "over-regularized, times init": Threshold(0.5, f"{_MARTIN}: too much regularization takes the norm down"),
+    "condition": Threshold(1e4, f"{EIGENVALUE_SPECTRA}: high condition number; the number is ours"),
+    "condition, times random": Threshold(30.0, "ours, relative to the 99 % quantile of a random matrix of the shape"),
+    "alpha, over-trained": Threshold(2.0, "Martin & Mahoney 2021"),
+    "alpha, under-trained": Threshold(6.0, "Martin & Mahoney 2021"),
+    "alpha, tail": Threshold(20.0, "ours: fewer values say little"),
+    "sharp, outlier": Threshold(10.0, f"{EIGENVALUE_SPECTRA}: few large eigenvalues; times the tenth largest, ours"),
+    "flat, share": Threshold(0.9, f"{EIGENVALUE_SPECTRA}: many small eigenvalues; the share is ours"),
+    "flat, times lambda_1": Threshold(0.01, "ours: small means below this share of the largest"),
+    "negative": Threshold(0.1, "ours: |lambda_min| over lambda_max"),
+    "gradient, top share": Threshold(0.5, f"{EIGENVALUE_SPECTRA}: concentrated spectrum; share of the ten largest, ours"),
+    "collapsed, nc1": Threshold(0.1, "Papyan, Han & Donoho 2020: NC1 tends to 0; the number is ours"),
+}
+
+
+def value_of(name: str) -> float:
+    return THRESHOLDS[name].value
+
+
+def source_of(*names: str) -> str:
+    return "; ".join(dict.fromkeys(THRESHOLDS[n].source for n in names))

@@ -1,0 +1,190 @@
+"""Findings of gradients, curvature and neural collapse: the analyses that need data."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .finding import Finding
+from .thresholds import EIGENVALUE_SPECTRA, source_of, value_of
+
+if TYPE_CHECKING:
+    from ..collapse import NeuralCollapse
+    from ..curvature import CurvatureSpectra
+    from ..gradients import GradientSpectrum
+
+__all__ = ["collapse_findings", "curvature_findings", "gradient_findings"]
+
+_LOSS = "loss"  # where curvature findings are
+
+
+def curvature_findings(c: CurvatureSpectra, learning_rate: float | None = None) -> tuple[Finding, ...]:
+    """Findings of the loss landscape. learning_rate: of plain gradient descent, where known."""
+    if c.hessian_top is None or not len(c.hessian_top.values):
+        return ()
+    values = c.hessian_top.values
+    top = float(values[0])
+    found = [_unconverged(c)] if not np.all(c.hessian_top.converged) else []
+    if top <= 0:
+        return tuple(found)
+    stable = 2.0 / top
+    if learning_rate is not None and learning_rate > stable:
+        found.append(
+            Finding(
+                severity="warning",
+                where=_LOSS,
+                title="the learning rate is above the stability threshold",
+                evidence=f"lambda_1 {top:.3g}, so plain gradient descent is stable up to {stable:.3g}; the rate is {learning_rate:.3g}",
+                comparison="2/lambda_1",
+                advice="lower learning rate",
+                source="Cohen et al. 2021",
+                analysis="curvature",
+            )
+        )
+    last = float(values[min(9, len(values) - 1)])
+    if len(values) > 1 and last > 0 and top > value_of("sharp, outlier") * last:
+        found.append(
+            Finding(
+                severity="info",
+                where=_LOSS,
+                title="few large eigenvalues: a sharp direction",
+                evidence=f"lambda_1 {top:.3g}, number {min(10, len(values))} {last:.3g}",
+                comparison=f"gradient descent is stable below 2/lambda_1 = {stable:.3g}",
+                advice="lower learning rate if the rate is near that threshold",
+                source=source_of("sharp, outlier"),
+                analysis="curvature",
+            )
+        )
+    if c.density is not None:
+        small = float(np.sum(c.density.weights[np.abs(c.density.nodes) < value_of("flat, times lambda_1") * top]))
+        if small > value_of("flat, share"):
+            found.append(
+                Finding(
+                    severity="info",
+                    where=_LOSS,
+                    title="most eigenvalues are small: flat, good for generalisation",
+                    evidence=f"about {small:.1%} of {c.n_params} eigenvalues are below {value_of('flat, times lambda_1'):.0%} of lambda_1",
+                    comparison=f"trace/n {c.density.trace / c.n_params:.2g}, lambda_1 {top:.3g}",
+                    advice="none",
+                    source=source_of("flat, share", "flat, times lambda_1"),
+                    analysis="curvature",
+                )
+            )
+    if c.hessian_bottom is not None and len(c.hessian_bottom.values):
+        low = float(c.hessian_bottom.values[-1])
+        if low < -value_of("negative") * top:
+            found.append(
+                Finding(
+                    severity="info",
+                    where=_LOSS,
+                    title="directions of negative curvature: not a minimum",
+                    evidence=f"lambda_min {low:.3g}, lambda_1 {top:.3g}",
+                    comparison="at a minimum no eigenvalue is negative",
+                    advice="train on; the GGN's eigenvalues stand beside the Hessian's",
+                    source=source_of("negative"),
+                    analysis="curvature",
+                )
+            )
+    return tuple(found)
+
+
+def _unconverged(c: CurvatureSpectra) -> Finding:
+    pairs = c.hessian_top
+    assert pairs is not None
+    missing = int(np.count_nonzero(~np.asarray(pairs.converged)))
+    return Finding(
+        severity="warning",
+        where=_LOSS,
+        title="some Hessian eigenvalues are not converged",
+        evidence=f"{missing} of {len(pairs.values)}; largest residual {float(np.max(pairs.residuals)):.2g}",
+        comparison=f"tolerance {pairs.tol:.1g} x largest",
+        advice="a larger budget or a looser tol",
+        source="ours",
+        analysis="curvature",
+    )
+
+
+def gradient_findings(g: GradientSpectrum, batch_size: int | None = None) -> tuple[Finding, ...]:
+    """Findings of the gradient covariance. batch_size: the loader's, where known."""
+    if g.status != "ok":
+        return ()
+    found: list[Finding] = []
+    if g.top_share > value_of("gradient, top share"):
+        scale = f", {g.noise_scale:.3g}" if math.isfinite(g.noise_scale) else ""
+        found.append(
+            Finding(
+                severity="info",
+                where="gradients",
+                title="low-rank learning: normal, watch for stagnation",
+                evidence=f"the ten largest eigenvalues hold {g.top_share:.0%} of the trace; effective rank {g.effective_rank:.1f}, {g.n_samples} samples",
+                comparison=f"equal directions would give {min(1.0, 10 / max(1, g.n_samples - 1)):.0%}",
+                advice=f"batch size near the noise scale{scale}",
+                source=source_of("gradient, top share"),
+                analysis="gradients",
+            )
+        )
+    if not math.isfinite(g.noise_scale):
+        found.append(
+            Finding(
+                severity="info",
+                where="gradients",
+                title="the mean gradient drowns in sampling noise",
+                evidence=f"tr C {g.trace:.3g}, debiased |g|² {g.gradient_norm2:.3g} on {g.n_samples} samples",
+                comparison="a positive |g|² is needed for a noise scale",
+                advice="more samples, or training has converged",
+                source="McCandlish et al. 2018",
+                analysis="gradients",
+            )
+        )
+    elif batch_size is not None and g.noise_scale_interval[0] > batch_size:
+        low, high = g.noise_scale_interval
+        found.append(
+            Finding(
+                severity="info",
+                where="gradients",
+                title="batches are noisier than they need to be",
+                evidence=f"noise scale {g.noise_scale:.3g} samples (95 %: {low:.3g} to {high:.3g})",
+                comparison=f"the loader's batch size is {batch_size}",
+                advice="batch size near the noise scale",
+                source="McCandlish et al. 2018",
+                analysis="gradients",
+            )
+        )
+    return tuple(found)
+
+
+def collapse_findings(n: NeuralCollapse) -> tuple[Finding, ...]:
+    """Findings of neural collapse."""
+    if n.status != "ok":
+        return ()
+    found: list[Finding] = []
+    full = min(n.n_classes - 1, n.feature_dim)
+    if n.nc1_rank < full:
+        found.append(
+            Finding(
+                severity="warning",
+                where=n.layer,
+                title="class means span too few directions: dimensional collapse",
+                evidence=f"rank {n.nc1_rank} of the between-class covariance",
+                comparison=f"{n.n_classes} classes in {n.feature_dim} dimensions allow {full}",
+                advice="a wider layer, or regularization that spreads the features",
+                source=EIGENVALUE_SPECTRA,
+                analysis="collapse",
+            )
+        )
+    if n.nc1 < value_of("collapsed, nc1"):
+        found.append(
+            Finding(
+                severity="info",
+                where=n.layer,
+                title="features have collapsed to their class means",
+                evidence=f"NC1 {n.nc1:.3g}, NC2 angles {n.nc2_angles:.3g}, NC3 {n.nc3:.3g}, NC4 {n.nc4:.3g}",
+                comparison="0 is full collapse",
+                advice="normal in the terminal phase of training; transfer to other tasks may suffer",
+                source=source_of("collapsed, nc1"),
+                analysis="collapse",
+            )
+        )
+    return tuple(found)
