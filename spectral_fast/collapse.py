@@ -112,8 +112,7 @@ def neural_collapse(
     limit = memory_limit(max_memory, torch.device("cpu"))
     notes = list(eval_notes(model))
     with leave_no_trace(model), progress_reporter(progress) as report, torch.no_grad():
-        ready = isinstance(loader, Batches)
-        batches = loader if ready else Batches(loader, device=where, dtype=first.dtype if first is not None else None, max_batches=max_batches, unpack=unpack)
+        batches = Batches(loader, device=where, dtype=first.dtype if first is not None else None, max_batches=max_batches, unpack=unpack)
         if batches.note:
             notes.append(batches.note)
         name = layer or ""

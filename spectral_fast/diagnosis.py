@@ -142,7 +142,7 @@ def diagnose(
         findings=tuple(sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))),
         skipped=tuple(run.skipped),
         seconds=time.perf_counter() - start,
-        notes=(f"budget {budget!r}: {_words(caps)}", *(data.notes if data is not None else ())),
+        notes=(f"budget {budget!r}: {_words(caps)}",),
     )
 
 
@@ -212,7 +212,6 @@ class _Data:
 
     full: Batches
     small: Batches
-    notes: tuple[str, ...]
 
 
 def _loss(model: Any, data: _Data, loss: Any, loss_fn: Any) -> Loss:
@@ -227,9 +226,7 @@ def _batches(model: Any, loader: Any, caps: Budget, max_batches: int | None, unp
     from .probing.batches import Batches
 
     full = Batches(loader, device=_device(model, device), max_batches=max_batches, max_samples=caps.max_samples, unpack=unpack)
-    small = full.head(caps.gradient_samples)
-    notes = [b.note for b in (full, small) if b.note]
-    return _Data(full, small, tuple(dict.fromkeys(notes)))
+    return _Data(full, full.head(caps.gradient_samples))
 
 
 def _device(model: Any, device: Any) -> Any:

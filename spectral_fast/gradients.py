@@ -143,8 +143,7 @@ def gradient_covariance(
         notes.append(f"run in {_dtype_name(dtype)} on a copy of the {_dtype_name(first.dtype)} parameters")
     with leave_no_trace(model), progress_reporter(progress) as report:
         wanted = max_samples if max_samples is not None or unit == "batch" else DEFAULT_SAMPLES
-        ready = isinstance(loader, Batches)
-        batches = loader if ready else Batches(loader, device=where, dtype=dtype, max_batches=max_batches, max_samples=wanted, unpack=unpack)
+        batches = Batches(loader, device=where, dtype=dtype, max_batches=max_batches, max_samples=wanted, unpack=unpack)
         if batches.note:
             notes.append(batches.note)
         resolved = resolve_loss(model, batches, loss, loss_fn)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from children import run_python
 from safetensors.numpy import save_file
 
 from spectral_fast import cli
@@ -111,6 +111,7 @@ def test_bad_input_is_one_line_and_code_2(
 
 FACTORIES = """
 import torch
+from children import run_python
 
 def net():
     torch.manual_seed(0)
@@ -269,7 +270,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def in_a_process(*arguments: str, after: str = "") -> subprocess.CompletedProcess[str]:
     code = f"import sys; from spectral_fast.cli import main; code = main({list(arguments)!r}); {after}; sys.exit(code)"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, timeout=120)
+    return run_python(code, PYTHONIOENCODING="ascii")
 
 
 def test_scan_of_safetensors_loads_no_torch_and_survives_a_poor_console(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from children import run_python
 
 PACKAGE = Path(__file__).parents[1] / "spectral_fast"
 
@@ -172,7 +171,7 @@ def test_cpp_includes_go_to_the_right():
 def loaded_by(code: str) -> set[str]:
     """Which of the heavy packages a fresh interpreter holds after ``code``."""
     end = "; import sys; print(*(m for m in ('torch', 'matplotlib', 'pandas', 'sklearn', 'scipy', 'plotly') if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True, timeout=120)
+    done = run_python(code + end)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 

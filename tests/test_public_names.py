@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children import run_python
 
 import spectral_fast as sf
 
@@ -36,5 +35,5 @@ def test_unknown_name() -> None:
 
 def test_import_loads_nothing_heavy() -> None:
     code = "import sys, spectral_fast; print([m for m in ('torch', 'numpy', 'scipy', 'matplotlib', 'rich') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = run_python(code)
     assert out.stdout.strip() == "[]"

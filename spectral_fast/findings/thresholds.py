@@ -27,9 +27,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "collapse, share": Threshold(0.01, f"{_MARTIN}; the share is ours"),
     "collapse, severe share": Threshold(0.25, "ours"),
     "collapse, times random": Threshold(3.0, _OURS),
-    "concentrated, effective rank": Threshold(
-        0.25, f"{EIGENVALUE_SPECTRA}: only a few dimensions; effective rank over d_min, the number is ours"
-    ),
+    "concentrated, effective rank": Threshold(0.25, f"{EIGENVALUE_SPECTRA}: only a few dimensions; effective rank over d_min, the number is ours"),
     "over-regularized, times init": Threshold(0.5, f"{_MARTIN}: too much regularization takes the norm down"),
     "condition": Threshold(1e4, f"{EIGENVALUE_SPECTRA}: high condition number; the number is ours"),
     "condition, times random": Threshold(30.0, "ours, relative to the 99 % quantile of a random matrix of the shape"),

@@ -198,9 +198,10 @@ def _rounded(m: MatrixSpectrum, peers: float) -> Finding | None:
         "info",
         m.name,
         "stored wider than its precision",
-        f"kept as {m.dtype} ({FORMATS[m.dtype].precision} bits), but the entries use {m.effective_precision} bits",
+        f"kept as {m.dtype} ({FORMATS[m.dtype].precision} bits), but the entries use {m.effective_precision} bits; "
+        f"singular values below {m.rank_tolerances['storage']:.2g} are rounding noise",
         f"{m.effective_precision} bits are those of {known}" if known else "no common format has that many bits",
-        f"singular values below {m.rank_tolerances['storage']:.2g} are rounding noise; the file can be smaller without loss",
+        "the file can be smaller without loss",
         "ours: trailing zero bits of the significands",
         "weights",
     )

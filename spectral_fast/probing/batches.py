@@ -19,7 +19,10 @@ from .state import keep_rng
 __all__ = ["Batch", "Batches", "LABEL_KEYS", "call_model", "logits_of", "to_tensors"]
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
-WHOLE_SET_BATCH = 256
+# Batches of a whole data set (X, y): as many samples as make this many bytes of inputs, within these numbers. Small samples in large batches keep
+# the fixed cost of a call small; large samples in small ones keep the activations in memory.
+WHOLE_SET_BYTES = 4 << 20
+WHOLE_SET_ROWS = (256, 2048)
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,14 @@ def _make_batch(item: Any, unpack: Callable[[Any], tuple[Any, Any]] | None, devi
 
 
 def _whole_set(arrays: tuple[Any, Any]) -> list[tuple[Any, Any]]:
-    """(X, y) as a whole data set -> batches of 256."""
+    """(X, y) as a whole data set -> batches of 4 MB of inputs, 256 to 2,048 samples."""
     x, y = arrays
     if len(x.shape) == 0 or len(y.shape) == 0 or x.shape[0] != y.shape[0]:
         raise ValueError(f"loader: (X, y) need equal lengths, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
-    return [(x[i : i + WHOLE_SET_BATCH], y[i : i + WHOLE_SET_BATCH]) for i in range(0, x.shape[0], WHOLE_SET_BATCH)]
+    n = int(x.shape[0])
+    least, most = WHOLE_SET_ROWS
+    rows = min(max(WHOLE_SET_BYTES * n // max(1, int(x.nbytes)), least), most)
+    return [(x[i : i + rows], y[i : i + rows]) for i in range(0, n, rows)]
 
 
 def _check_loader(loader: Any) -> Iterable[Any]:
@@ -152,7 +158,7 @@ class Batches:
     """The batches of ``loader``, read once and kept on ``device``; floating inputs and targets cast to ``dtype``.
 
     loader: DataLoader or any re-iterable of (x, y), [x, y], dict or x alone. A *tuple* of exactly two arrays or tensors is a
-            whole data set (X, y) of equal length and is split into batches of 256; a list is always a list of batches. In
+            whole data set (X, y) of equal length and is split into batches of 256 to 2,048 samples by their size; a list is always a list of batches. In
             (x, y) a tuple x holds positional arguments, a dict x keyword arguments. A dict batch loses its first entry out of
             "labels", "label", "targets", "target", "y" to the targets.
     unpack: callable(batch) -> (inputs, targets) for anything else.
@@ -185,7 +191,10 @@ class Batches:
         if not self._batches:
             raise ValueError("loader: yielded no samples")
         if self.truncated:
-            self.note = f"sample set cut to {self.n_samples} samples in {len(self)} batches (max_batches={max_batches}, max_samples={max_samples})"
+            limits = [f"{name} = {limit:,}" for name, limit in (("max_batches", max_batches), ("max_samples", max_samples)) if limit is not None]
+            self.note = f"only the first {self.n_samples:,} samples were used ({', '.join(limits)})"
+        elif isinstance(loader, Batches):  # cut before it came here
+            self.truncated, self.note = loader.truncated, loader.note
 
     def _read(self, loader: Iterable[Any], max_batches: int | None, max_samples: int | None, unpack: Callable[[Any], tuple[Any, Any]] | None) -> None:
         left = max_samples

@@ -127,7 +127,6 @@ class FunctionalModel:
         self._buffers = {name: b for name, b in model.named_buffers(remove_duplicate=False)}
         self._moved = moved
         self.parameters = {name: moved(p).requires_grad_(True) for name, p in params.items()}
-        self._recurrent = [(prefix, m) for prefix, m in model.named_modules() if isinstance(m, nn.RNNBase)]
 
     def check_unchanged(self) -> None:
         """Raises RuntimeError when a parameter was written to after the operator was built (say, by an optimizer step)."""
@@ -144,18 +143,4 @@ class FunctionalModel:
             leaf = self.parameters[first] if leaves is None or first not in leaves else leaves[first]
             for name in names:
                 tensors[name] = leaf
-        with self._flat_weights(tensors):
-            return torch.func.functional_call(self.model, tensors, args, kwargs, tie_weights=False)
-
-    @contextmanager
-    def _flat_weights(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """functional_call does not reach the list of weights recurrent layers keep beside their parameters."""
-        kept = [m._flat_weights for _, m in self._recurrent]
-        try:
-            for prefix, m in self._recurrent:
-                dot = f"{prefix}." if prefix else ""
-                m._flat_weights = [tensors[dot + name] for name in m._flat_weights_names]
-            yield
-        finally:
-            for (_, m), weights in zip(self._recurrent, kept, strict=True):
-                m._flat_weights = weights
+        return torch.func.functional_call(self.model, tensors, args, kwargs, tie_weights=False)

@@ -77,7 +77,7 @@ class ModelOperator:
         self.products = 0
         self.without_influence: tuple[str, ...] = ()
         with leave_no_trace(self.model):
-            self.batches = loader if isinstance(loader, Batches) else self._read(loader, own, max_batches, max_samples, unpack)
+            self.batches = self._read(loader, own, max_batches, max_samples, unpack)
             self.functional = FunctionalModel(self.model, chosen, self.device, own if casts else None)
             self.loss = resolve_loss(self.model, self.batches, loss, loss_fn, run=self.functional)
         self.weights = self.loss.weights(self.batches)
@@ -86,6 +86,9 @@ class ModelOperator:
         self.notes = self._notes(chosen, first.dtype)
 
     def _read(self, loader: Any, dtype: torch.dtype | None, max_batches: int | None, max_samples: int | None, unpack: Any) -> Batches:
+        limits = max_batches is None and max_samples is None
+        if isinstance(loader, Batches) and limits and (loader.device, loader.dtype) == (self.device, dtype):
+            return loader
         return Batches(loader, device=self.device, dtype=dtype, max_batches=max_batches, max_samples=max_samples, unpack=unpack)
 
     def _notes(self, chosen: Mapping[str, nn.Parameter], stored: torch.dtype) -> tuple[str, ...]:

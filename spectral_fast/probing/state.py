@@ -55,8 +55,10 @@ def leave_no_trace(model: nn.Module, *, eval_mode: bool = True) -> Iterator[None
     flags = [p.requires_grad for _, p in parameters]
     grads = [p.grad for _, p in parameters]
     versions = [p._version for _, p in parameters]
-    # old-style weight_norm and friends leave computed tensors as plain attributes
-    attributes = [(m, {k: v for k, v in vars(m).items() if isinstance(v, torch.Tensor)}) for m in modules]
+    # old-style weight_norm and friends leave computed tensors as plain attributes; recurrent layers keep lists of their weights,
+    # which they renew when they are called with others
+    lists = ("_flat_weights", "_flat_weight_refs")
+    attributes = [(m, {k: v for k, v in vars(m).items() if isinstance(v, torch.Tensor) or k in lists}) for m in modules]
     buffers: list[tuple[dict[str, Any], str, torch.Tensor | None, torch.Tensor | None, int]] = []
     for m in modules:
         for name, b in m._buffers.items():

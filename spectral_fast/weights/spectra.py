@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import ldexp
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,10 @@ from .structure import MatrixPlan, plan_matrices
 
 __all__ = ["MatrixSpectrum", "WeightSpectra", "weight_spectra"]
 
-_BATCH_BYTES = 64 << 20  # matrices of one shape are computed together up to this size
+# Matrices of one shape are computed together up to this size and this many flops: about a quarter of a second, so that progress is seen and
+# an interruption loses little.
+_BATCH_BYTES = 64 << 20
+_BATCH_FLOPS = 10e9
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -145,7 +149,7 @@ def weight_spectra(tensors: TensorList, *, layers: str | Sequence[str] | None = 
             group, arrays = batches.setdefault(plan.shape, ([], []))
             group.append(pending)
             arrays.append(w)
-            if len(arrays) * w.size * 8 > _BATCH_BYTES:
+            if len(arrays) * w.size * 8 > _BATCH_BYTES or len(arrays) * 4.0 * w.size * min(plan.shape) > _BATCH_FLOPS:
                 flush(plan.shape)
         for shape in list(batches):
             flush(shape)
@@ -190,7 +194,7 @@ def _finish(done: list[_Pending], order: dict[str, int]) -> tuple[list[MatrixSpe
     done = sorted(done, key=lambda p: order[p.plan.name])
     ready = [p for p in done if p.s is not None]
     floors = [max(p.noise.tolerance, _bound(p.s)) for p in ready if p.s is not None]
-    fits = fit_power_laws([p.s**2 for p in ready if p.s is not None], [f * f for f in floors])
+    fits = _tails([p.s for p in ready if p.s is not None], floors)
     by_name = {p.plan.name: (fit, floor) for p, fit, floor in zip(ready, fits, floors, strict=True)}
     matrices = []
     for p in done:
@@ -199,6 +203,17 @@ def _finish(done: list[_Pending], order: dict[str, int]) -> tuple[list[MatrixSpe
         else:
             matrices.append(_matrix(p, p.s, *by_name[p.plan.name]))
     return matrices, fits[0].backend if fits else "none"
+
+
+def _tails(spectra: list[NDArray[np.float64]], floors: list[float]) -> list[PowerLawFit]:
+    """Power-law fits of s², floors in units of s. The fit does not see a power of two, so spectra whose squares would overflow or vanish are
+    scaled by one."""
+    shifts = [0 if not s.size or s[0] == 0 or 1e-100 < s[0] < 1e100 else int(np.frexp(s[0])[1]) for s in spectra]
+    fits = fit_power_laws(
+        [np.ldexp(s, -e) ** 2 for s, e in zip(spectra, shifts, strict=True)], [ldexp(f, -e) ** 2 for f, e in zip(floors, shifts, strict=True)]
+    )
+    with np.errstate(over="ignore"):  # the square itself may be beyond float64; then it is inf
+        return [replace(fit, xmin=float(np.ldexp(fit.xmin, 2 * e))) if e else fit for fit, e in zip(fits, shifts, strict=True)]
 
 
 def _bound(s: NDArray[np.float64]) -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from children import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -228,4 +227,4 @@ with open_checkpoint({str(file)!r}) as c:
 assert opened < 1000 and sum(asked) == opened + 16, asked
 assert "torch" not in sys.modules and "safetensors" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    run_python(code).check_returncode()

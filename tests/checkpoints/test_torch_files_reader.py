@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from children import run_python
 
 from spectral_fast.checkpoints import Checkpoint, CheckpointError, open_checkpoint
 from spectral_fast.linalg.arrays import RawArray
@@ -266,7 +265,8 @@ with open_checkpoint({str(file)!r}) as c:
     print(c.skipped)
 assert "torch" not in sys.modules and "pickle" not in [m for m in sys.modules if m == "torch.serialization"]
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = run_python(code)
+    done.check_returncode()
     assert "attack" in done.stdout and not marker.exists()
 
 

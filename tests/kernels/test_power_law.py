@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 import sys
 import threading
 
 import mpmath
 import numpy as np
 import pytest
+from children import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -202,7 +202,8 @@ def test_works_after_fork():
             os._exit(0 if np.array_equal(here[1], there[1], equal_nan=True) else 1)
         raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.native_only
@@ -219,7 +220,8 @@ def test_interrupt_stops_a_long_call():
         except KeyboardInterrupt:
             raise SystemExit(7)
     """
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 7
+    done = run_python(code)
+    assert done.returncode == 7, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -275,18 +277,15 @@ class TestSharedNumerics:
 
 @pytest.mark.native_only
 def test_default_level_from_the_environment():
-    def run(level: str) -> subprocess.CompletedProcess[str]:
-        code = """if True:
-            import numpy as np
-            from spectral_fast.kernels import native_kernels as k, select
-            print(select.show_config()["native"])
-            k.power_law(np.array([1.0, 2.0]), np.array([0, 2]))
-        """
-        return subprocess.run([sys.executable, "-c", code], env={**os.environ, "SPECTRAL_FAST_ISA": level}, capture_output=True, text=True, timeout=60)
-
+    code = """if True:
+        import numpy as np
+        from spectral_fast.kernels import native_kernels as k, select
+        print(select.show_config()["native"])
+        k.power_law(np.array([1.0, 2.0]), np.array([0, 2]))
+    """
     for level in native_kernels.levels():
-        assert run(level).stdout.strip() == level
-    wrong = run("sse9")
+        assert run_python(code, SPECTRAL_FAST_ISA=level).stdout.strip() == level
+    wrong = run_python(code, SPECTRAL_FAST_ISA="sse9")
     assert "SPECTRAL_FAST_ISA=sse9" in wrong.stdout and "baseline" in wrong.stdout
     assert wrong.returncode == 1 and "ValueError: SPECTRAL_FAST_ISA=sse9 is not an instruction-set level" in wrong.stderr
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children import run_python
 
 from spectral_fast.kernels import native_kernels, numpy_kernels
 from spectral_fast.kernels.select import OPS, select, show_config
@@ -73,8 +71,7 @@ def run_with_module(folder: Path, content: str | None) -> dict[str, object]:
     """
     if content is not None:
         (folder / "_native.py").write_text(content, encoding="utf-8")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=env, cwd=folder)
+    done = run_python(code)
     assert done.returncode == 0, done.stderr
     config, chosen, why = json.loads(done.stdout)
     return {"config": config, "chosen": chosen, "why": why}

@@ -15,11 +15,13 @@ def rows(batches):
     return torch.cat([b.inputs for b in batches]).numpy()
 
 
-@pytest.mark.parametrize("n", [1, 255, 256, 257, 600])
-def test_a_tuple_of_two_arrays_is_a_whole_set(n):
-    x, y = np.random.default_rng(0).standard_normal((n, 2)), np.zeros(n, dtype=np.int64)
+@pytest.mark.parametrize(("width", "rows_wanted"), [(2, 2048), (1024, 512), (4096, 256)])
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 600, 2049])
+def test_a_tuple_of_two_arrays_is_a_whole_set(n, width, rows_wanted):
+    """4 MB of float64 inputs a batch, between 256 and 2,048 samples."""
+    x, y = np.random.default_rng(0).standard_normal((n, width)), np.zeros(n, dtype=np.int64)
     batches = Batches((x, y))
-    assert batches.n_samples == n and [b.size for b in batches] == [256] * (n // 256) + ([n % 256] if n % 256 else [])
+    assert batches.n_samples == n and [b.size for b in batches] == [rows_wanted] * (n // rows_wanted) + ([n % rows_wanted] if n % rows_wanted else [])
     assert np.array_equal(rows(batches), x)
     assert not batches.truncated and batches.note == ""
 
@@ -51,11 +53,11 @@ def test_dict_batches(key):
 
 
 def test_limits_cut_exactly_and_say_so():
-    batches = Batches((np.zeros((600, 2)), np.zeros(600)), max_samples=300)
+    batches = Batches((np.zeros((600, 4096)), np.zeros(600)), max_samples=300)
     assert [b.size for b in batches] == [256, 44] and [len(b.targets) for b in batches] == [256, 44]
     assert batches.truncated and "300 samples" in batches.note
     batches = Batches([(X, Y)] * 5, max_batches=2)
-    assert len(batches) == 2 and batches.truncated and "max_batches=2" in batches.note
+    assert len(batches) == 2 and batches.truncated and "70 samples" in batches.note and "max_batches" in batches.note
     assert not Batches([(X, Y)] * 2, max_batches=2).truncated
     assert not Batches([(X, Y)], max_samples=35).truncated
 

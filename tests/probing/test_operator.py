@@ -164,5 +164,9 @@ def test_a_changed_model_is_noticed():
 
 
 def test_batches_can_be_shared():
-    batches = Batches((X, Y))
+    batches = Batches((X, Y), device="cpu", dtype=torch.float64)
     assert Hessian(MODEL, batches).batches is batches
+    cut = Hessian(MODEL, batches, max_samples=7)
+    assert cut.batches.n_samples == 7 and any("7" in note for note in cut.notes)
+    single = Hessian(mlp((5, 4, 3), dtype="float32"), batches)
+    assert single.batches[0].inputs.dtype == torch.float32 and np.isfinite(single @ np.ones(N)).all()

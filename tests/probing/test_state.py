@@ -137,6 +137,23 @@ def test_models_that_write_to_their_buffers():
     assert model.note is note
 
 
+def test_recurrent_layers_keep_their_own_weights():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(2, 3, batch_first=True).double()
+
+        def forward(self, x):
+            return self.lstm(x.unflatten(1, (3, 2)))[0][:, -1]
+
+    model = Reader()
+    before = [id(w) for w in model.lstm._flat_weights]
+    with unchanged(model):
+        curvature(model, (X, Y), k=2, k_bottom=1, steps=5, probes=1, progress=False)
+    assert [id(w) for w in model.lstm._flat_weights] == before == [id(p) for p in model.parameters()]
+    assert all(ref() is p for ref, p in zip(model.lstm._flat_weight_refs, model.parameters(), strict=True))
+
+
 def test_gradients_accumulated_inside_do_not_reach_the_users():
     model = lived_in()
     with unchanged(model), leave_no_trace(model):

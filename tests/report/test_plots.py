@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
+from children import run_python
 from matplotlib.figure import Figure
 from report import results_made as made
 
@@ -137,7 +136,7 @@ def test_pyplot_is_not_imported() -> None:
         "sf.scan({'a.weight': np.random.default_rng(0).standard_normal((20, 30))}, progress=False).plot().savefig(__import__('io').BytesIO());"
         "print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = run_python(code)
     assert out.stdout.split() == ["False", "False"]
 
 

@@ -84,6 +84,15 @@ def test_powers_of_two_change_nothing_but_the_scale(scale: float) -> None:
         assert a.metrics[name] == b.metrics[name]
 
 
+@pytest.mark.parametrize("scale", [2.0**-700, 2.0**600])
+def test_squares_that_would_overflow_or_vanish_cost_nothing(scale: float) -> None:
+    w = np.random.default_rng(5).standard_normal((40, 30))
+    spectra = sf.scan({"plain": w, "extreme": w * scale})
+    plain, extreme = spectra.spectrum("plain"), spectra.spectrum("extreme")
+    np.testing.assert_array_equal(plain.s * scale, extreme.s)
+    assert extreme.status == "ok" and extreme.power_law.alpha == plain.power_law.alpha
+
+
 def test_transposed_and_strided_tensors_are_read_right() -> None:
     base = torch.randn(10, 14, dtype=torch.float64)
     spectra = sf.scan({"a": base, "t": base.t(), "s": base[::2, 1::3]})
