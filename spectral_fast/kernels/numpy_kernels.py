@@ -62,8 +62,8 @@ def singular_values(a: NDArray[Any]) -> NDArray[np.float64]:
     if s.size == 0:
         return s
     for i in range(batch):
-        w = np.asarray(a[i], dtype=np.float64)
-        top = float(np.abs(w).max())
+        w = a[i]
+        top = max(float(w.max()), -float(w.min()))
         if not np.isfinite(top):
             s[i] = np.nan
         elif top == 0.0:
@@ -72,7 +72,8 @@ def singular_values(a: NDArray[Any]) -> NDArray[np.float64]:
             exponent = int(np.frexp(top)[1])
             # two steps: 2^-exponent alone overflows for denormal matrices
             half = exponent // 2
-            scaled = np.ldexp(np.ldexp(w, -half), half - exponent)
+            scaled = np.multiply(w, 2.0**-half, dtype=np.float64)
+            scaled *= 2.0 ** (half - exponent)
             s[i] = np.ldexp(np.linalg.svd(scaled, compute_uv=False), exponent)
     return s
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ RULES = ("numpy", "numerical_recipes", "loose", "log8", "storage")
 
 _MIN_ENTRIES_FOR_PRECISION = 64
 _MIN_LAST_BIT_SHARE = 0.125
+_BLOCK_ENTRIES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,45 @@ def storage_noise(w: NDArray[Any], stored: FloatFormat) -> StorageNoise:
     precision = effective_precision(w, stored)
     if w.size == 0:
         return StorageNoise(0.0, precision, stored.name)
-    # frexp: w = f 2^e with f in [0.5, 1), so ulp(w) = 2^(e - precision), but never less than the spacing of the subnormals.
-    _, exponent = np.frexp(w)
-    exponent = np.asarray(exponent, dtype=np.int32)
-    lowest = stored.emin + 1  # frexp's exponent of the smallest normal number
-    exponent[w == 0] = lowest
-    np.maximum(exponent, lowest, out=exponent)
-    top = int(exponent.max())
-    # Relative to the largest ulp, so that squares neither overflow nor vanish; exact powers of two.
-    relative = np.ldexp(1.0, 2 * np.maximum(exponent - top, -500))
-    rows = float(np.sqrt(relative.sum(axis=1).max()))
-    columns = float(np.sqrt(relative.sum(axis=0).max()))
-    tau = float(np.ldexp(1.0, top - precision)) / np.sqrt(12.0)
-    return StorageNoise(float(tau * (rows + columns + 3.0)), precision, stored.name)
+    carrier = _carrier(stored)
+    # ulp(x) = 2^(e + 1 - precision) for x in [2^e, 2^(e+1)), never less than the spacing of the subnormals: one table entry per exponent field.
+    exponent = np.maximum(np.arange(1 << carrier.exponent_bits) - carrier.bias, stored.emin)
+    top = max(int(np.frexp(max(float(w.max()), -float(w.min())))[1]) - 1, stored.emin)
+    # tau² relative to the largest one, exact powers of two, so that squares neither overflow nor vanish
+    tau2 = np.ldexp(1.0, np.clip(2 * (exponent - top), -1000, 0))
+    columns = np.zeros(w.shape[1])
+    largest_row = 0.0
+    for bits in _blocks(w, carrier):
+        relative = tau2[(bits >> carrier.field).astype(np.intp) & (len(exponent) - 1)]
+        columns += relative.sum(axis=0)
+        largest_row = max(largest_row, float(relative.sum(axis=1).max()))
+    tau = float(np.ldexp(1.0, top + 1 - precision)) / np.sqrt(12.0)
+    return StorageNoise(float(tau * (np.sqrt(largest_row) + np.sqrt(columns.max()) + 3.0)), precision, stored.name)
+
+
+@dataclass(frozen=True)
+class _Carrier:
+    """The numpy format the decoded values stand in: where its bits are."""
+
+    floating: type[np.floating[Any]]
+    unsigned: type[np.unsignedinteger[Any]]
+    field: int  # bits of the significand that are stored
+    exponent_bits: int
+
+    @property
+    def bias(self) -> int:
+        return (1 << (self.exponent_bits - 1)) - 1
+
+
+def _carrier(stored: FloatFormat) -> _Carrier:
+    return _Carrier(np.float64, np.uint64, 52, 11) if stored.name == "float64" else _Carrier(np.float32, np.uint32, 23, 8)
+
+
+def _blocks(w: NDArray[Any], carrier: _Carrier) -> Iterator[NDArray[Any]]:
+    """The bits of ``w`` in blocks of rows of about a million entries, so that no temporary is as large as the matrix."""
+    rows = max(1, _BLOCK_ENTRIES // max(1, w.shape[1]))
+    for first in range(0, w.shape[0], rows):
+        yield np.ascontiguousarray(w[first : first + rows], dtype=carrier.floating).view(carrier.unsigned)
 
 
 def effective_precision(w: NDArray[Any], stored: FloatFormat) -> int:
@@ -70,22 +98,19 @@ def effective_precision(w: NDArray[Any], stored: FloatFormat) -> int:
     """
     if stored.name not in ("float32", "float64"):
         return stored.precision
-    values = np.ascontiguousarray(w, dtype=np.float32 if stored.name == "float32" else np.float64)
-    carrier: Any = np.uint32 if stored.name == "float32" else np.uint64
-    field = stored.precision - 1
-    bits = values.view(carrier)
-    mantissa = bits & carrier((1 << field) - 1)
-    used = int(np.bitwise_or.reduce(mantissa, axis=None)) if mantissa.size else 0
-    if used & 1:
-        return stored.precision
-    if used == 0:
+    carrier = _carrier(stored)
+    significand = carrier.unsigned((1 << carrier.field) - 1)
+    used = nonzero = 0
+    for bits in _blocks(w, carrier):
+        used |= int(np.bitwise_or.reduce(bits & significand, axis=None))
+        if used & 1:
+            return stored.precision
+        nonzero += int(np.count_nonzero(bits << carrier.unsigned(1)))  # the sign of a zero does not count
+    if used == 0 or nonzero < _MIN_ENTRIES_FOR_PRECISION:
         return stored.precision
     trailing = (used & -used).bit_length() - 1
-    nonzero = int(np.count_nonzero(values))
-    last = int(np.count_nonzero(mantissa & carrier(1 << trailing)))
-    if nonzero < _MIN_ENTRIES_FOR_PRECISION or last < _MIN_LAST_BIT_SHARE * nonzero:
-        return stored.precision
-    return stored.precision - trailing
+    last = sum(int(np.count_nonzero(bits & carrier.unsigned(1 << trailing))) for bits in _blocks(w, carrier))
+    return stored.precision - trailing if last >= _MIN_LAST_BIT_SHARE * nonzero else stored.precision
 
 
 def rank_tolerances(s: NDArray[np.float64], shape: tuple[int, int], dtype: str, *, storage_tol: float | None = None) -> dict[str, float]:

@@ -91,8 +91,6 @@ class WeightSpectra(Result):
 class _Pending:
     plan: MatrixPlan
     noise: StorageNoise
-    mean_square: float
-    largest_row: float
     s: NDArray[np.float64] | None = None
     why: str = ""
 
@@ -178,16 +176,18 @@ def weight_spectra(tensors: TensorList, *, layers: str | Sequence[str] | None = 
 
 def _look(plan: MatrixPlan, w: NDArray[Any]) -> _Pending:
     """What is needed of the entries themselves, before only the spectrum is kept."""
-    bad = np.argwhere(~np.isfinite(w))
-    if bad.size:
+    stored = FORMATS[plan.entry.dtype]
+    if not np.isfinite(w).all():
+        bad = np.argwhere(~np.isfinite(w))
         i, j = (int(v) for v in bad[0])
-        noise = StorageNoise(float("nan"), FORMATS[plan.entry.dtype].precision, plan.entry.dtype)
-        return _Pending(plan, noise, float("nan"), float("nan"), why=f"{len(bad)} of {w.size} entries are not finite, the first at [{i}, {j}]")
-    noise = storage_noise(w, FORMATS[plan.entry.dtype])
-    # In float64 the squares of float32 and narrower values neither overflow nor vanish; float64 ones are scaled first.
-    top = float(np.abs(w).max())
-    mean_square = float(np.mean(np.square(w / top, dtype=np.float64))) * top * top if top > 0 else 0.0
-    return _Pending(plan, noise, mean_square, top)
+        why = f"{len(bad)} of {w.size} entries are not finite, the first at [{i}, {j}]"
+        return _Pending(plan, StorageNoise(float("nan"), stored.precision, stored.name), why=why)
+    return _Pending(plan, storage_noise(w, stored))
+
+
+def _mean_square(frobenius: float, shape: tuple[int, int]) -> float:
+    """Mean square of the entries; 0 or inf where it is beyond float64."""
+    return frobenius / shape[0] * (frobenius / shape[1])
 
 
 def _finish(done: list[_Pending], order: dict[str, int]) -> tuple[list[MatrixSpectrum], str]:
@@ -248,7 +248,7 @@ def _matrix(p: _Pending, s: NDArray[np.float64], fit: PowerLawFit, floor: float)
         ranks={rule: int(np.count_nonzero(s > tol)) for rule, tol in tolerances.items()},
         rank_tolerances=tolerances,
         power_law=fit,
-        null=random_matrix_reference(plan.shape, p.mean_square),
+        null=random_matrix_reference(plan.shape, _mean_square(metrics["frobenius"], plan.shape)),
         tied=plan.tied,
     )
 

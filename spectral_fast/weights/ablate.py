@@ -1,0 +1,311 @@
+"""``ablate``: does a part of a weight's spectrum matter? It is taken out, the loss is measured, and the weight is put back."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..linalg.arrays import as_float64, is_torch
+from ..progress import ProgressOption, progress_reporter
+from ..results import Result
+from .bulk import bulk_edge
+from .sources import open_source
+from .structure import MatrixPlan, plan_matrices
+
+if TYPE_CHECKING:
+    from ..probing.evaluation import SampleLosses
+
+__all__ = ["MAX_EVALUATIONS", "TREATMENTS", "Ablation", "ablate"]
+
+TREATMENTS = ("drop_noise", "clip_spikes")
+MAX_EVALUATIONS = 24
+_STDERRS = 2.0
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Ablation(Result):
+    """What a spectral treatment of one weight matrix does to the loss.
+
+    gammas: (t,) ascending, where the treatment was cut. kept: (t,) singular values left as they are. losses: (t,) mean loss with the treatment;
+    changes: (t,) losses - baseline_loss; stderr: (t,) standard errors of the changes, from paired differences over the same samples.
+    moved: (t,) whether the change is more than 2 standard errors and more than ``floor`` x baseline_loss.
+    noise_scale: of a sweep: the smallest gamma tried at which the loss moved; every singular value below it is noise by this measure. inf: the
+    loss does not move even without the whole matrix; NaN: not swept. noise_rank: singular values at or above it (-1: not swept).
+    s: (d_min,) the matrix's singular values, descending. unit: what the standard errors are over ("sample" or "batch").
+    """
+
+    layer: str
+    treatment: str
+    shape: tuple[int, int]
+    gammas: F64
+    kept: NDArray[np.int64]
+    losses: F64
+    changes: F64
+    stderr: F64
+    moved: NDArray[np.bool_]
+    noise_scale: float
+    noise_rank: int
+    baseline_loss: float
+    floor: float
+    s: F64
+    n_samples: int
+    unit: str
+    loss_name: str
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def ablate(
+    model: Any,
+    loader: Any,
+    layer: str,
+    gamma: float | Sequence[float] | None = None,
+    *,
+    loss: Any = None,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    treatment: str = "drop_noise",
+    floor: float = 0.01,
+    max_batches: int | None = None,
+    unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+    device: Any = None,
+    seed: int = 0,
+    progress: ProgressOption = None,
+) -> Ablation:
+    """The change of the loss when the spectrum of one weight matrix is cut at ``gamma``.
+
+    model:     a ``torch.nn.Module``; afterwards it is what it was, bit for bit, also after an exception.
+    loader, loss, loss_fn, unpack, max_batches: as in ``diagnose``; every evaluation sees the same samples.
+    layer:     a matrix by the name ``scan(model)`` gives it ("fc1.weight", "lstm.weight_hh_l0[f]"), or a module with one such ".weight".
+    treatment: "drop_noise": singular values <= gamma become 0, the information s > gamma stays (Martin 2018);
+               "clip_spikes": those above gamma become gamma.
+    gamma:     one cut or several. None: for "drop_noise" a sweep up to the cut at which the loss first moves, the layer's measured noise scale:
+               1, 2, 4, ... smallest values dropped, then bisection, at most 24 evaluations; for "clip_spikes" the edge of the bulk.
+    floor:     a change counts as a move above 2 standard errors and above ``floor`` x the baseline loss.
+    device:    where the batches go; None: where the matrix is. seed: set before every pass, for models with randomness of their own.
+
+    Returns an Ablation; on Ctrl-C what is done, with status "incomplete".
+    Raises ValueError for an unknown layer, treatment or gamma, for a matrix with NaN or Inf and for a baseline loss that is not finite.
+    """
+    import torch
+
+    from ..probing.batches import Batches
+    from ..probing.evaluation import SampleLosses, paired_change
+    from ..probing.losses import resolve_loss
+    from ..probing.state import eval_notes, leave_no_trace
+
+    start = time.perf_counter()
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}; wanted a torch.nn.Module")
+    if treatment not in TREATMENTS:
+        raise ValueError(f"treatment: got {treatment!r}; known: {', '.join(TREATMENTS)}")
+    if not (np.isfinite(floor) and floor >= 0):
+        raise ValueError(f"floor: got {floor!r}; wanted a finite share >= 0")
+    plan = _find(model, layer)
+    weight = _Weight(plan)
+    cuts = _cuts(gamma, treatment, weight)
+    notes = list(eval_notes(model))
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    with leave_no_trace(model), progress_reporter(progress) as report, torch.no_grad():
+        batches = Batches(
+            loader,
+            device=device if device is not None else None if first is None else first.device,
+            dtype=next(iter(dtypes)) if len(dtypes) == 1 else None,
+            max_batches=max_batches,
+            unpack=unpack,
+        )
+        settled = resolve_loss(model, batches, loss, loss_fn)
+        losses = SampleLosses(model, batches, settled, seed=seed)
+        notes += [n for n in (batches.note, losses.note) if n]
+        before = losses()
+        baseline = float(losses.weights @ before)
+        if not math.isfinite(baseline):
+            raise ValueError(f"model: its loss on these samples is {baseline}; nothing can be compared with it")
+        trial = _Trial(weight, treatment, losses, before, baseline, floor, paired_change)
+        interrupted = False
+        try:
+            with weight.replaceable():
+                if cuts is None:
+                    _sweep(trial, lambda done, what: report(done, MAX_EVALUATIONS, f"{plan.name}: {what}"))
+                else:
+                    for i, cut in enumerate(cuts):
+                        trial(cut)
+                        report(i + 1, len(cuts), f"{plan.name}: gamma {cut:.3g}")
+        except KeyboardInterrupt:
+            interrupted = True
+    rows = [trial.done[g] for g in sorted(trial.done)]
+    scale, rank = _noise_scale(rows, weight.s) if cuts is None and not interrupted else (math.nan, -1)
+    unresolved = losses.n_units < 2
+    reasons = ["interrupted"] if interrupted else [f"a single {losses.unit} gives no error bar"] if unresolved else []
+    return Ablation(
+        status="incomplete" if interrupted else "unresolved" if unresolved else "ok",
+        reason="; ".join(reasons),
+        backend=f"torch, {first.device.type if first is not None else 'cpu'}",
+        layer=plan.name,
+        treatment=treatment,
+        shape=plan.shape,
+        gammas=np.array([r.gamma for r in rows]),
+        kept=np.array([r.kept for r in rows], dtype=np.int64),
+        losses=np.array([r.loss for r in rows]),
+        changes=np.array([r.change for r in rows]),
+        stderr=np.array([r.stderr for r in rows]),
+        moved=np.array([r.moved for r in rows], dtype=bool),
+        noise_scale=math.nan if unresolved else scale,
+        noise_rank=-1 if unresolved else rank,
+        baseline_loss=baseline,
+        floor=floor,
+        s=weight.s,
+        n_samples=batches.n_samples,
+        unit=losses.unit,
+        loss_name=settled.name,
+        seconds=time.perf_counter() - start,
+        notes=tuple(notes),
+    )
+
+
+def _find(model: Any, layer: str) -> MatrixPlan:
+    """The plan of the matrix called ``layer``, also under a tied name."""
+    with open_source(model) as tensors:
+        plans, skipped = plan_matrices(tensors.entries)
+        skipped = [*tensors.skipped, *skipped]
+    names: dict[str, MatrixPlan] = {}
+    for p in plans:
+        part = p.name.removeprefix(p.entry.name)
+        for name in (p.entry.name, *p.tied):
+            names.setdefault(name + part, p)
+    for name in (layer, f"{layer}.weight"):
+        if name in names:
+            return names[name]
+    parts = [n for n in names if n.startswith(f"{layer}[") or n.startswith(f"{layer}.weight[")]
+    if parts:
+        raise ValueError(f"layer: {layer!r} holds {len(parts)} matrices; name one of {', '.join(parts[:8])}")
+    for s in skipped:
+        if s.name == layer:
+            raise ValueError(f"layer: {layer!r} has no spectrum to treat: {s.reason}")
+    raise ValueError(f"layer: no matrix is called {layer!r}; there are {len(plans)}: {', '.join(p.name for p in plans[:8])}")
+
+
+class _Weight:
+    """One matrix inside a model's tensor: its singular value decomposition, and the way to replace and restore it."""
+
+    def __init__(self, plan: MatrixPlan) -> None:
+        tensor = plan.entry.read()
+        if not is_torch(tensor):
+            raise TypeError(f"layer: {plan.name} is a {type(tensor).__name__}, not a tensor of the model")
+        # .data shares the memory, not the version counter: leave_no_trace watches that for writes of the model's own
+        self._tensor = tensor.data
+        self._plan = plan
+        self.w: F64 = as_float64(tensor).reshape(plan.view)[plan.part]
+        if not np.isfinite(self.w).all():
+            raise ValueError(f"layer: {plan.name} has entries that are not finite")
+        self.u, self.s, self.vt = np.linalg.svd(self.w, full_matrices=False)
+
+    @contextmanager
+    def replaceable(self) -> Iterator[None]:
+        """Whatever ``put`` writes inside, the tensor is afterwards what it was, bit for bit."""
+        import torch
+
+        self._saved = self._tensor.clone(memory_format=torch.contiguous_format)
+        try:
+            yield
+        finally:
+            self._tensor.copy_(self._saved)
+
+    def put(self, cut: F64) -> None:
+        """Write the matrix with ``cut`` (d_min,) taken off its singular values; what is not cut keeps its bits as far as the dtype allows."""
+        import torch
+
+        chosen = cut > 0
+        whole = np.array_equal(cut[chosen], self.s[chosen])
+        if whole and 2 * np.count_nonzero(chosen) > cut.size:  # the smaller product, and exactly zero when nothing stays
+            new = (self.u[:, ~chosen] * self.s[~chosen]) @ self.vt[~chosen]
+        else:
+            new = self.w - (self.u[:, chosen] * cut[chosen]) @ self.vt[chosen]
+        full = self._saved.clone()
+        part = full.reshape(self._plan.view)[self._plan.part]
+        part.copy_(torch.from_numpy(np.ascontiguousarray(new)))
+        self._tensor.copy_(full)
+
+
+@dataclass(frozen=True)
+class _Row:
+    gamma: float
+    kept: int
+    loss: float
+    change: float
+    stderr: float
+    moved: bool
+
+
+class _Trial:
+    """``trial(gamma)``: treats the matrix there, measures, and remembers."""
+
+    def __init__(
+        self,
+        weight: _Weight,
+        treatment: str,
+        losses: SampleLosses,
+        before: F64,
+        baseline: float,
+        floor: float,
+        paired_change: Callable[[F64, F64, F64], tuple[float, float]],
+    ) -> None:
+        self.weight, self.treatment, self.losses = weight, treatment, losses
+        self.before, self.baseline, self.least = before, baseline, floor * abs(baseline)
+        self.paired_change = paired_change
+        self.done: dict[float, _Row] = {}
+
+    def __call__(self, gamma: float) -> bool:
+        """Whether the loss moved."""
+        s = self.weight.s
+        cut = np.where(s <= gamma, s, 0.0) if self.treatment == "drop_noise" else np.maximum(s - gamma, 0.0)
+        self.weight.put(cut)
+        after = self.losses()
+        change, stderr = self.paired_change(self.before, after, self.losses.weights)
+        # a loss that is no number any more has moved; without an error bar nothing can be said to have
+        moved = not math.isfinite(change) or (abs(change) > _STDERRS * stderr and abs(change) > self.least)
+        self.done[gamma] = _Row(gamma, int(np.count_nonzero(cut == 0.0)), self.baseline + change, change, stderr, moved)
+        return moved
+
+
+def _sweep(trial: _Trial, report: Callable[[int, str], None]) -> None:
+    """Drop 1, 2, 4, ... of the distinct smallest singular values until the loss moves, then halve the gap to the last cut that did not."""
+    levels = np.unique(trial.weight.s)
+
+    def moves(count: int) -> bool:
+        moved = trial(float(levels[count - 1]))
+        report(len(trial.done), f"{count} of {len(levels)} smallest values dropped")
+        return moved
+
+    low, high = 0, 1
+    while not moves(high):
+        if high == len(levels):
+            return
+        low, high = high, min(2 * high, len(levels))
+    while high - low > 1 and len(trial.done) < MAX_EVALUATIONS:
+        middle = (low + high) // 2
+        low, high = (low, middle) if moves(middle) else (middle, high)
+
+
+def _noise_scale(rows: Sequence[_Row], s: F64) -> tuple[float, int]:
+    scale = min((r.gamma for r in rows if r.moved), default=math.inf)
+    return scale, int(np.count_nonzero(s >= scale))
+
+
+def _cuts(gamma: float | Sequence[float] | None, treatment: str, weight: _Weight) -> list[float] | None:
+    """The cuts asked for; None for a sweep."""
+    if gamma is None:
+        return None if treatment == "drop_noise" else [bulk_edge(weight.s, weight.w.shape)]
+    given = np.atleast_1d(np.asarray(gamma, dtype=np.float64))
+    if given.ndim != 1 or given.size == 0 or not np.isfinite(given).all() or (given < 0).any():
+        raise ValueError(f"gamma: got {gamma!r}; wanted finite numbers >= 0, or None")
+    return [float(g) for g in np.unique(given)]
