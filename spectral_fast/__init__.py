@@ -8,6 +8,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Ablation": "weights.ablate",
+    "Advice": "weights.advise",
     "CheckpointError": "checkpoints",
     "CurvatureSpectra": "curvature",
     "Diagnosis": "diagnosis",
@@ -23,6 +25,9 @@ _HOMES = {
     "SpectralDensity": "linalg.density",
     "TraceResult": "linalg.trace",
     "WeightSpectra": "weights.spectra",
+    "ablate": "weights.ablate",
+    "advise": "weights.advise",
+    "conv_svdvals": "linalg.conv",
     "curvature_spectra": "curvature.analysis:curvature",
     "diagnose": "diagnosis",
     "eigsh": "linalg.eigsh",

@@ -11,6 +11,7 @@ from .findings import Finding as Finding
 from .gradients import GradientSpectrum as GradientSpectrum
 from .gradients import gradient_covariance as gradient_covariance
 from .kernels.select import show_config as show_config
+from .linalg.conv import conv_svdvals as conv_svdvals
 from .linalg.density import SpectralDensity as SpectralDensity
 from .linalg.density import spectral_density as spectral_density
 from .linalg.eigsh import EigenResult as EigenResult
@@ -23,6 +24,10 @@ from .metrics.power_law import fit_power_law as power_law
 from .metrics.rank import matrix_rank as matrix_rank
 from .metrics.tikhonov import tikhonov as tikhonov
 from .results import Skipped as Skipped
+from .weights.ablate import Ablation as Ablation
+from .weights.ablate import ablate as ablate
+from .weights.advise import Advice as Advice
+from .weights.advise import advise as advise
 from .weights.scan import scan as scan
 from .weights.spectra import MatrixSpectrum as MatrixSpectrum
 from .weights.spectra import WeightSpectra as WeightSpectra
@@ -30,6 +35,8 @@ from .weights.spectra import WeightSpectra as WeightSpectra
 __version__: str
 
 __all__ = [
+    "Ablation",
+    "Advice",
     "CheckpointError",
     "CurvatureSpectra",
     "Diagnosis",
@@ -46,6 +53,9 @@ __all__ = [
     "TraceResult",
     "WeightSpectra",
     "__version__",
+    "ablate",
+    "advise",
+    "conv_svdvals",
     "curvature_spectra",
     "diagnose",
     "eigsh",

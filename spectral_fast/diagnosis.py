@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .findings import SEVERITIES, Finding, collapse_findings, curvature_findings, gradient_findings, weight_findings
+from .findings import SEVERITIES, Finding, collapse_findings, curvature_findings, gradient_findings, stability_of, weight_findings
 from .progress import Progress, ProgressOption, progress_reporter
 from .results import Result, Skipped, Status
 from .weights.sources import open_source
@@ -97,7 +98,7 @@ def diagnose(
     max_memory: bytes the gradient covariance may take; None: 60 % of what is free.
     layer:   the classifier, for neural collapse; None finds it.
     unpack:  batch -> (inputs, targets), for loaders of another form.
-    optimizer: a ``torch.optim.SGD``, whose learning rate is compared with the stability threshold.
+    optimizer: a ``torch.optim.SGD``, whose stability threshold lambda_1 is compared with.
     progress: None: a bar on a terminal after a second; False: none; or a function called as progress(done, total, what).
 
     Returns a Diagnosis; ``print`` it, or ``save_html``. An analysis that cannot be done is listed in its ``skipped`` with the reason; on
@@ -105,7 +106,7 @@ def diagnose(
     Raises TypeError or ValueError, naming the argument, for arguments that no analysis could use.
     """
     start = time.perf_counter()
-    _check(model, include, budget, k, tol)
+    _check(model, include, budget, k, tol, params, layer)
     caps = BUDGETS[budget]
     run = _Run()
     with progress_reporter(progress) as report:
@@ -123,16 +124,17 @@ def diagnose(
             gradients = run("gradients", include, lambda: _gradients(model, data, caps, max_memory, shared))
             curvature = run("curvature", include, lambda: _curvature(model, data, caps, k, tol, shared))
             collapse = run("collapse", include, lambda: _collapse(model, data, layer, device, report))
+    stability = None if optimizer is None else stability_of(optimizer)
     findings = [
         *(weight_findings(weights) if weights else ()),
         *(gradient_findings(gradients, _batch_size(loader)) if gradients else ()),
-        *(curvature_findings(curvature, _learning_rate(optimizer)) if curvature else ()),
+        *(curvature_findings(curvature, stability if not isinstance(stability, str) else None) if curvature else ()),
         *(collapse_findings(collapse) if collapse else ()),
     ]
-    status: Status = "incomplete" if run.interrupted else "ok"
+    status, reason = run.outcome()
     return Diagnosis(
         status=status,
-        reason="interrupted" if run.interrupted else "",
+        reason=reason,
         backend=next((r.backend for r in (weights, curvature, gradients) if r is not None), "none"),
         model_name=type(model).__name__,
         weights=weights,
@@ -142,7 +144,7 @@ def diagnose(
         findings=tuple(sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))),
         skipped=tuple(run.skipped),
         seconds=time.perf_counter() - start,
-        notes=(f"budget {budget!r}: {_words(caps)}",),
+        notes=(f"budget {budget!r}: {_words(caps)}", *((stability,) if isinstance(stability, str) else ())),
     )
 
 
@@ -153,8 +155,10 @@ def _words(caps: Budget) -> str:
     )
 
 
-def _check(model: Any, include: Sequence[str], budget: str, k: int, tol: float) -> None:
+def _check(model: Any, include: Sequence[str], budget: str, k: int, tol: float, params: Any, layer: str | None) -> None:
     import torch
+
+    from .probing.functional import select_parameters, unwrap
 
     if not isinstance(model, torch.nn.Module):
         hint = "; for a state dict or a file use spectral_fast.scan" if isinstance(model, (str, dict)) else ""
@@ -163,10 +167,15 @@ def _check(model: Any, include: Sequence[str], budget: str, k: int, tol: float) 
         raise ValueError(f"include: got {include!r}; wanted some of {ANALYSES}")
     if budget not in BUDGETS:
         raise ValueError(f"budget: got {budget!r}; known: {', '.join(BUDGETS)}")
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k: got {k!r}; wanted a positive integer")
+    most = BUDGETS[budget].max_matvecs // 4
+    if not isinstance(k, Integral) or not 1 <= k <= most:
+        raise ValueError(f"k: got {k!r}; wanted an integer from 1 to {most} with budget {budget!r}")
     if not 0 < tol < 1:
         raise ValueError(f"tol: got {tol!r}; wanted a number between 0 and 1")
+    if layer is not None and layer not in dict(unwrap(model).named_modules()):
+        raise ValueError(f"layer: {layer!r} is no module of the model")
+    if {"gradients", "curvature"} & set(include) and any(True for _ in model.parameters()):
+        select_parameters(unwrap(model), params)
 
 
 T = TypeVar("T", bound=Result)
@@ -178,6 +187,16 @@ class _Run:
     def __init__(self) -> None:
         self.skipped: list[Skipped] = []
         self.interrupted = False
+        self.done = 0
+        self.failed: list[str] = []
+
+    def outcome(self) -> tuple[Status, str]:
+        """Status and reason of the whole: what failed is in both, so that no caller takes a failure for a clean bill."""
+        if self.interrupted:
+            return "incomplete", "interrupted"
+        if self.failed:
+            return ("incomplete" if self.done else "failed"), f"failed: {', '.join(self.failed)}"
+        return ("ok", "") if self.done else ("skipped", "nothing to analyse")
 
     def __call__(self, name: str, include: Sequence[str], analysis: Callable[[], T]) -> T | None:
         if name not in include:
@@ -194,11 +213,16 @@ class _Run:
             return None
         except Exception as e:  # one analysis may fail on a model that the others can read: listed, never lost
             self.skipped.append(Skipped(name, f"failed: {type(e).__name__}: {_one_line(e)}"))
+            self.failed.append(name)
             return None
         if result.status == "incomplete" and "interrupt" in result.reason:
             self.interrupted = True
         if result.status in ("skipped", "failed"):
             self.skipped.append(Skipped(name, result.reason if result.status == "skipped" else f"failed: {result.reason}"))
+        if result.status == "failed":
+            self.failed.append(name)
+        elif result.status != "skipped":
+            self.done += 1
         return result
 
 
@@ -259,11 +283,3 @@ def _collapse(model: Any, data: _Data, layer: str | None, device: Any, progress:
 def _batch_size(loader: Any) -> int | None:
     size = getattr(loader, "batch_size", None)
     return size if isinstance(size, int) else None
-
-
-def _learning_rate(optimizer: Any) -> float | None:
-    """The rate of a plain SGD optimizer; thresholds of the others need their own formula and are not compared."""
-    if optimizer is None or type(optimizer).__name__ != "SGD":
-        return None
-    group = optimizer.param_groups[0]
-    return None if group.get("momentum", 0) else float(group["lr"])

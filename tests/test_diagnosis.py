@@ -76,12 +76,33 @@ def test_without_loader_only_weights() -> None:
     assert {(s.name, s.reason) for s in d.skipped} == {(n, "no loader") for n in ("gradients", "curvature", "collapse")}
 
 
-def test_include_and_a_failing_analysis() -> None:
-    d = sf.diagnose(net(0), digits(), include=("weights", "collapse"), layer="no.such.layer", progress=False)
-    assert d.weights is not None
+def broken(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("planted")
+
+
+def test_a_failing_analysis_is_listed_and_shows_in_the_status() -> None:
+    d = sf.diagnose(net(0), digits(), loss_fn=broken, include=("weights", "curvature"), progress=False)
+    assert d.weights is not None and (d.status, d.reason) == ("incomplete", "failed: curvature")
     reasons = {s.name: s.reason for s in d.skipped}
     assert reasons["gradients"] == "not asked for (include)"
-    assert reasons["collapse"].startswith("failed: ") and "no.such.layer" in reasons["collapse"]
+    assert reasons["curvature"] == "failed: RuntimeError: planted"
+    alone = sf.diagnose(net(0), digits(), loss_fn=broken, include=("curvature",), progress=False)
+    assert (alone.status, alone.reason) == ("failed", "failed: curvature")
+
+
+def test_absent_classes_are_no_collapse() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 50)).double()
+    x, y = digits(300)
+    d = sf.diagnose(model, (x, y), include=("collapse",), progress=False)
+    assert d.collapse is not None and d.collapse.nc1_rank == 9
+    assert not any("too few directions" in f.title for f in d.findings)
+
+
+def test_an_optimizer_without_threshold_is_said() -> None:
+    model = net(0)
+    d = sf.diagnose(model, digits(30), include=("weights",), optimizer=torch.optim.Adam(model.parameters()), progress=False)
+    assert any("Adam" in n for n in d.notes)
 
 
 def test_regression_skips_collapse() -> None:
@@ -100,6 +121,9 @@ def test_regression_skips_collapse() -> None:
         ({"budget": "huge"}, "^budget.*known: quick"),
         ({"k": 0}, "^k: got 0"),
         ({"tol": 2.0}, "^tol"),
+        ({"layer": "no.such"}, "^layer: 'no.such'"),
+        ({"params": "zz*"}, "^params"),
+        ({"k": 99, "budget": "quick"}, "^k: got 99"),
         ({"progress": 3}, "^progress"),
         ({"loader": iter([])}, "^loader: got a one-shot iterator"),
         ({"loader": []}, "^loader"),

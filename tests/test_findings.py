@@ -11,7 +11,17 @@ import pytest
 import torch
 
 import spectral_fast as sf
-from spectral_fast.findings import SEVERITIES, THRESHOLDS, Finding, collapse_findings, curvature_findings, gradient_findings, weight_findings
+from spectral_fast.findings import (
+    SEVERITIES,
+    THRESHOLDS,
+    Finding,
+    Stability,
+    collapse_findings,
+    curvature_findings,
+    gradient_findings,
+    stability_of,
+    weight_findings,
+)
 
 
 def mlp(seed: int, init: str) -> torch.nn.Module:
@@ -120,10 +130,10 @@ def curvature(top: list[float], low: float = 0.0, converged: bool = True) -> Sim
 
 
 def test_curvature_patterns() -> None:
-    titles = [f.title for f in curvature_findings(curvature([100.0, 5.0, 1.0], low=-20.0), learning_rate=0.05)]  # type: ignore[arg-type]
+    titles = [f.title for f in curvature_findings(curvature([100.0, 5.0, 1.0], low=-20.0), Stability(40.0, 0.0, "2/lr"))]  # type: ignore[arg-type]
     assert any("stability threshold" in t for t in titles)
     assert any("few large" in t for t in titles) and any("flat" in t for t in titles) and any("negative curvature" in t for t in titles)
-    calm = curvature_findings(curvature([10.0, 9.0, 8.0]), learning_rate=0.05)  # type: ignore[arg-type]
+    calm = curvature_findings(curvature([10.0, 9.0, 8.0]), Stability(40.0, 0.0, "2/lr"))  # type: ignore[arg-type]
     assert all(f.severity == "info" for f in calm) and not any("sharp" in f.title for f in calm)
     unconverged = curvature_findings(curvature([10.0, 9.0], converged=False))  # type: ignore[arg-type]
     assert unconverged[0].severity == "warning" and "2 of 2" in unconverged[0].evidence
@@ -137,6 +147,39 @@ def test_gradient_and_collapse_patterns() -> None:
         "low-rank learning: normal, watch for stagnation",
         "batches are noisier than they need to be",
     ]  # type: ignore[arg-type]
-    n = SimpleNamespace(status="ok", n_classes=10, feature_dim=32, nc1_rank=4, nc1=0.01, nc2_angles=0.1, nc3=0.2, nc4=0.0, layer="2")
+    n = SimpleNamespace(
+        status="ok", n_classes=10, class_counts=np.full(10, 7), feature_dim=32, nc1_rank=4, nc1=0.01, nc2_angles=0.1, nc3=0.2, nc4=0.0, layer="2"
+    )
     assert [(f.severity, f.where) for f in collapse_findings(n)] == [("warning", "2"), ("info", "2")]  # type: ignore[arg-type]
     assert SEVERITIES == ("info", "warning", "severe")
+
+
+def test_stability_thresholds() -> None:
+    w = [torch.nn.Parameter(torch.zeros(1))]
+    assert stability_of(torch.optim.SGD(w, lr=0.1)).threshold == 20.0
+    assert stability_of(torch.optim.SGD(w, lr=0.1, momentum=0.9)).threshold == pytest.approx(38.0)
+    assert stability_of(torch.optim.SGD(w, lr=0.1, momentum=0.5, nesterov=True)).threshold == pytest.approx(15.0)
+    decayed = stability_of(torch.optim.SGD(w, lr=0.1, weight_decay=3.0))
+    found = curvature_findings(curvature([18.0, 17.0]), decayed)  # type: ignore[arg-type]
+    assert "weight decay 3" in found[0].evidence and found[0].severity == "warning"
+    assert not any("threshold" in f.title for f in curvature_findings(curvature([16.0, 15.0]), decayed))  # type: ignore[arg-type]
+    assert "Adam" in str(stability_of(torch.optim.Adam(w)))
+    assert "groups differ" in str(stability_of(torch.optim.SGD([{"params": w}, {"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1.0}], lr=0.1)))
+
+
+@pytest.mark.parametrize("step", [2e-3])
+def test_gradient_descent_diverges_above_its_threshold(step: float) -> None:
+    """The three SGD rules against SGD itself on a quadratic: stable a little below the threshold, unstable a little above."""
+    for options in ({}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"weight_decay": 5.0}):
+        x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+        rule = stability_of(torch.optim.SGD([x], lr=0.1, **options))
+        assert isinstance(rule, Stability)
+        for factor, stable in ((1 - step, True), (1 + step, False)):
+            x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+            optimizer = torch.optim.SGD([x], lr=0.1, **options)
+            curvature_ = factor * rule.threshold - rule.weight_decay
+            for _ in range(4000):
+                optimizer.zero_grad()
+                x.grad = curvature_ * x.detach()
+                optimizer.step()
+            assert (abs(float(x.detach())) < 10) == stable, (options, factor)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .finding import Finding
+from .stability import Stability
 from .thresholds import EIGENVALUE_SPECTRA, source_of, value_of
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ __all__ = ["collapse_findings", "curvature_findings", "gradient_findings"]
 _LOSS = "loss"  # where curvature findings are
 
 
-def curvature_findings(c: CurvatureSpectra, learning_rate: float | None = None) -> tuple[Finding, ...]:
-    """Findings of the loss landscape. learning_rate: of plain gradient descent, where known."""
+def curvature_findings(c: CurvatureSpectra, stability: Stability | None = None) -> tuple[Finding, ...]:
+    """Findings of the loss landscape. stability: the threshold of the optimizer in use, where known."""
     if c.hessian_top is None or not len(c.hessian_top.values):
         return ()
     values = c.hessian_top.values
@@ -30,14 +31,15 @@ def curvature_findings(c: CurvatureSpectra, learning_rate: float | None = None) 
     if top <= 0:
         return tuple(found)
     stable = 2.0 / top
-    if learning_rate is not None and learning_rate > stable:
+    if stability is not None and top + stability.weight_decay > stability.threshold:
+        decay = f" + weight decay {stability.weight_decay:.3g}" if stability.weight_decay else ""
         found.append(
             Finding(
                 severity="warning",
                 where=_LOSS,
                 title="the learning rate is above the stability threshold",
-                evidence=f"lambda_1 {top:.3g}, so plain gradient descent is stable up to {stable:.3g}; the rate is {learning_rate:.3g}",
-                comparison="2/lambda_1",
+                evidence=f"lambda_1 {top:.3g}{decay} is above {stability.threshold:.3g}",
+                comparison=f"the threshold is {stability.rule}",
                 advice="lower learning rate",
                 source="Cohen et al. 2021",
                 analysis="curvature",
@@ -160,7 +162,8 @@ def collapse_findings(n: NeuralCollapse) -> tuple[Finding, ...]:
     if n.status != "ok":
         return ()
     found: list[Finding] = []
-    full = min(n.n_classes - 1, n.feature_dim)
+    present = int(np.count_nonzero(n.class_counts))  # absent classes have no mean, so no direction
+    full = min(present - 1, n.feature_dim)
     if n.nc1_rank < full:
         found.append(
             Finding(
@@ -168,7 +171,7 @@ def collapse_findings(n: NeuralCollapse) -> tuple[Finding, ...]:
                 where=n.layer,
                 title="class means span too few directions: dimensional collapse",
                 evidence=f"rank {n.nc1_rank} of the between-class covariance",
-                comparison=f"{n.n_classes} classes in {n.feature_dim} dimensions allow {full}",
+                comparison=f"{present} classes in {n.feature_dim} dimensions allow {full}",
                 advice="a wider layer, or regularization that spreads the features",
                 source=EIGENVALUE_SPECTRA,
                 analysis="collapse",

@@ -88,13 +88,14 @@ def _dampens(m: MatrixSpectrum, peers: float) -> Finding | None:
 
 def _collapse(m: MatrixSpectrum, peers: float) -> Finding | None:
     share, floor = m.metrics["near_zero_fraction"], m.rank_tolerances["storage"]
-    # A square random matrix has singular values down to 0: density 1/(pi sqrt(n var)) per unit, i.e. n floor/(pi sqrt(n var)) below the floor.
+    # The singular values of a square random matrix follow a quarter circle of radius 2 sqrt(n var): density 2/(pi sqrt(n var)) at 0.
     d_max, d_min = max(m.shape), min(m.shape)
     scale = m.null["frobenius"] / math.sqrt(d_min)
-    expected = floor / (math.pi * scale) if m.null["s_min"] < 0.1 * scale else 0.0
+    expected = 2.0 * floor / (math.pi * scale) if m.null["s_min"] < 0.1 * scale else 0.0
     if m.metrics["near_zero_fraction"] < value_of("collapse, share") or share < value_of("collapse, times random") * expected or d_min < 4:
         return None
-    init = math.sqrt(m.shape[0] / 3.0)  # torch's default, U(±1/sqrt(fan_in)): variance 1/(3 fan_in), so ||W||_F² = m/3
+    # torch's default, U(±1/sqrt(fan_in)): variance 1/(3 fan_in), so ||W||_F² = m/3; recurrent layers use the hidden size, a gate's rows
+    init = math.sqrt((m.shape[1] if m.kind == "rnn" else m.shape[0]) / 3.0)
     over = m.kind in ("linear", "conv", "rnn") and m.metrics["frobenius"] < value_of("over-regularized, times init") * init
     norm = f"||W||_F {m.metrics['frobenius']:.3g}, a default initialisation gives {init:.3g}"
     both = "less weight decay (Martin 2018: over-regularized)", 'a wider layer, or regularization that spreads the spectrum ("Eigenvalue Spectra")'

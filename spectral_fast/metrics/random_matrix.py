@@ -3,11 +3,88 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["random_matrix_reference"]
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.select import select
+from ..linalg.arrays import as_numpy
+from .marchenko_pastur import marchenko_pastur_fits
+
+__all__ = ["NullQuantiles", "PermutationNull", "permutation_null", "random_matrix_reference"]
 
 _TW1_99 = 2.0234  # Tracy-Widom (beta = 1) quantile at 0.99
+_BATCH_BYTES = 64 << 20  # of shuffled copies held at once
 _SQUARE = 1.1  # below this aspect ratio the smallest value follows the square law
+
+
+@dataclass(frozen=True)
+class NullQuantiles:
+    """Of one number over the shuffles: its mean, its 5 % and 95 % quantiles, the least and the largest value."""
+
+    mean: float
+    low: float
+    high: float
+    least: float
+    largest: float
+
+
+@dataclass(frozen=True, eq=False)
+class PermutationNull:
+    """What the entries of a matrix show without their places: the same entries, shuffled.
+
+    spectral_norm, s_min: of the shuffles; var: the Marchenko-Pastur variance fitted to them, NaN below eight singular values.
+    samples: (n_permutations, 3) float64, those three of every shuffle.
+    """
+
+    n_permutations: int
+    seed: int
+    spectral_norm: NullQuantiles
+    s_min: NullQuantiles
+    var: NullQuantiles
+    samples: NDArray[np.float64] = field(repr=False)
+    backend: str = "numpy"
+
+    def p_value(self, spectral_norm: float) -> float:
+        """Probability that a shuffle has a spectral norm of at least this, (1 + how many do)/(1 + n_permutations) (Phipson & Smyth 2010)."""
+        return (1 + int(np.count_nonzero(self.samples[:, 0] >= spectral_norm))) / (1 + self.n_permutations)
+
+
+def permutation_null(w: Any, *, n_permutations: int = 20, seed: int = 0, backend: str = "auto") -> PermutationNull:
+    """Spectra of seeded shuffles of a matrix's entries: the random matrix with exactly these entries, heavy tails and zeros included.
+
+    w: (m, n) finite real numbers. Costs n_permutations spectra; at most 64 MB of copies, or one, are held at a time.
+    backend: of the singular values. Errors: ValueError for another dimension, an empty matrix, entries not finite, n_permutations < 1.
+    """
+    a = as_numpy(w)
+    if a.ndim != 2 or a.size == 0:
+        raise ValueError(f"w: wanted a matrix, got shape {a.shape}")
+    if not np.isfinite(a).all():
+        raise ValueError("w: wanted finite entries")
+    if n_permutations < 1:
+        raise ValueError(f"n_permutations: wanted at least 1, got {n_permutations}")
+    kernel, name = select("singular_values", backend)
+    rng = np.random.default_rng(seed)
+    entries = np.ascontiguousarray(a).reshape(-1)
+    rows = max(1, _BATCH_BYTES // (entries.size * 8))
+    spectra = []
+    for first in range(0, n_permutations, rows):
+        shuffles = [rng.permutation(entries).reshape(a.shape) for _ in range(min(rows, n_permutations - first))]
+        spectra.append(kernel(np.stack(shuffles)))
+    s = np.concatenate(spectra)
+    # a power of two keeps the squares of huge and tiny matrices in range
+    exponent = int(np.frexp(s.max())[1]) if s.max() > 0.0 else 0
+    evals = np.square(np.ldexp(s, -exponent))
+    var = [fit.scaled(2 * exponent).var for fit in marchenko_pastur_fits(list(evals), [a.shape] * n_permutations)]
+    samples = np.column_stack((s[:, 0], s[:, -1], var))
+    return PermutationNull(n_permutations, seed, *(_quantiles(column) for column in samples.T), samples, name)
+
+
+def _quantiles(x: NDArray[np.float64]) -> NullQuantiles:
+    low, high = np.quantile(x, (0.05, 0.95))
+    return NullQuantiles(float(x.mean()), float(low), float(high), float(x.min()), float(x.max()))
 
 
 def random_matrix_reference(shape: tuple[int, int], var: float) -> dict[str, float]:

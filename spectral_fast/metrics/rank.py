@@ -17,7 +17,7 @@ __all__ = ["RULES", "StorageNoise", "matrix_rank", "numerical_rank", "rank_toler
 RULES = ("numpy", "numerical_recipes", "loose", "log8", "storage")
 
 _MIN_ENTRIES_FOR_PRECISION = 64
-_MIN_LAST_BIT_SHARE = 0.125
+_LAST_BIT_SHARE = (1 / 8, 7 / 8)  # a random last bit is set in half of the entries
 _BLOCK_ENTRIES = 1 << 20
 
 
@@ -50,9 +50,12 @@ def storage_noise(w: NDArray[Any], stored: FloatFormat) -> StorageNoise:
     if w.size == 0:
         return StorageNoise(0.0, precision, stored.name)
     carrier = _carrier(stored)
-    # ulp(x) = 2^(e + 1 - precision) for x in [2^e, 2^(e+1)), never less than the spacing of the subnormals: one table entry per exponent field.
-    exponent = np.maximum(np.arange(1 << carrier.exponent_bits) - carrier.bias, stored.emin)
-    top = max(int(np.frexp(max(float(w.max()), -float(w.min())))[1]) - 1, stored.emin)
+    # ulp(x) = 2^(e + 1 - precision) for x in [2^e, 2^(e+1)), never less than the spacing of the subnormals or the common grid: one table entry per
+    # exponent field.
+    grid = common_grid(w, stored)
+    lowest = stored.emin if grid is None else max(stored.emin, grid + precision - 1)
+    exponent = np.maximum(np.arange(1 << carrier.exponent_bits) - carrier.bias, lowest)
+    top = max(int(np.frexp(max(float(w.max()), -float(w.min())))[1]) - 1, lowest)
     # tau² relative to the largest one, exact powers of two, so that squares neither overflow nor vanish
     tau2 = np.ldexp(1.0, np.clip(2 * (exponent - top), -1000, 0))
     columns = np.zeros(w.shape[1])
@@ -93,24 +96,60 @@ def _blocks(w: NDArray[Any], carrier: _Carrier) -> Iterator[NDArray[Any]]:
 def effective_precision(w: NDArray[Any], stored: FloatFormat) -> int:
     """Bits of the significand that the entries of ``w`` really use (a cast hides the format values were rounded to).
 
-    A narrower precision is believed only when the entries look rounded to it: at least 64 nonzero entries, of which at least 1/8 use its
-    last bit. An identity or a matrix of signs needs one bit, but nothing was rounded there.
+    A narrower precision is believed only when the entries look rounded to it: at least 64 nonzero entries, of which between 1/8 and 7/8 use
+    its last bit (rounding leaves about half). An identity or a matrix of signs needs one bit, but nothing was rounded there.
     """
-    if stored.name not in ("float32", "float64"):
-        return stored.precision
     carrier = _carrier(stored)
     significand = carrier.unsigned((1 << carrier.field) - 1)
+    last_stored = 1 << (carrier.field + 1 - stored.precision)
     used = nonzero = 0
     for bits in _blocks(w, carrier):
         used |= int(np.bitwise_or.reduce(bits & significand, axis=None))
-        if used & 1:
+        if used & last_stored:
             return stored.precision
         nonzero += int(np.count_nonzero(bits << carrier.unsigned(1)))  # the sign of a zero does not count
     if used == 0 or nonzero < _MIN_ENTRIES_FOR_PRECISION:
         return stored.precision
     trailing = (used & -used).bit_length() - 1
     last = sum(int(np.count_nonzero(bits & carrier.unsigned(1 << trailing))) for bits in _blocks(w, carrier))
-    return stored.precision - trailing if last >= _MIN_LAST_BIT_SHARE * nonzero else stored.precision
+    return carrier.field + 1 - trailing if _looks_rounded(last, nonzero) else stored.precision
+
+
+def common_grid(w: NDArray[Any], stored: FloatFormat) -> int | None:
+    """g where all entries of ``w`` are multiples of 2^g and look rounded to that grid, else None.
+
+    The subnormal numbers of a narrow format are such a grid, and so are quantized weights: kept in a wider format they have no common number
+    of significant bits, but a common last place. Believed under the conditions of :func:`effective_precision`.
+    """
+    carrier = _carrier(stored)
+    rows = max(1, w.shape[0] * w.shape[1] // _BLOCK_ENTRIES)
+    lowest, count, nonzero = _last_places(w[::rows], carrier)
+    if nonzero == 0 or not _looks_rounded(count, nonzero):
+        return None  # most matrices: told from one block's worth of rows
+    for first in range(0, w.shape[0], max(1, _BLOCK_ENTRIES // w.shape[1])):
+        least, _, _ = _last_places(w[first : first + max(1, _BLOCK_ENTRIES // w.shape[1])], carrier)
+        if least < lowest:
+            return None
+    return lowest if nonzero >= _MIN_ENTRIES_FOR_PRECISION else None
+
+
+def _last_places(w: NDArray[Any], carrier: _Carrier) -> tuple[int, int, int]:
+    """Exponent of the lowest bit set in any entry, in how many entries it is set, and the number of nonzero entries."""
+    bits = np.ascontiguousarray(w, dtype=carrier.floating).view(carrier.unsigned).ravel()
+    bits = bits[(bits << carrier.unsigned(1)) != 0]
+    if bits.size == 0:
+        return 1 << 30, 0, 0
+    field = (bits >> carrier.unsigned(carrier.field)).astype(np.int64) & ((1 << carrier.exponent_bits) - 1)
+    significand = bits & carrier.unsigned((1 << carrier.field) - 1)
+    significand |= np.where(field > 0, carrier.unsigned(1 << carrier.field), carrier.unsigned(0))
+    low = significand & (~significand + carrier.unsigned(1))
+    place = np.frexp(low.astype(np.float64))[1] - 1 + np.maximum(field, 1) - carrier.bias - carrier.field
+    lowest = int(place.min())
+    return lowest, int(np.count_nonzero(place == lowest)), bits.size
+
+
+def _looks_rounded(last: int, nonzero: int) -> bool:
+    return _LAST_BIT_SHARE[0] * nonzero <= last <= _LAST_BIT_SHARE[1] * nonzero
 
 
 def rank_tolerances(s: NDArray[np.float64], shape: tuple[int, int], dtype: str, *, storage_tol: float | None = None) -> dict[str, float]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg.arrays import as_float64
+from ..linalg.arrays import as_float64, like, storage_format
+from .rank import rank_tolerances, storage_noise
 
 __all__ = ["Regularized", "tikhonov"]
 
@@ -30,7 +31,7 @@ class Regularized:
     noise: int
     filter_factors: NDArray[np.float64]
     effective_dof: float
-    pinv: NDArray[np.float64]
+    pinv: Any
 
 
 def tikhonov(a: Any, gamma: float, *, form: str = "tikhonov") -> Regularized:
@@ -38,7 +39,9 @@ def tikhonov(a: Any, gamma: float, *, form: str = "tikhonov") -> Regularized:
 
     a: (m, n) real array or tensor; gamma >= 0, in the units of the singular values.
     form: "tikhonov": (WᵀW + gamma² I)^-1 Wᵀ, phi = s²/(s² + gamma²); "shift": the singular values themselves are shifted, 1/(s + gamma),
-          phi = s/(s + gamma). gamma = 0 gives the Moore-Penrose inverse on s > s_1 d_max eps.
+          phi = s/(s + gamma). gamma = 0 gives the Moore-Penrose inverse on the values that rounding to the stored format did not make
+          (rank rule "storage"; "numpy" for integers), and never on values below s_1 d_max 2^-52.
+    A torch tensor gives a tensor ``pinv``.
     Raises ValueError for a negative or non-finite gamma, an unknown form, another number of dimensions, or entries that are not finite.
     """
     if form not in _FORMS:
@@ -51,7 +54,7 @@ def tikhonov(a: Any, gamma: float, *, form: str = "tikhonov") -> Regularized:
     if not np.isfinite(w).all():
         raise ValueError("a: has entries that are not finite")
     u, s, vt = np.linalg.svd(w, full_matrices=False)
-    kept = s > (gamma if gamma > 0 else (s[0] if s.size else 0.0) * max(w.shape) * 2.0**-52)
+    kept = s > (gamma if gamma > 0 else _noise_floor(a, w, s))
     inverse = np.zeros_like(s)
     if gamma == 0:
         inverse[kept] = 1.0 / s[kept]
@@ -62,4 +65,10 @@ def tikhonov(a: Any, gamma: float, *, form: str = "tikhonov") -> Regularized:
     else:
         inverse = 1.0 / (s + gamma)
     phi = inverse * s
-    return Regularized(float(gamma), form, s, int(kept.sum()), int((~kept).sum()), phi, float(phi.sum()), (vt.T * inverse) @ u.T)
+    return Regularized(float(gamma), form, s, int(kept.sum()), int((~kept).sum()), phi, float(phi.sum()), like(a, (vt.T * inverse) @ u.T))
+
+
+def _noise_floor(a: Any, w: NDArray[np.float64], s: NDArray[np.float64]) -> float:
+    stored = storage_format(a)
+    computed = rank_tolerances(s, (w.shape[0], w.shape[1]), "float64")["numpy"]
+    return computed if stored is None else max(computed, storage_noise(w, stored).tolerance)

@@ -79,6 +79,8 @@ _KEYS = {
     "SpectralDensity": "curvature",
     "TraceResult": "curvature",
     "NeuralCollapse": "collapse",
+    "Ablation": "ablation",
+    "Advice": "advice",
 }
 
 

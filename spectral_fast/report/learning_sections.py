@@ -32,7 +32,7 @@ def gradient_section(g: GradientSpectrum, title: str = GRADIENT_TITLE) -> Sectio
         ("what", f"{kind}, per {plain(g.unit)}; {samples} x {integer(g.n_params)} parameters"),
         ("loss", f"{number(g.loss)} ({plain(g.loss_name)})"),
         ("eigenvalues", first),
-        ("resolved", f"{integer(g.n_resolved)} of {integer(values.size)} eigenvalues lie above the rounding noise, {number(g.noise_floor, 2)}"),
+        ("resolved", f"{integer(g.n_resolved)} eigenvalues lie above the rounding noise, {number(g.noise_floor, 2)}"),
         ("trace", number(g.trace)),
         ("concentration", f"top 10 hold {share(g.top_share)}; effective rank {number(g.effective_rank)}; participation ratio {number(g.participation_ratio)}"),
         ("|mean gradient|²", f"{number(g.gradient_norm2)} (debiased)"),

@@ -215,8 +215,7 @@ def scree(ax: Axes, g: GradientSpectrum) -> None:
     floor = g.noise_floor
     shown = values[values > floor] if (values > floor).any() else values[:1]
     ax.plot(np.arange(1, shown.size + 1), shown, color=BLUE, marker="." if shown.size < 300 else None, markersize=4, linewidth=1.2)
-    share = float(np.sum(values[:10])) / float(np.sum(values))
-    ax.axvspan(0.9, min(10, shown.size) + 0.5, color=ORANGE, alpha=0.18, linewidth=0, label=f"top 10: {100 * share:.0f} % of the trace")
+    ax.axvspan(0.9, min(10, shown.size) + 0.5, color=ORANGE, alpha=0.18, linewidth=0, label=f"top 10: {100 * g.top_share:.0f} % of the trace")
     hidden = values.size - shown.size
     near = 0 < floor < shown[-1] < _FAR * floor
     bottom = floor / 3 if near else shown[-1] / 3

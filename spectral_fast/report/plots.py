@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import panels
+from . import advice_panels, panels
 from .learning_sections import collapse_rows
 from .sections import by_severity
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..linalg.eigsh import EigenResult
     from ..linalg.trace import TraceResult
     from ..results import Result
+    from ..weights.ablate import Ablation
+    from ..weights.advise import Advice
     from ..weights.spectra import MatrixSpectrum, WeightSpectra
 
 __all__ = ["notable", "plot", "png"]
@@ -125,6 +127,20 @@ def _collapse(c: NeuralCollapse) -> Figure:
     return figure
 
 
+def _ablation(a: Ablation) -> Figure:
+    figure, (ax,) = _figure(1, 1, (7.4, 4.8))
+    advice_panels.changes(ax, a)
+    return figure
+
+
+def _advice(a: Advice) -> Figure:
+    rows = min(len(a.matrices), advice_panels.MATRICES_SHOWN)
+    figure, (left, right) = _figure(1, 2, (12.0, max(3.6, 1.6 + 0.26 * rows)))
+    advice_panels.ranks(left, a)
+    advice_panels.sizes(right, a)
+    return figure
+
+
 def _diagnosis(d: Diagnosis, name: str | None) -> Figure:
     figure, (top_left, top_right, bottom_left, bottom_right) = _figure(2, 2, (12.5, 9.0))
     why = {s.name: f"skipped: {s.reason}" for s in d.skipped}
@@ -164,4 +180,6 @@ _FIGURES: dict[str, Callable[..., Any]] = {
     "SpectralDensity": _density,
     "TraceResult": _trace,
     "NeuralCollapse": _collapse,
+    "Ablation": _ablation,
+    "Advice": _advice,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .advice_sections import ablation_section, advice_section
 from .blocks import Block, Facts, Findings, Note, Section
 from .curvature_sections import TITLE as CURVATURE_TITLE
 from .curvature_sections import curvature_section, density_section, eigen_section, trace_section
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..diagnosis import Diagnosis
     from ..findings import Finding
     from ..results import Result
+    from ..weights.advise import Advice
     from ..weights.spectra import WeightSpectra
 
 __all__ = ["by_severity", "findings_title", "sections"]
@@ -102,6 +104,11 @@ def _weights(w: WeightSpectra, rows: int | None) -> list[Section]:
     return [weight_section(w, f"{WEIGHT_TITLE}:", rows), findings, Section("ABOUT THIS REPORT", [Facts(facts)], "about")]
 
 
+def _advice(a: Advice, rows: int | None) -> list[Section]:
+    section = advice_section(a, rows)
+    return [Section(section.title, [*section.blocks, Facts([("backend", plain(a.backend))])], section.key)]
+
+
 def _one(make: Callable[[Any], Section]) -> Callable[[Any, int | None], list[Section]]:
     """Single results: their section, then the line about backend and status that every result ends with."""
 
@@ -122,4 +129,6 @@ _SECTIONS: dict[str, Callable[[Any, int | None], list[Section]]] = {
     "SpectralDensity": _one(density_section),
     "TraceResult": _one(trace_section),
     "NeuralCollapse": _one(collapse_section),
+    "Ablation": _one(ablation_section),
+    "Advice": _advice,
 }

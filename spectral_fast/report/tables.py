@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..linalg.eigsh import EigenResult
     from ..linalg.trace import TraceResult
     from ..results import Result
+    from ..weights.ablate import Ablation
+    from ..weights.advise import Advice
     from ..weights.spectra import MatrixSpectrum, WeightSpectra
 
 __all__ = ["to_frame"]
@@ -35,7 +37,8 @@ def to_frame(result: Result) -> pd.DataFrame:
 
     WeightSpectra: a row per matrix and per skipped tensor (status "skipped"). MatrixSpectrum: a row per singular value. GradientSpectrum,
     EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts.
-    SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure. Diagnosis: a row per finding, severe first.
+    SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure.
+    Ablation: a row per cut. Advice: a row per matrix. Diagnosis: a row per finding, severe first.
     Raises ImportError without pandas, TypeError for another class.
     """
     try:
@@ -132,6 +135,24 @@ def _collapse(c: NeuralCollapse) -> Made:
     return rows, ("measure", "value", "collapsed", "what")
 
 
+def _ablation(a: Ablation) -> Made:
+    columns = ("gamma", "kept", "loss", "change", "stderr", "moved")
+    values = zip(a.gammas, a.kept, a.losses, a.changes, a.stderr, a.moved, strict=True)
+    return [dict(zip(columns, (float(g), int(k), float(v), float(c), float(e), bool(m)), strict=True)) for g, k, v, c, e, m in values], columns
+
+
+def _advice(a: Advice) -> Made:
+    rows: list[Row] = []
+    for m in a.matrices:
+        row: Row = {"name": m.name, "kind": m.kind, "m": m.shape[0], "n": m.shape[1], "parameters": m.parameters, "dtype": m.dtype}
+        for low in m.low_rank:
+            at = f"{100 * low.wanted:g}%"
+            row |= {f"rank_{at}": low.rank, f"error_{at}": low.error, f"saved_{at}": low.saved}
+        row |= {"bits": m.bits, "bits_all": m.bits_all, "format": m.format, "spikes": m.spikes, "lora_rank": m.lora_rank, "lora_from": m.lora_from}
+        rows.append({**row, "status": m.status, "reason": m.reason})
+    return rows, ("name", "kind", "m", "n", "parameters", "dtype", "bits", "format", "lora_rank", "status", "reason")
+
+
 def _diagnosis(d: Diagnosis) -> Made:
     columns = ("severity", "analysis", "where", "title", "evidence", "comparison", "advice", "source")
     return [{key: getattr(f, key) for key in columns} for f in by_severity(d.findings)], columns
@@ -147,4 +168,6 @@ _ROWS: dict[str, Callable[[Any], Made]] = {
     "SpectralDensity": _density,
     "TraceResult": _trace,
     "NeuralCollapse": _collapse,
+    "Ablation": _ablation,
+    "Advice": _advice,
 }

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..linalg.arrays import as_float64, is_torch
+from ..metrics.marchenko_pastur import marchenko_pastur
 from ..progress import ProgressOption, progress_reporter
 from ..results import Result
-from .bulk import bulk_edge
 from .sources import open_source
 from .structure import MatrixPlan, plan_matrices
 
@@ -88,7 +88,8 @@ def ablate(
     treatment: "drop_noise": singular values <= gamma become 0, the information s > gamma stays (Martin 2018);
                "clip_spikes": those above gamma become gamma.
     gamma:     one cut or several. None: for "drop_noise" a sweep up to the cut at which the loss first moves, the layer's measured noise scale:
-               1, 2, 4, ... smallest values dropped, then bisection, at most 24 evaluations; for "clip_spikes" the edge of the bulk.
+               1, 2, 4, ... smallest values dropped, then bisection, at most 24 evaluations; for "clip_spikes" the edge of the bulk
+               (Marchenko-Pastur law, Tracy-Widom threshold at 5 %).
     floor:     a change counts as a move above 2 standard errors and above ``floor`` x the baseline loss.
     device:    where the batches go; None: where the matrix is. seed: set before every pass, for models with randomness of their own.
 
@@ -198,6 +199,8 @@ class _Weight:
     """One matrix inside a model's tensor: its singular value decomposition, and the way to replace and restore it."""
 
     def __init__(self, plan: MatrixPlan) -> None:
+        if plan.lora is not None:
+            raise ValueError(f"layer: {plan.name} is the product of {plan.lora.b.name} and {plan.lora.a.name}; name one of these")
         tensor = plan.entry.read()
         if not is_torch(tensor):
             raise TypeError(f"layer: {plan.name} is a {type(tensor).__name__}, not a tensor of the model")
@@ -273,7 +276,8 @@ class _Trial:
         change, stderr = self.paired_change(self.before, after, self.losses.weights)
         # a loss that is no number any more has moved; without an error bar nothing can be said to have
         moved = not math.isfinite(change) or (abs(change) > _STDERRS * stderr and abs(change) > self.least)
-        self.done[gamma] = _Row(gamma, int(np.count_nonzero(cut == 0.0)), self.baseline + change, change, stderr, moved)
+        kept = np.count_nonzero(s > gamma) if self.treatment == "drop_noise" else np.count_nonzero(s <= gamma)
+        self.done[gamma] = _Row(gamma, int(kept), self.baseline + change, change, stderr, moved)
         return moved
 
 
@@ -303,8 +307,14 @@ def _noise_scale(rows: Sequence[_Row], s: F64) -> tuple[float, int]:
 
 def _cuts(gamma: float | Sequence[float] | None, treatment: str, weight: _Weight) -> list[float] | None:
     """The cuts asked for; None for a sweep."""
+    if gamma is None and treatment == "drop_noise":
+        return None
     if gamma is None:
-        return None if treatment == "drop_noise" else [bulk_edge(weight.s, weight.w.shape)]
+        top = float(weight.s[0]) if weight.s.size else 0.0
+        fit = marchenko_pastur(np.square(weight.s / top) if top > 0 else weight.s, (weight.w.shape[0], weight.w.shape[1]))
+        if fit.status != "ok":
+            raise ValueError(f"gamma: the bulk of this matrix has no edge ({fit.reason}); give one")
+        return [top * math.sqrt(fit.threshold)]
     given = np.atleast_1d(np.asarray(gamma, dtype=np.float64))
     if given.ndim != 1 or given.size == 0 or not np.isfinite(given).all() or (given < 0).any():
         raise ValueError(f"gamma: got {gamma!r}; wanted finite numbers >= 0, or None")

@@ -12,7 +12,9 @@ from .spectra import WeightSpectra, weight_spectra
 __all__ = ["scan"]
 
 
-def scan(source: Any, *, layers: str | Sequence[str] | None = None, progress: ProgressOption = None, backend: str = "auto") -> WeightSpectra:
+def scan(
+    source: Any, *, layers: str | Sequence[str] | None = None, progress: ProgressOption = None, backend: str = "auto", slices: bool = False
+) -> WeightSpectra:
     """Spectra of every weight matrix: norms, condition, rank under every rule, power law, beside a random matrix of the same shape.
 
     source:   a checkpoint file (safetensors; .pt, .pth and .bin, new and legacy, read without running any code in them), a directory holding one,
@@ -20,6 +22,9 @@ def scan(source: Any, *, layers: str | Sequence[str] | None = None, progress: Pr
     layers:   glob or globs over tensor names; None: all.
     progress: None: a bar on a terminal after a second; False: none; or a function called as progress(done, total, what).
     backend:  of the singular values: "auto" or a name listed by ``show_config()``.
+    slices:   also the singular values of every convolution slice by slice, W[:, :, i, j], and of every fused tensor as a whole
+              (``WeightSpectra.slices``). ``to_pandas(view="weightwatcher")`` needs them; off by default because they cost about as much again
+              as the spectra of the convolutions.
 
     Returns WeightSpectra; tensors that hold no weight matrix are in its ``skipped`` with the reason, matrices with NaN or Inf among its
     ``matrices`` with status "failed" and the place of the first.
@@ -27,4 +32,4 @@ def scan(source: Any, *, layers: str | Sequence[str] | None = None, progress: Pr
     when ``layers`` matches nothing.
     """
     with open_source(source) as tensors, progress_reporter(progress) as report:
-        return weight_spectra(tensors, layers=layers, progress=report, backend=backend)
+        return weight_spectra(tensors, layers=layers, progress=report, backend=backend, slices=slices)

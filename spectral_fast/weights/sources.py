@@ -13,8 +13,9 @@ import numpy as np
 
 from ..linalg.arrays import RawArray, dtype_name, is_torch
 from ..results import Skipped
+from .adapter_config import AdapterConfig, read_adapter_config
 
-__all__ = ["TensorEntry", "TensorList", "open_source"]
+__all__ = ["TensorEntry", "TensorList", "TensorRecord", "open_source"]
 
 # Class name of a torch module -> kind of its weight; looked up along the class's bases, so that subclasses count.
 _MODULE_KINDS = {
@@ -38,6 +39,7 @@ class TensorEntry:
     read:    gives the values when called: a numpy array, torch tensor or RawArray.
     kind:    what the owning module is, None where only names are known (files).
     fixed:   a buffer of the model: saved with it, not trained.
+    owner:   full name of the owning module's class; module: its place among the model's modules. None where only names are known.
     """
 
     name: str
@@ -47,15 +49,28 @@ class TensorEntry:
     read: Callable[[], Any]
     kind: str | None = None
     fixed: bool = False
+    owner: str | None = None
+    module: int | None = None
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What remains to be known of a tensor when its source is closed; fields as of TensorEntry."""
+
+    name: str
+    shape: tuple[int, ...]
+    owner: str | None = None
+    module: int | None = None
 
 
 @dataclass(frozen=True)
 class TensorList:
-    """All tensors of a source and what of it was not taken."""
+    """All tensors of a source and what of it was not taken. adapter: the adapter_config.json beside a file, None without one."""
 
     label: str
     entries: tuple[TensorEntry, ...]
     skipped: tuple[Skipped, ...] = ()
+    adapter: AdapterConfig | None = None
 
 
 def _is_module(source: object) -> bool:
@@ -78,7 +93,7 @@ def open_source(source: Any) -> Iterator[TensorList]:
                 for t in checkpoint.tensors
             )
             skipped = tuple(Skipped(s.name, s.reason) for s in checkpoint.skipped)
-            yield TensorList(str(source), entries, skipped)
+            yield TensorList(str(source), entries, skipped, read_adapter_config(source))
     elif isinstance(source, Mapping):
         yield _from_mapping(source)
     elif _is_module(source):
@@ -94,7 +109,7 @@ def _storage_key(x: Any) -> Hashable:
     return (bits.__array_interface__["data"][0], bits.shape, bits.strides, dtype_name(x))
 
 
-def _entry(name: str, x: Any, kind: str | None, fixed: bool) -> TensorEntry | Skipped:
+def _entry(name: str, x: Any, kind: str | None, fixed: bool, owner: str | None = None, module: int | None = None) -> TensorEntry | Skipped:
     if is_torch(x):
         shape = tuple(int(n) for n in x.shape)
         if x.device.type == "meta":
@@ -107,7 +122,7 @@ def _entry(name: str, x: Any, kind: str | None, fixed: bool) -> TensorEntry | Sk
         return Skipped(name, f"not a tensor: {type(x).__name__}")
     # A zero-sized tensor has no address worth comparing.
     key: Hashable = _storage_key(x) if 0 not in shape else ("empty", name)
-    return TensorEntry(name, shape, dtype_name(x), key, lambda: x, kind, fixed)
+    return TensorEntry(name, shape, dtype_name(x), key, lambda: x, kind, fixed, owner, module)
 
 
 def _sort(label: str, items: list[TensorEntry | Skipped]) -> TensorList:
@@ -141,16 +156,17 @@ def _module_kind(module: Any) -> str:
 
 def _from_module(model: Any) -> TensorList:
     items: list[TensorEntry | Skipped] = []
-    for prefix, module in model.named_modules(remove_duplicate=True):
+    for index, (prefix, module) in enumerate(model.named_modules(remove_duplicate=True)):
         kind = _module_kind(module)
+        owner = f"{type(module).__module__}.{type(module).__qualname__}"
         dot = f"{prefix}." if prefix else ""
         for name, p in module._parameters.items():
             if p is not None:
                 if "Uninitialized" in type(p).__name__:
                     items.append(Skipped(dot + name, "lazy parameter: run the model once first"))
                 else:
-                    items.append(_entry(dot + name, p.detach(), kind, False))
+                    items.append(_entry(dot + name, p.detach(), kind, False, owner, index))
         for name, b in module._buffers.items():
             if b is not None:
-                items.append(_entry(dot + name, b.detach(), kind, True))
+                items.append(_entry(dot + name, b.detach(), kind, True, owner, index))
     return _sort(type(model).__name__, items)

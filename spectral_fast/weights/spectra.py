@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import ldexp
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,14 @@ from ..metrics.random_matrix import random_matrix_reference
 from ..metrics.rank import StorageNoise, rank_tolerances, storage_noise
 from ..progress import Progress
 from ..results import Result, Skipped, Status
-from .sources import TensorList
+from .adapters import LoraPair, product_spectrum
+from .roles import UNKNOWN
+from .slices import cut_differently, slice_values
+from .sources import TensorList, TensorRecord
 from .structure import MatrixPlan, plan_matrices
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["MatrixSpectrum", "WeightSpectra", "weight_spectra"]
 
@@ -37,6 +43,9 @@ class MatrixSpectrum(Result):
 
     s: (d_min,) float64, descending; bound: error bound of every value. metrics: see metrics.norms, plus condition_number_is_lower_bound and
     near_zero_fraction. ranks, rank_tolerances: per rule of metrics.rank. null: the same numbers of a random matrix of this shape and mean square.
+    storage_noise: bound on the norm of the rounding error (metrics.rank.storage_noise). role: what the matrix does in the network (roles.py), e.g.
+    "attention.q"; in_out: stored (in, out), the transpose of torch's (out, in). kind "lora": the product B A of shape (m, n) and rank at most r, never
+    formed: s holds its min(m, n, r) values that can differ from 0, and null is NaN, for a random matrix of the shape says nothing about it.
     """
 
     name: str
@@ -53,6 +62,9 @@ class MatrixSpectrum(Result):
     power_law: PowerLawFit
     null: dict[str, float]
     tied: tuple[str, ...] = ()
+    storage_noise: float = float("nan")
+    role: str = UNKNOWN
+    in_out: bool = False
 
     @property
     def evals(self) -> NDArray[np.float64]:
@@ -62,13 +74,19 @@ class MatrixSpectrum(Result):
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class WeightSpectra(Result):
-    """Spectra of all weight matrices of a model or checkpoint, and the list of tensors that were not analysed with the reasons."""
+    """Spectra of all weight matrices of a model or checkpoint, and the list of tensors that were not analysed with the reasons.
+
+    slices: with ``scan(..., slices=True)``, for each convolution of more than one tap and each fused tensor: tensor name -> (slices, d_min)
+    singular values of W[:, :, i, j] for every (i, j), of the whole tensor where it is 2-D. tensors: all of the source, in its order.
+    """
 
     source: str
     matrices: tuple[MatrixSpectrum, ...]
     skipped: tuple[Skipped, ...]
     seconds: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
+    slices: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    tensors: tuple[TensorRecord, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.matrices)
@@ -86,6 +104,20 @@ class WeightSpectra(Result):
                 raise KeyError(f"{name}: skipped: {s.reason}")
         raise KeyError(f"{name}: no such matrix; there are {len(self.matrices)}, e.g. {', '.join(m.name for m in self.matrices[:3])}")
 
+    def to_pandas(self, view: str | None = None) -> pd.DataFrame:
+        """A row per matrix and per skipped tensor; with ``view="weightwatcher"`` the table that tool gives (weights.weightwatcher_view).
+
+        That view needs ``scan(..., slices=True)`` where there are convolutions or fused tensors.
+        Raises ImportError without pandas, ValueError for an unknown view or missing slices.
+        """
+        if view is None:
+            return super().to_pandas()
+        if view != "weightwatcher":
+            raise ValueError(f"view: got {view!r}; known: None, 'weightwatcher'")
+        from .weightwatcher_view import weightwatcher_frame
+
+        return weightwatcher_frame(self)
+
 
 @dataclass
 class _Pending:
@@ -93,20 +125,29 @@ class _Pending:
     noise: StorageNoise
     s: NDArray[np.float64] | None = None
     why: str = ""
+    bound: float = float("nan")  # of the values; NaN: that of one decomposition
 
 
-def weight_spectra(tensors: TensorList, *, layers: str | Sequence[str] | None = None, progress: Progress | None = None, backend: str = "auto") -> WeightSpectra:
+def weight_spectra(
+    tensors: TensorList,
+    *,
+    layers: str | Sequence[str] | None = None,
+    progress: Progress | None = None,
+    backend: str = "auto",
+    slices: bool = False,
+) -> WeightSpectra:
     """Spectra of all matrices in ``tensors``.
 
-    layers: glob or globs over tensor names. progress: called as progress(done, total, what).
+    layers: glob or globs over tensor names. progress: called as progress(done, total, what). slices: also fill WeightSpectra.slices.
     Matrices of one shape are computed in one call; a tensor that cannot be read or is not finite is listed and the rest goes on. On Ctrl-C
     what is done is returned with status "incomplete".
     """
     start = time.perf_counter()
-    plans, skipped = plan_matrices(tensors.entries, layers)
+    plans, skipped = plan_matrices(tensors.entries, layers, tensors.adapter)
     skipped = [*tensors.skipped, *skipped]
     clock = {"read": 0.0, "noise": 0.0, "singular values": 0.0, "power law": 0.0}
     done: list[_Pending] = []
+    cuts: dict[str, NDArray[np.float64]] = {}
     batches: dict[tuple[int, int], tuple[list[_Pending], list[NDArray[Any]]]] = {}
     kernel, backend_name = select("singular_values", backend)
     interrupted = False
@@ -114,10 +155,8 @@ def weight_spectra(tensors: TensorList, *, layers: str | Sequence[str] | None = 
     def flush(shape: tuple[int, int]) -> None:
         pending, arrays = batches[shape]
         t = time.perf_counter()
-        values = kernel(np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
+        _compute(kernel, pending, arrays)
         clock["singular values"] += time.perf_counter() - t
-        for p, s in zip(pending, values, strict=True):
-            p.s = s
         done.extend(pending)
         del batches[shape]
         if progress:
@@ -128,14 +167,25 @@ def weight_spectra(tensors: TensorList, *, layers: str | Sequence[str] | None = 
         current: object = None
         for plan in plans:
             t = time.perf_counter()
+            if plan.lora is not None:
+                try:
+                    done.append(_product(plan, plan.lora))
+                except (ValueError, OSError) as e:
+                    skipped.append(Skipped(plan.name, f"cannot be read: {e}", plan.shape))
+                clock["singular values"] += time.perf_counter() - t
+                continue
             if current is not plan.entry:
                 current, tensor = plan.entry, None
                 try:
                     tensor = as_numpy(plan.entry.read())
                 except (ValueError, OSError) as e:
                     skipped.append(Skipped(plan.entry.name, f"cannot be read: {e}", plan.entry.shape))
+                except MemoryError:
+                    skipped.append(Skipped(plan.entry.name, "cannot be read: not enough memory", plan.entry.shape))
             if tensor is None:
                 continue
+            if slices and plan.entry.name not in cuts and cut_differently(plan.kind, plan.shape, plan.entry.shape):
+                cuts.update(dict.fromkeys((plan.entry.name, *plan.tied), slice_values(tensor, kernel)))
             w = tensor.reshape(plan.view)[plan.part]
             clock["read"] += time.perf_counter() - t
             t = time.perf_counter()
@@ -171,7 +221,24 @@ def weight_spectra(tensors: TensorList, *, layers: str | Sequence[str] | None = 
         skipped=tuple(skipped),
         seconds=time.perf_counter() - start,
         timings=clock,
+        slices=cuts,
+        tensors=tuple(TensorRecord(e.name, e.shape, e.owner, e.module) for e in tensors.entries),
     )
+
+
+def _compute(kernel: Callable[..., NDArray[np.float64]], pending: list[_Pending], arrays: list[NDArray[Any]]) -> None:
+    """The spectra of one batch; where that fails, of its matrices one by one, so that a bad one costs only itself."""
+    try:
+        values = kernel(np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
+    except (MemoryError, np.linalg.LinAlgError) as e:
+        if len(pending) > 1:
+            for p, w in zip(pending, arrays, strict=True):
+                _compute(kernel, [p], [w])
+        else:
+            pending[0].why = "not enough memory for its singular values" if isinstance(e, MemoryError) else f"no singular values: {e}"
+        return
+    for p, s in zip(pending, values, strict=True):
+        p.s = s
 
 
 def _look(plan: MatrixPlan, w: NDArray[Any]) -> _Pending:
@@ -185,6 +252,11 @@ def _look(plan: MatrixPlan, w: NDArray[Any]) -> _Pending:
     return _Pending(plan, storage_noise(w, stored))
 
 
+def _product(plan: MatrixPlan, pair: LoraPair) -> _Pending:
+    found = product_spectrum(pair)
+    return _Pending(plan, found.noise, None if found.why else found.s, found.why, found.bound)
+
+
 def _mean_square(frobenius: float, shape: tuple[int, int]) -> float:
     """Mean square of the entries; 0 or inf where it is beyond float64."""
     return frobenius / shape[0] * (frobenius / shape[1])
@@ -193,7 +265,7 @@ def _mean_square(frobenius: float, shape: tuple[int, int]) -> float:
 def _finish(done: list[_Pending], order: dict[str, int]) -> tuple[list[MatrixSpectrum], str]:
     done = sorted(done, key=lambda p: order[p.plan.name])
     ready = [p for p in done if p.s is not None]
-    floors = [max(p.noise.tolerance, _bound(p.s)) for p in ready if p.s is not None]
+    floors = [max(p.noise.tolerance, _bound(p)) for p in ready]
     fits = _tails([p.s for p in ready if p.s is not None], floors)
     by_name = {p.plan.name: (fit, floor) for p, fit, floor in zip(ready, fits, floors, strict=True)}
     matrices = []
@@ -216,8 +288,10 @@ def _tails(spectra: list[NDArray[np.float64]], floors: list[float]) -> list[Powe
         return [replace(fit, xmin=float(np.ldexp(fit.xmin, 2 * e))) if e else fit for fit, e in zip(fits, shifts, strict=True)]
 
 
-def _bound(s: NDArray[np.float64]) -> float:
-    return float(svd_bound(s)[0]) if s.size else 0.0
+def _bound(p: _Pending) -> float:
+    if p.s is None or not np.isnan(p.bound):
+        return p.bound
+    return float(svd_bound(p.s)[0]) if p.s.size else 0.0
 
 
 def _matrix(p: _Pending, s: NDArray[np.float64], fit: PowerLawFit, floor: float) -> MatrixSpectrum:
@@ -243,13 +317,16 @@ def _matrix(p: _Pending, s: NDArray[np.float64], fit: PowerLawFit, floor: float)
         dtype=plan.entry.dtype,
         effective_precision=p.noise.precision,
         s=s,
-        bound=_bound(s),
+        bound=_bound(p),
         metrics=metrics,
         ranks={rule: int(np.count_nonzero(s > tol)) for rule, tol in tolerances.items()},
         rank_tolerances=tolerances,
         power_law=fit,
-        null=random_matrix_reference(plan.shape, _mean_square(metrics["frobenius"], plan.shape)),
+        null=random_matrix_reference(plan.shape, float("nan") if plan.lora else _mean_square(metrics["frobenius"], plan.shape)),
         tied=plan.tied,
+        storage_noise=p.noise.tolerance,
+        role=plan.role,
+        in_out=plan.in_out,
     )
 
 
@@ -274,4 +351,6 @@ def _failed(p: _Pending) -> MatrixSpectrum:
         power_law=fit_power_laws([np.empty(0)], [0.0])[0],
         null=random_matrix_reference(plan.shape, nan),
         tied=plan.tied,
+        role=plan.role,
+        in_out=plan.in_out,
     )

@@ -1,35 +1,43 @@
-"""From tensors to matrices: which matrices a tensor holds, under which names, and why a tensor holds none."""
+"""From tensors to matrices: which matrices a tensor holds, under which names and roles, and why a tensor holds none."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import prod
+from typing import Any
 
 from ..linalg.arrays import FORMATS
 from ..results import Skipped
+from .adapter_config import AdapterConfig
+from .adapters import LoraPair, lora_pairs
+from .fused import Piece, fused_pieces
+from .not_weights import averaged_copies, why_not_a_weight
+from .roles import UNKNOWN, Names, role_of, split_name
 from .sources import TensorEntry
 
 __all__ = ["MatrixPlan", "plan_matrices"]
 
 _BLAS_LIMIT = 2**31 - 1
-_RNN = re.compile(r"(^|[._])weight_(ih|hh|hr)(_l\d+(_reverse)?)?$")
-_EMBEDDING = re.compile(r"(^|[._])(embed|embedding|embeddings|wte|wpe|embed_tokens|embed_positions|(word|position|token_type)_embeddings)[._]", re.IGNORECASE)
+_MAX_KERNEL = 31
 _CONV = re.compile(r"conv|downsample|patch_embed", re.IGNORECASE)
 _EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
-_FIXED = re.compile(r"(^|[._])(buffer|basis_buffer|forward_basis_buffer|inv_freq|masked_bias|position_ids|window)$")
-_MAX_KERNEL = 31
-_GATES = {4: "ifgo", 3: "rzn"}  # torch's order: LSTM input, forget, cell, output; GRU reset, update, new
+_EMBEDDINGS = ("embedding", "position embedding", "token type embedding", "position bias")
+
+Index = int | tuple[int | slice, ...]
 
 
 @dataclass(frozen=True)
 class MatrixPlan:
     """One matrix inside a tensor.
 
-    entry: the tensor. name: its name, with the part in brackets where it holds several. shape: (m, n).
-    view:  the tensor is reshaped to this (parts, m, n); part: which of them this is.
-    tied:  further names of the same tensor.
+    entry: the tensor. name: its name, with the part in brackets where it holds several. kind: linear, conv, embedding, rnn, attention, stack, lora or
+    unknown role; role: what it does in the network (roles.py). shape: (m, n).
+    view:  the tensor is reshaped to this (matrices, rows, columns); part: the index into that which gives the (m, n) matrix, also to write to it.
+    in_out: stored (in, out), the transpose of torch's (out, in). tied: further names of the same tensor.
+    lora:  the two factors whose product this is; there is then no tensor behind ``view`` and ``part``.
     """
 
     entry: TensorEntry
@@ -37,102 +45,121 @@ class MatrixPlan:
     kind: str
     shape: tuple[int, int]
     view: tuple[int, int, int]
-    part: int
+    part: Index
     tied: tuple[str, ...]
+    role: str = UNKNOWN
+    in_out: bool = False
+    lora: LoraPair | None = None
 
 
-def plan_matrices(entries: Sequence[TensorEntry], layers: str | Sequence[str] | None = None) -> tuple[list[MatrixPlan], list[Skipped]]:
-    """Matrices of all tensors, in order; tied tensors once, under their first name.
+def plan_matrices(
+    entries: Sequence[TensorEntry], layers: str | Sequence[str] | None = None, adapter: AdapterConfig | None = None
+) -> tuple[list[MatrixPlan], list[Skipped]]:
+    """Matrices of all tensors, in order, then the products of LoRA pairs; tied tensors once, under their first name.
 
-    layers: glob or globs over tensor names; None takes all.
+    layers:  glob or globs over tensor names; None takes all. adapter: where the scale of LoRA products is from.
     Raises ValueError when ``layers`` matches no tensor.
     """
     patterns = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
     if patterns is not None and not any(fnmatchcase(e.name, p) for e in entries for p in patterns):
         raise ValueError(f"layers: {layers!r} matches none of {len(entries)} tensors (first: {', '.join(e.name for e in entries[:3])})")
-    names: dict[object, list[str]] = {}
+
+    def asked(name: str) -> bool:
+        return patterns is None or any(fnmatchcase(name, p) for p in patterns)
+
+    tied: dict[object, list[str]] = {}
     for e in entries:
-        names.setdefault(e.storage, []).append(e.name)
-    rows_of_hh = {e.name: e.shape for e in entries}
+        tied.setdefault(e.storage, []).append(e.name)
+    names = Names({e.name: e.shape for e in entries})
+    copies = averaged_copies(entries)
     plans: list[MatrixPlan] = []
     skipped: list[Skipped] = []
     done: set[object] = set()
     for e in entries:
-        if patterns is not None and not any(fnmatchcase(e.name, p) for p in patterns):
-            skipped.append(Skipped(e.name, "not asked for (layers)", e.shape))
-            continue
-        if e.storage in done:
-            skipped.append(Skipped(e.name, f"tied to {names[e.storage][0]}", e.shape))
-            continue
-        done.add(e.storage)
-        why = _why_not(e)
+        why = ""
+        if not asked(e.name):
+            why = "not asked for (layers)"
+        elif e.storage in done:
+            why = f"tied to {tied[e.storage][0]}"
+        else:
+            done.add(e.storage)
+            why = why_not_a_weight(e) or (f"EMA copy of {copies[e.name]}" if e.name in copies else "")
+        if not why:
+            made = _plans(e, names, tuple(n for n in tied[e.storage] if n != e.name))
+            if isinstance(made, str):
+                why = made
+            else:
+                plans += made
         if why:
             skipped.append(Skipped(e.name, why, e.shape))
-            continue
-        kind, parts, labels = _parts(e, rows_of_hh)
-        size = 1
-        for n in e.shape:
-            size *= n
-        rows = e.shape[-2] if kind == "stack" else e.shape[0] // parts
-        view = (parts, rows, size // (parts * rows))
-        if max(view) > _BLAS_LIMIT:
-            skipped.append(Skipped(e.name, f"a dimension of {view} is beyond {_BLAS_LIMIT}", e.shape))
-            continue
-        tied = tuple(n for n in names[e.storage] if n != e.name)
-        for i in range(parts):
-            name = f"{e.name}[{labels[i] if labels else i}]" if parts > 1 else e.name
-            plans.append(MatrixPlan(e, name, kind, (view[1], view[2]), view, i, tied))
-    return plans, skipped
+    products, unusable = _products(entries, asked, adapter)
+    return plans + products, skipped + unusable
 
 
-def _why_not(e: TensorEntry) -> str:
-    if e.dtype not in FORMATS:
-        return f"{e.dtype} is not a floating-point format"
-    if 0 in e.shape:
-        return "empty"
-    if len(e.shape) < 2:
-        return "scalar: no spectrum" if not e.shape else "vector: no spectrum"
-    if e.fixed:
-        return "fixed buffer, not a weight"
-    if _FIXED.search(e.name):
-        return "fixed buffer by its name, not a weight"
-    return ""
+def _plans(e: TensorEntry, names: Names, tied: tuple[str, ...]) -> list[MatrixPlan] | str:
+    """The matrices of one tensor, or why there are none."""
+    role = role_of(e.name, names, e.kind)
+    in_out = names.stored_in_out(e.name)
+    kind = _kind(e, role)
+    if kind != "conv":
+        matrices, rows, columns = prod(e.shape[:-2]), e.shape[-2], e.shape[-1]
+    elif in_out and len(e.shape) > 2:  # (..., in, out)
+        matrices, rows, columns = 1, prod(e.shape[:-1]), e.shape[-1]
+    else:
+        matrices, rows, columns = 1, e.shape[0], prod(e.shape[1:])
+    if max(matrices, rows, columns) > _BLAS_LIMIT:
+        return f"a dimension of {(matrices, rows, columns)} is beyond {_BLAS_LIMIT}"
+    pieces = fused_pieces(e.name, role, (rows, columns), names, in_out) if kind != "conv" else [Piece("", role)]
+    plans = []
+    for i in range(matrices):
+        for p in pieces:
+            label = ", ".join(t for t in (str(i) if matrices > 1 else "", p.label) if t)
+            shape = (_length(p.rows, rows), _length(p.columns, columns))
+            part: Index = i if not p.label else (i, p.rows, p.columns)
+            plans.append(MatrixPlan(e, f"{e.name}[{label}]" if label else e.name, kind, shape, (matrices, rows, columns), part, tied, p.role, in_out))
+    return plans
 
 
-def _parts(e: TensorEntry, shapes: dict[str, tuple[int, ...]]) -> tuple[str, int, str]:
-    """(kind, number of matrices, one letter per matrix or "")."""
+def _length(span: slice, n: int) -> int:
+    return len(range(*span.indices(n)))
+
+
+def _kind(e: TensorEntry, role: str) -> str:
+    if role.startswith("rnn."):
+        return "rnn"
+    if role in _EMBEDDINGS:
+        return "embedding"
     if len(e.shape) == 2:
-        if e.kind in (None, "rnn") and _RNN.search(e.name):
-            gates = _gates(e.name, shapes)
-            return "rnn", gates, _GATES.get(gates, "")
-        if e.kind in (None, "attention") and e.name.endswith("in_proj_weight") and e.shape[0] % 3 == 0:
-            return "attention", 3, "qkv"
-        if e.kind is not None:
-            return e.kind, 1, ""
-        if _EMBEDDING.search(f"{e.name}."):
-            return "embedding", 1, ""
-        return ("linear" if e.name.split(".")[-1] in ("weight", "kernel") else "unknown role"), 1, ""
-    if e.kind == "conv" or (e.kind is None and _looks_like_kernel(e)):
-        return "conv", 1, ""
-    if e.kind in (None, "stack", "unknown role"):
-        parts = 1
-        for n in e.shape[:-2]:
-            parts *= n
-        return "stack", parts, ""
-    return e.kind, 1, ""
+        if role.endswith((".qkv", ".kv")):
+            return "attention"
+        if e.kind not in (None, UNKNOWN):
+            return e.kind
+        return "linear" if role != UNKNOWN or (e.kind is None and split_name(e.name)[2]) else UNKNOWN
+    if e.kind == "conv" or (e.kind is None and (role.startswith("conv") or _looks_like_kernel(e))):
+        return "conv"
+    return "stack" if e.kind in (None, "stack", UNKNOWN) else e.kind
 
 
 def _looks_like_kernel(e: TensorEntry) -> bool:
-    """Files do not say what a 3-D or higher tensor is: kernels of convolutions have short trailing axes, expert stacks do not."""
+    """Files do not say what a 3-D or higher tensor is: kernels of convolutions have short axes (Flax: the leading ones), expert stacks do not."""
     if _EXPERTS.search(e.name):
         return False
-    return bool(_CONV.search(e.name)) or all(n <= _MAX_KERNEL for n in e.shape[2:])
+    grid = e.shape[:-2] if e.name.endswith(".kernel") else e.shape[2:]
+    return bool(_CONV.search(e.name)) or all(n <= _MAX_KERNEL for n in grid)
 
 
-def _gates(name: str, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Gates of a recurrent weight from its recurrent partner's shape (gates * hidden, hidden); 1 where that says nothing (projections)."""
-    partner = shapes.get(name.replace("weight_ih", "weight_hh"))
-    if "weight_hr" in name or partner is None or len(partner) != 2 or partner[1] == 0:
-        return 1
-    gates, rest = divmod(partner[0], partner[1])
-    return gates if rest == 0 and gates in _GATES and shapes[name][0] == partner[0] else 1
+def _products(entries: Sequence[TensorEntry], asked: Callable[[str], bool], adapter: AdapterConfig | None) -> tuple[list[MatrixPlan], list[Skipped]]:
+    pairs, skipped = lora_pairs([e for e in entries if asked(e.name) or e.name.endswith(".alpha")], adapter)
+    plans = []
+    for pair in pairs:
+        coarser = min((pair.b.dtype, pair.a.dtype), key=lambda d: FORMATS[d].precision)
+        entry = TensorEntry(pair.name, pair.shape, coarser, ("lora", pair.b.storage, pair.a.storage), _no_tensor(pair))
+        plans.append(MatrixPlan(entry, pair.name, "lora", pair.shape, (1, *pair.shape), 0, (), f"lora product ({pair.why})", False, pair))
+    return plans, skipped
+
+
+def _no_tensor(pair: LoraPair) -> Callable[[], Any]:
+    def read() -> Any:
+        raise ValueError(f"{pair.name}: a product of {pair.b.name} and {pair.a.name} that no tensor holds")
+
+    return read

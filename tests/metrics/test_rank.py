@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectral_fast.linalg.arrays import FORMATS
-from spectral_fast.metrics.rank import effective_precision, matrix_rank, numerical_rank, rank_tolerances, storage_noise
+from spectral_fast.metrics.rank import common_grid, effective_precision, matrix_rank, numerical_rank, rank_tolerances, storage_noise
 
 DTYPES = {
     "float32": np.float32,
@@ -43,6 +43,23 @@ def test_storage_rule_on_rounded_matrices_of_known_rank(name: str, uneven: bool)
         found = matrix_rank(stored)
         assert found <= rank, (seed, m, n, rank)
         assert found >= int((s_true > 2 * tol).sum()), (seed, m, n, rank, tol)
+
+
+@pytest.mark.parametrize("kept", [np.float32, np.float64, ml_dtypes.bfloat16], ids=["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "scale"), [("float8_e4m3fn", 1.0), ("float8_e4m3fn", 0.02), ("float8_e5m2", 1e-3), ("float16", 2e-6), ("float16", 1.0), ("bfloat16", 1.0)]
+)
+def test_storage_rule_sees_through_a_cast(name: str, scale: float, kept: type) -> None:
+    """Values rounded to a narrow format, many of them subnormal there, and then kept in a wider one."""
+    if name == "float16" and kept is ml_dtypes.bfloat16:
+        return  # not a wider format
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        exact = known_rank(rng, 60, 50, 20, False) * scale / 0.4
+        cast = exact.astype(DTYPES[name]).astype(kept)
+        assert matrix_rank(cast) <= 20, seed
+        # and no more is given up than the narrow format itself costs
+        assert matrix_rank(cast) >= matrix_rank(exact.astype(DTYPES[name])) - 1, seed
 
 
 def test_storage_rule_is_not_blind() -> None:
@@ -95,6 +112,7 @@ def test_effective_precision_sees_through_a_cast() -> None:
 def test_effective_precision_believes_no_structure(w: np.ndarray) -> None:
     """Few mantissa bits used by design are not rounding: the identity keeps its rank."""
     assert effective_precision(w.astype(np.float32), FORMATS["float32"]) == 24
+    assert common_grid(w.astype(np.float32), FORMATS["float32"]) is None
 
 
 def test_rules_are_their_formulas() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from spectral_fast.metrics.tikhonov import tikhonov
 
@@ -25,6 +26,17 @@ def test_gamma_zero_is_moore_penrose() -> None:
     r = tikhonov(w, 0.0)
     np.testing.assert_allclose(r.pinv, np.linalg.pinv(w), atol=1e-12)
     assert (r.information, r.noise) == (2, 3)
+
+
+def test_gamma_zero_inverts_no_rounding_noise() -> None:
+    rng = np.random.default_rng(2)
+    w = (rng.standard_normal((60, 2)) @ rng.standard_normal((2, 50))).astype(np.float32)
+    r = tikhonov(w, 0.0)
+    assert (r.information, r.noise) == (2, 48)
+    assert np.abs(r.pinv).max() < 1.0
+    as_torch = tikhonov(torch.from_numpy(w), 0.0)
+    assert isinstance(as_torch.pinv, torch.Tensor)
+    np.testing.assert_array_equal(as_torch.pinv.numpy(), r.pinv)
 
 
 def test_shift_adds_gamma_to_every_singular_value() -> None:
