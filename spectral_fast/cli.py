@@ -224,7 +224,7 @@ def _train(images: Any, labels: Any, epochs: int, seed: int) -> tuple[Any, tuple
 
 def _finish(result: Result, findings: Sequence[Finding], as_json: str | None, page: Path | None, fail_on: str) -> int:
     """Print the report and write the files; the exit code. fail_on: "warning", "severe" or "never"."""
-    from .report.terminal import show
+    from .report.terminal import complain, show
 
     if as_json is not None:
         document = result.to_dict()
@@ -241,6 +241,9 @@ def _finish(result: Result, findings: Sequence[Finding], as_json: str | None, pa
         print(f"page: {page}", file=sys.stderr if as_json == "-" else sys.stdout)
     if result.status == "incomplete" and "interrupt" in result.reason:
         return INTERRUPTED
+    if result.reason.startswith("failed: "):  # the report says why; an analysis that failed is no clean bill
+        complain(result.reason)
+        return BAD_INPUT
     grave = {"warning": ("warning", "severe"), "severe": ("severe",), "never": ()}[fail_on]
     return FOUND if any(f.severity in grave for f in findings) else OK
 

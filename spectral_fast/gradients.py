@@ -137,18 +137,18 @@ def gradient_covariance(
     chosen = select_parameters(model, params)
     first = next(iter(chosen.values()))
     where = torch.device(device) if device is not None else first.device
-    dtype = compute_dtype(chosen, None)
-    notes = list(eval_notes(model))
-    if dtype is not None and dtype != first.dtype:
-        notes.append(f"run in {_dtype_name(dtype)} on a copy of the {_dtype_name(first.dtype)} parameters")
+    precision = compute_dtype(model)
+    notes = [*eval_notes(model), *([precision.note] if precision.note else ())]
     with leave_no_trace(model), progress_reporter(progress) as report:
         wanted = max_samples if max_samples is not None or unit == "batch" else DEFAULT_SAMPLES
-        batches = Batches(loader, device=where, dtype=dtype, max_batches=max_batches, max_samples=wanted, unpack=unpack)
+        batches = Batches(loader, device=where, dtype=precision.dtype, max_batches=max_batches, max_samples=wanted, unpack=unpack)
         if batches.note:
             notes.append(batches.note)
-        resolved = resolve_loss(model, batches, loss, loss_fn)
+        functional = FunctionalModel(model, chosen, where, precision.dtype if precision.casts else None)
+        resolved = resolve_loss(model, batches, loss, loss_fn, run=functional)
+        if resolved.note(batches):
+            notes.append(resolved.note(batches))
         units = _units(batches, resolved, unit, notes)
-        functional = FunctionalModel(model, chosen, where, dtype if dtype != first.dtype else None)
         sizes = {name: (p.numel(), p.element_size()) for name, p in functional.parameters.items()}
         limit = memory_limit(max_memory, where)
         job = _Job(unit, centered, k, resolved.name, sum(p for p, _ in sizes.values()), started)
@@ -186,10 +186,6 @@ class _Job:
     loss_name: str
     n_params: int
     started: float
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _units(batches: Batches, loss: Loss, unit: str, notes: list[str]) -> list[Unit]:

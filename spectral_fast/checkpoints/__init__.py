@@ -33,11 +33,21 @@ _NOT_YET = {
     b"version https://git-lfs": "a git-lfs pointer: the weights themselves are not here (git lfs pull)",
 }
 
+# The names under which trainers save the model itself, best first; what lies beside them (optimizer, arguments, copies) is not opened.
+_MAIN = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "adapter_model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "adapter_model.bin",
+)
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a checkpoint file, a directory that holds exactly one, or a directory (or its *.index.json) with an index of shards.
+    """Open a checkpoint file, a directory that holds exactly one or one under a usual name (model.safetensors and the like; the others are listed), or a directory (or its *.index.json) with an index of shards.
 
     Raises CheckpointError (a ValueError) naming the path, what was found and what is known; no other error for any content.
     """
@@ -60,8 +70,13 @@ def _open_directory(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{directory}: cannot be listed: {error.strerror or error}") from error
     indexes = [n for n in names if n.endswith(".index.json")]
     files = indexes or [n for n in names if n.endswith(_SUFFIXES)]
-    if len(files) == 1:
-        return _open_any_file(directory / files[0])
+    main = files[:1] if len(files) == 1 else [n for n in _MAIN if n in files][:1]
+    if main:
+        checkpoint = _open_any_file(directory / main[0])
+        beside = [Skipped(n, f"a file beside {main[0]}, which holds the model") for n in names if n.endswith(_SUFFIXES) and n != main[0]]
+        if not main[0].endswith(".index.json"):
+            checkpoint.skipped = (*checkpoint.skipped, *beside)
+        return checkpoint
     if files:
         raise CheckpointError(f"{directory}: holds {len(files)} checkpoints ({', '.join(files[:4])}{', ...' if len(files) > 4 else ''}): name one of them")
     raise CheckpointError(f"{directory}: no checkpoint among its {len(names)} files; {_KNOWN}")

@@ -79,7 +79,8 @@ def permutation_null(w: Any, *, n_permutations: int = 20, seed: int = 0, backend
     evals = np.square(np.ldexp(s, -exponent))
     var = [fit.scaled(2 * exponent).var for fit in marchenko_pastur_fits(list(evals), [a.shape] * n_permutations)]
     samples = np.column_stack((s[:, 0], s[:, -1], var))
-    return PermutationNull(n_permutations, seed, *(_quantiles(column) for column in samples.T), samples, name)
+    norms, smallest, variances = (_quantiles(column) for column in samples.T)
+    return PermutationNull(n_permutations, seed, norms, smallest, variances, samples, name)
 
 
 def _quantiles(x: NDArray[np.float64]) -> NullQuantiles:

@@ -35,6 +35,16 @@ def classes_last_to_first(outputs: Tensor, targets: Tensor) -> Tensor:
     raise ValueError(f"cross_entropy: outputs of shape {tuple(outputs.shape)} do not fit class targets of shape {tuple(targets.shape)}")
 
 
+def class_targets(targets: Tensor) -> Tensor:
+    """Targets as int64. Raises ValueError for targets that are no class indices: a cast would cut 2.9 down to class 2."""
+    if targets.is_floating_point() or targets.is_complex():
+        raise ValueError(
+            f"loss: 'cross_entropy' wants integer class targets, got {str(targets.dtype).removeprefix('torch.')}; convert class indices by "
+            "targets.long(), give loss_fn=torch.nn.CrossEntropyLoss() for class probabilities, or loss='mse' for regression"
+        )
+    return targets.long()
+
+
 def matched(outputs: Tensor, targets: Tensor) -> Tensor:
     """Targets in the shape and dtype of the outputs; only dimensions of size 1 may differ ((N,) against (N, 1) would broadcast to (N, N))."""
     if [d for d in outputs.shape if d != 1] != [d for d in targets.shape if d != 1]:
@@ -91,22 +101,36 @@ class Loss:
         return self.of_outputs(add(Tensor, lambda x: x.unsqueeze(0), outputs), add(Tensor, lambda x: x.unsqueeze(0), target))
 
     def terms(self, batch: Batch) -> float:
-        """Number of equally weighted terms in the batch's mean: valid classes or tokens, elements, samples; for a class-weighted
-        torch.nn.CrossEntropyLoss the sum of the weights, which is what it divides by."""
+        """Number of equally weighted terms in the batch's mean: valid classes or tokens, elements, samples; for torch.nn.CrossEntropyLoss
+        and NLLLoss with class weights the sum of the weights, which is what they divide by."""
         targets = batch.targets
         if not isinstance(targets, Tensor):
             return float(batch.size)
-        if isinstance(self.fn, nn.CrossEntropyLoss):
-            if targets.is_floating_point():
-                return float(batch.size)
-            valid = targets[targets != self.fn.ignore_index]
-            return float(valid.numel() if self.fn.weight is None else self.fn.weight[valid.to(self.fn.weight.device)].sum())
+        if self._counts_classes():
+            if targets.is_floating_point():  # class probabilities: one term per sample and position
+                return float(targets.numel() / targets.shape[1] if targets.ndim > 1 else batch.size)
+            valid = targets[targets != getattr(self.fn, "ignore_index", IGNORE_INDEX)].long()
+            weight = getattr(self.fn, "weight", None)
+            return float(valid.numel() if weight is None else weight[valid.to(weight.device)].double().sum())
         if self.fn is not None:
             return float(batch.size)
         if self.form in ("mse", "bce") or targets.is_floating_point():
             return float(targets.numel())
         labels = targets[..., 1:] if self.shifted else targets
         return float((labels != IGNORE_INDEX).sum())
+
+    def _counts_classes(self) -> bool:
+        """Is the callable one of torch's own, whose mean is known to be one over valid (weighted) targets?"""
+        return isinstance(self.fn, (nn.CrossEntropyLoss, nn.NLLLoss)) or self.fn is F.cross_entropy or self.fn is F.nll_loss
+
+    def note(self, batches: Batches) -> str:
+        """What is uncertain about the weights of the batches, or "": how a caller's own loss counts ignored targets cannot be known."""
+        if self.fn is None or self._counts_classes():
+            return ""
+        ignored = sum(int((b.targets == IGNORE_INDEX).sum()) for b in batches if isinstance(b.targets, Tensor) and not b.targets.is_floating_point())
+        if not ignored:
+            return ""
+        return f"{ignored} targets are {IGNORE_INDEX}, but loss {self.name!r} is not torch's own: batches weigh by their numbers of samples, which is a guess"
 
     def weights(self, batches: Batches) -> list[float]:
         """terms_b / sum terms of every batch, float64. Raises ValueError when there are no terms."""
@@ -149,10 +173,17 @@ class Loss:
 
     def _aligned(self, z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(outputs with classes in dimension 1, int64 targets); views of ``z``, shifted by one position for language models."""
+        targets = class_targets(targets)
         if self.shifted:
             z, targets = z[:, :-1], targets[:, 1:]
-            return z.movedim(-1, 1), targets.long()
-        return classes_last_to_first(z, targets), targets.long()
+            return z.movedim(-1, 1), targets
+        moved = z if z.shape == targets.shape else classes_last_to_first(z, targets)
+        if z.shape == targets.shape or moved.shape[1] == 1:
+            raise ValueError(
+                f"loss: 'cross_entropy' needs an output per class, got one per target (outputs {tuple(z.shape)}, targets {tuple(targets.shape)}); "
+                "for yes or no decided by one logit give loss='bce', for numbers loss='mse'"
+            )
+        return moved, targets
 
 
 def _scalar(value: Any, name: str) -> Tensor:
@@ -224,6 +255,8 @@ def resolve_loss(
             raise ValueError(f"loss: unknown {loss!r}; choices: {CHOICES}")
         if not isinstance(batches[0].targets, Tensor):
             raise ValueError(f"loss: {loss!r} needs a tensor of targets, the batches have {type(batches[0].targets).__name__}")
+        if loss == "cross_entropy":
+            class_targets(batches[0].targets)
         return Loss(str(loss))
     own = _model_loss(model, batches[0], run or model)
     if own is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,16 +10,11 @@ import torch
 __all__ = ["SHARE", "free_memory", "memory_limit"]
 
 SHARE = 0.6  # of what is free, where the caller names no limit
-_CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory.stat"), "inactive_file"),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.stat"),
-        "total_inactive_file",
-    ),
-)
 _UNKNOWN = 4 << 30  # where the system says nothing
+_ROOT = Path("/")
+# files of a control group: its limit, what it uses, and the name of the page cache in memory.stat (groups below it included)
+_V2 = ("memory.max", "memory.current", "inactive_file")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def memory_limit(max_memory: int | float | None, device: torch.device) -> int:
@@ -27,34 +23,62 @@ def memory_limit(max_memory: int | float | None, device: torch.device) -> int:
         return int(SHARE * free_memory(device))
     if not max_memory > 0:
         raise ValueError(f"max_memory: wanted a number of bytes > 0, got {max_memory!r}")
-    return int(max_memory)
+    return int(min(max_memory, 2**62))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes free on ``device``; on the CPU the smaller of the system's available memory and what the cgroup leaves."""
+def free_memory(device: torch.device, root: Path = _ROOT) -> int:
+    """Bytes free on ``device``; on the CPU the smallest of the system's available memory and what the process's control groups leave.
+
+    root: the directory that holds proc and sys.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = [n for n in (_system_available(), _cgroup_left()) if n is not None]
+    found = [n for n in (_system_available(root), *_groups_left(root)) if n is not None]
     return min(found, default=_UNKNOWN)
 
 
-def _system_available() -> int | None:
+def _system_available(root: Path) -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:  # not Linux
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def _cgroup_left() -> int | None:
-    for limit_file, used_file, stat_file, cache_key in _CGROUPS:
-        try:
-            limit, used, stat = limit_file.read_text().strip(), int(used_file.read_text()), stat_file.read_text()
-        except (OSError, ValueError):
-            continue
+def _groups_left(root: Path) -> Iterator[int]:
+    """What the limits of the process's control groups and of all groups above them leave, versions 2 and 1."""
+    for home, files in _groups(root):
+        left = _left(home, *files)
+        if left is not None:
+            yield left
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    mount = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    own = {tuple(controllers.split(",")): path for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2)}
+    by_version = ((mount, _V2, own.get(("",), "")), (mount / "memory", _V1, next((path for names, path in own.items() if "memory" in names), "")))
+    for base, files, path in by_version:
+        # inside a container the path may be the host's and missing here, or lead out of the mount; the mount itself is then the group
+        parts = [part for part in path.split("/") if part]
+        if ".." in parts:
+            parts = []
+        for depth in range(len(parts), -1, -1):
+            yield base.joinpath(*parts[:depth]), files
+
+
+def _left(home: Path, limit_file: str, used_file: str, cache_key: str) -> int | None:
+    """Bytes one group leaves, None where it has no limit or no such files."""
+    try:
+        limit, used = (home / limit_file).read_text().strip(), int((home / used_file).read_text())
         if limit == "max":
             return None
+        stat = [line.split() for line in (home / "memory.stat").read_text().splitlines()]
         # page cache counts as used but is given back on demand
-        cache = next((int(line.split()[1]) for line in stat.splitlines() if line.split()[0] == cache_key), 0)
+        cache = next((int(words[1]) for words in stat if words[:1] == [cache_key]), 0)
         return max(int(limit) - used + cache, 0)
-    return None
+    except (OSError, ValueError):
+        return None

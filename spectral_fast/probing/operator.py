@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,23 +17,36 @@ from .functional import FunctionalModel, ParameterFilter, select_parameters, twi
 from .losses import Loss, resolve_loss
 from .state import eval_notes, leave_no_trace
 
-__all__ = ["ModelOperator", "compute_dtype", "select_parameters"]
+__all__ = ["ModelOperator", "Precision", "compute_dtype", "select_parameters"]
 
-HALF = (torch.float16, torch.bfloat16)
+@dataclass(frozen=True)
+class Precision:
+    """dtype: of the inputs and, where ``casts``, of a copy of all parameters and buffers; None: the model's own, which are mixed. note: what was cast."""
+
+    dtype: torch.dtype | None
+    casts: bool
+    note: str
 
 
-def compute_dtype(params: Mapping[str, nn.Parameter], dtype: torch.dtype | None) -> torch.dtype | None:
-    """The dtype the model runs in: ``dtype``; else float32 for half-precision models (a second derivative in bf16 is noise), the
-    parameters' common dtype, or None (leave everything) when they are mixed."""
-    if dtype is not None:
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype: wanted a floating dtype, got {dtype}")
-        return dtype
-    found = {p.dtype for p in params.values()}
-    if len(found) == 1:
-        (only,) = found
-        return torch.float32 if only in HALF else only
-    return None
+def compute_dtype(model: nn.Module, dtype: torch.dtype | None = None) -> Precision:
+    """The precision a model is run in: ``dtype``; else, where any of its parameters has fewer than 32 bits (frozen ones too: a second
+    derivative through bf16 is noise), everything in float32, or in float64 where there is one; else as it is stored.
+
+    Raises TypeError for a dtype that is not floating."""
+    stored = dict.fromkeys(p.dtype for p in model.parameters() if p.is_floating_point())
+    wanted = dtype
+    if wanted is not None and not wanted.is_floating_point:
+        raise TypeError(f"dtype: wanted a floating dtype, got {dtype}")
+    if wanted is None and any(torch.finfo(d).bits < 32 for d in stored):
+        wanted = torch.float64 if torch.float64 in stored else torch.float32
+    if wanted is None:
+        return Precision(next(iter(stored)) if len(stored) == 1 else None, False, "")
+    copied = [_dtype_name(d) for d in stored if d != wanted]
+    return Precision(wanted, True, f"run in {_dtype_name(wanted)} on a copy of the {' and '.join(copied)} parameters" if copied else "")
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class ModelOperator:
@@ -43,6 +57,7 @@ class ModelOperator:
     Evaluation mode throughout (dropout off, stored BatchNorm statistics); ``notes`` says what that changed.
 
     op @ v: v (n,) or (n, k), numpy -> numpy of v's floating dtype, torch -> torch on v's device. Sums over batches are float64.
+    eigsh, spectral_density and trace of an operator keep their bases on the host and give numpy arrays, whatever its device.
     """
 
     def __init__(
@@ -63,8 +78,7 @@ class ModelOperator:
         chosen = select_parameters(self.model, params)
         first = next(iter(chosen.values()))
         self.device = torch.device(device) if device is not None else first.device
-        own = compute_dtype(chosen, dtype)
-        casts = dtype is not None or first.dtype in HALF
+        precision = compute_dtype(self.model, dtype)
         self.names = tuple(chosen)
         self.shapes = {name: tuple(p.shape) for name, p in chosen.items()}
         self.blocks: dict[str, slice] = {}
@@ -77,13 +91,13 @@ class ModelOperator:
         self.products = 0
         self.without_influence: tuple[str, ...] = ()
         with leave_no_trace(self.model):
-            self.batches = self._read(loader, own, max_batches, max_samples, unpack)
-            self.functional = FunctionalModel(self.model, chosen, self.device, own if casts else None)
+            self.batches = self._read(loader, precision.dtype, max_batches, max_samples, unpack)
+            self.functional = FunctionalModel(self.model, chosen, self.device, precision.dtype if precision.casts else None)
             self.loss = resolve_loss(self.model, self.batches, loss, loss_fn, run=self.functional)
         self.weights = self.loss.weights(self.batches)
         self.dtype = next(iter(self.functional.parameters.values())).dtype
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self.notes = self._notes(chosen, first.dtype)
+        self.notes = self._notes(chosen, precision.note)
 
     def _read(self, loader: Any, dtype: torch.dtype | None, max_batches: int | None, max_samples: int | None, unpack: Any) -> Batches:
         limits = max_batches is None and max_samples is None
@@ -91,12 +105,9 @@ class ModelOperator:
             return loader
         return Batches(loader, device=self.device, dtype=dtype, max_batches=max_batches, max_samples=max_samples, unpack=unpack)
 
-    def _notes(self, chosen: Mapping[str, nn.Parameter], stored: torch.dtype) -> tuple[str, ...]:
+    def _notes(self, chosen: Mapping[str, nn.Parameter], precision: str) -> tuple[str, ...]:
         notes = list(eval_notes(self.model))
-        if self.batches.note:
-            notes.append(self.batches.note)
-        if self.dtype != stored:
-            notes.append(f"run in {str(self.dtype).removeprefix('torch.')} on a copy of the {str(stored).removeprefix('torch.')} parameters")
+        notes += [note for note in (self.batches.note, precision, self.loss.note(self.batches)) if note]
         kept_out = sum(1 for p in self.model.parameters() if not p.requires_grad)
         if kept_out and all(p.requires_grad for p in chosen.values()):
             notes.append(f"{kept_out} frozen parameters (requires_grad=False) left out")

@@ -43,7 +43,11 @@ def test_a_directory_with_one_checkpoint(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.format == "torch-zip"
     torch.save({"w": torch.ones(2, 2)}, tmp_path / "training_args.bin")
-    with pytest.raises(CheckpointError, match="holds 2 checkpoints.*pytorch_model.bin, training_args.bin"):
+    with open_checkpoint(tmp_path) as checkpoint:  # as trainers leave it
+        assert checkpoint.path.name == "pytorch_model.bin"
+        assert [(s.name, s.reason) for s in checkpoint.skipped] == [("training_args.bin", "a file beside pytorch_model.bin, which holds the model")]
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "a.bin")
+    with pytest.raises(CheckpointError, match="holds 2 checkpoints.*a.bin, training_args.bin"):
         open_checkpoint(tmp_path)
 
 
