@@ -19,6 +19,8 @@ from .linalg.eigsh import eigsh as eigsh
 from .linalg.svd import svdvals as svdvals
 from .linalg.trace import TraceResult as TraceResult
 from .linalg.trace import trace as trace
+from .metrics.marchenko_pastur import MarchenkoPasturFit as MarchenkoPasturFit
+from .metrics.marchenko_pastur import marchenko_pastur as marchenko_pastur
 from .metrics.power_law import PowerLawFit as PowerLawFit
 from .metrics.power_law import fit_power_law as power_law
 from .metrics.rank import matrix_rank as matrix_rank
@@ -45,6 +47,7 @@ __all__ = [
     "GGN",
     "GradientSpectrum",
     "Hessian",
+    "MarchenkoPasturFit",
     "MatrixSpectrum",
     "NeuralCollapse",
     "PowerLawFit",
@@ -60,6 +63,7 @@ __all__ = [
     "diagnose",
     "eigsh",
     "gradient_covariance",
+    "marchenko_pastur",
     "matrix_rank",
     "neural_collapse",
     "power_law",

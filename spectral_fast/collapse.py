@@ -38,34 +38,35 @@ NEEDS_CLASSES = "neural collapse needs integer class targets"
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class NeuralCollapse(Result):
-    """Neural-collapse numbers at the input of `layer` (definitions.md, "Neural collapse"); all are 0 at full collapse.
+    """Neural-collapse numbers at the input of `layer` (definitions.md, "Neural collapse"); all are 0 at full collapse, NaN where unknown.
 
+    C = n_classes counts the classes that occur in the samples, in every number here; class_counts: samples of every class of the
+    model, zeros included, so len(class_counts) is the model's number of classes.
     nc1: tr(S_W S_B^+)/C, with nc1_rank directions of S_B above nc1_tolerance (a singular value of the centred means).
     cdnv: class-distance normalized variance. nc2_norms, nc2_norms_classifier: std/mean of the lengths of class means and of
     classifier rows; nc2_angles: mean |cos + 1/(C-1)|; nc2_etf: distance to a simplex ETF, which exists only if etf_exists (C <= d + 1).
     nc3: distance of the normalised classifier and class means. nc4: share of samples where the model's decision differs from the
-    nearest class mean. accuracy: share decided right. C counts the classes that occur; class_counts: (n_classes,) all of them.
-    means: (C, d) float64 class means of the classes that occur.
+    nearest class mean. accuracy: share decided right. means: (C, d) float64 class means of the classes that occur.
     """
 
-    nc1: float
-    nc1_rank: int
-    nc1_tolerance: float
-    cdnv: float
-    nc2_norms: float
-    nc2_norms_classifier: float
-    nc2_angles: float
-    nc2_etf: float
-    nc3: float
-    nc4: float
-    accuracy: float
-    n_classes: int
-    n_samples: int
-    feature_dim: int
-    layer: str
-    etf_exists: bool
-    class_counts: I64
-    means: F64 = field(repr=False)  # repr=False: too large for to_dict
+    nc1: float = NAN
+    nc1_rank: int = 0
+    nc1_tolerance: float = NAN
+    cdnv: float = NAN
+    nc2_norms: float = NAN
+    nc2_norms_classifier: float = NAN
+    nc2_angles: float = NAN
+    nc2_etf: float = NAN
+    nc3: float = NAN
+    nc4: float = NAN
+    accuracy: float = NAN
+    n_classes: int = 0
+    n_samples: int = 0
+    feature_dim: int = 0
+    layer: str = ""
+    etf_exists: bool = False
+    class_counts: I64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    means: F64 = field(default_factory=lambda: np.zeros((0, 0)), repr=False)  # repr=False: too large for to_dict
     global_mean: str = "classes"
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
@@ -96,7 +97,7 @@ def neural_collapse(
 
     layer: the module whose input is looked at; None: the linear layer whose output is the model's output. global_mean: of "classes"
     or of "samples". per_class=False: NC1 without the division by C. max_memory: bytes, None: 60 % of what is free; decides whether
-    features are kept for NC4. Classes are 0 .. C-1; targets of -100 are left out; (B, T) targets with (B, T, d) features count per
+    features are kept for NC4. Targets are class indices of the model; those of -100 are left out; (B, T) targets with (B, T, d) features count per
     position.
 
     Targets that are no classes, models without such a layer and fewer than two classes give status "skipped" with the reason.
@@ -128,7 +129,8 @@ def neural_collapse(
             interrupted = seen.run(report)
             return _numbers(seen, global_mean, per_class, interrupted, notes, started)
         except _CannotAnalyse as error:
-            return _without_numbers(error.status, str(error), name, global_mean, notes, started)
+            seconds = time.perf_counter() - started
+            return NeuralCollapse(status=error.status, reason=str(error), layer=name, global_mean=global_mean, seconds=seconds, notes=tuple(notes))
 
 
 def _check_targets(batch: Batch) -> None:
@@ -268,7 +270,7 @@ def _numbers(seen: _Pass, global_mean: str, per_class: bool, interrupted: bool, 
         status=status, reason=reason, backend="numpy", nc1=one.value, nc1_rank=one.rank, nc1_tolerance=one.tolerance,
         cdnv=cdnv(moments.spread[present], counts, a), nc2_norms=two.norms, nc2_norms_classifier=NAN if w is None else norm_spread(w),
         nc2_angles=two.angles, nc2_etf=two.etf, nc3=NAN if w is None else nc3(w, a), nc4=nc4,
-        accuracy=seen.correct / seen.n_samples if seen.decided else NAN, n_classes=seen.n_classes, n_samples=seen.n_samples, feature_dim=dim,
+        accuracy=seen.correct / seen.n_samples if seen.decided else NAN, n_classes=n_present, n_samples=seen.n_samples, feature_dim=dim,
         layer=seen.name, etf_exists=n_present <= dim + 1, class_counts=moments.counts, means=means, global_mean=global_mean,
         seconds=time.perf_counter() - started, notes=tuple(notes),
     )  # fmt: skip
@@ -317,11 +319,3 @@ def _nc4(seen: _Pass, centre: F64, a: F64, present: NDArray[np.intp], notes: lis
     kept = f"from features kept in {dtype} ({seen.kept_bytes / 1e6:.3g} MB)"
     notes.append(f"NC4: {'second forward pass over the same batches' if seen.second_pass else kept}")
     return differs / seen.n_samples, False
-
-
-def _without_numbers(status: Status, reason: str, layer: str, global_mean: str, notes: list[str], started: float) -> NeuralCollapse:
-    return NeuralCollapse(
-        status=status, reason=reason, nc1=NAN, nc1_rank=0, nc1_tolerance=NAN, cdnv=NAN, nc2_norms=NAN, nc2_norms_classifier=NAN, nc2_angles=NAN,
-        nc2_etf=NAN, nc3=NAN, nc4=NAN, accuracy=NAN, n_classes=0, n_samples=0, feature_dim=0, layer=layer, etf_exists=False,
-        class_counts=np.zeros(0, dtype=np.int64), means=np.zeros((0, 0)), global_mean=global_mean, seconds=time.perf_counter() - started, notes=tuple(notes),
-    )  # fmt: skip

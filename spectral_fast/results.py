@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,11 +55,12 @@ class Result:
         """The result in words: plain text, at most 120 columns."""
         from .report import text
 
-        return text.summarize(self)
+        return text.summarize(_on_host(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-safe builtins: arrays become lists; NaN becomes None, infinities "inf" and "-inf"."""
-        plain = _plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr})
+        host = _on_host(self)
+        plain = _plain({f.name: getattr(host, f.name) for f in dataclasses.fields(self) if f.repr})
         return {"type": type(self).__name__, **plain}
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
@@ -73,26 +75,26 @@ class Result:
         """The result as a table: a row per matrix, layer, eigenvalue or finding. Needs pandas."""
         from .report import tables
 
-        return tables.to_frame(self)
+        return tables.to_frame(_on_host(self))
 
     def plot(self, **options: Any) -> Figure:
         """The result as a matplotlib figure, made without touching pyplot's state."""
         from .report import plots
 
-        return plots.plot(self, **options)
+        return plots.plot(_on_host(self), **options)
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write one self-contained page that loads nothing from anywhere."""
         from .report import html
 
-        page = html.page(self)
+        page = html.page(_on_host(self))
         with open(path, "w", encoding="utf-8") as f:
             f.write(page)
 
     def _repr_html_(self) -> str:
         from .report import html
 
-        return html.fragment(self)
+        return html.fragment(_on_host(self))
 
     def __str__(self) -> str:
         return self.summary()
@@ -100,6 +102,16 @@ class Result:
     def __repr__(self) -> str:
         why = f", reason={self.reason!r}" if self.reason else ""
         return f"<{type(self).__name__} status={self.status!r}{why}>"
+
+
+def _on_host(result: Result) -> Result:
+    """``result`` with numpy arrays where it holds torch tensors (results of torch matrices do): what is shown and kept is numpy."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return result
+    values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    moved = {name: value.detach().cpu().numpy() for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(result, **moved) if moved else result
 
 
 def _plain(value: Any) -> Any:

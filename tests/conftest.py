@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from spectral_fast.kernels import native_kernels, select
 EXPECT_NATIVE = os.environ.get("SPECTRAL_FAST_EXPECT_NATIVE") == "1"
 
 Kernels = Callable[[str], Callable[..., Any]]
+
+
+def pytest_configure() -> None:
+    # A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests of interruption need it heard.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _native_missing() -> str:

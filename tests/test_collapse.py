@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spectral_fast.collapse import NeuralCollapse, neural_collapse
+from spectral_fast.findings import collapse_findings
 from spectral_fast.metrics.collapse_moments import ClassMoments, between_rank_tolerance, cdnv, nc1, nc2, nc3, nearest_mean
 
 F64 = NDArray[np.float64]
@@ -148,11 +149,29 @@ def test_absent_classes_and_no_etf() -> None:
     m = simplex(5, 8)
     y = np.tile([0, 1, 3], 6)
     result = neural_collapse(linear(m, bias=False), (m[y], y))
-    assert result.n_classes == 5 and any("2 of 5 classes do not occur" in n for n in result.notes)
+    # C is the number of classes that occur, in the count as in every formula
+    assert result.n_classes == len(result.means) == 3 and result.class_counts.tolist() == [6, 6, 0, 6, 0] and result.nc1_rank == 2
+    assert any("2 of 5 classes do not occur" in n for n in result.notes)
     assert max(result.nc2_angles, result.nc2_etf, result.nc3) <= 100 * EPS and result.nc4 == 0.0
     rng = np.random.default_rng(0)
     wide = neural_collapse(linear(rng.standard_normal((9, 3))), (rng.standard_normal((90, 3)), np.arange(90) % 9))
     assert not wide.etf_exists and any("C > d + 1" in n for n in wide.notes) and wide.nc1_rank == 3
+
+
+def test_absent_classes_change_no_number() -> None:
+    """A classifier with two more classes that never occur, and never win, is the classifier without them."""
+    rng = np.random.default_rng(0)
+    y = np.concatenate([np.arange(3), rng.integers(0, 3, 57)])
+    h = rng.standard_normal((60, 6)) + 3.0 * np.eye(3, 6)[y]
+    w = rng.standard_normal((3, 6))
+    w -= w.mean(axis=0)  # rows of the classes that occur are centred among themselves
+    less, more = linear(w), linear(np.vstack([w, np.zeros((2, 6))]))
+    with torch.no_grad():
+        more.bias[3:] = -1e6
+    few, many = neural_collapse(less, (h, y)), neural_collapse(more, (h, y))
+    for name in ("nc1", "nc1_rank", "cdnv", "nc2_norms", "nc2_norms_classifier", "nc2_angles", "nc2_etf", "nc3", "nc4", "accuracy", "n_classes"):
+        assert getattr(many, name) == pytest.approx(getattr(few, name), rel=1e-12), name
+    assert collapse_findings(many) == collapse_findings(few)
 
 
 def test_named_layer_has_no_classifier() -> None:

@@ -51,6 +51,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises CheckpointError (a ValueError) naming the path, what was found and what is known; no other error for any content.
     """
+    if not os.fspath(path):
+        raise CheckpointError(f"path: got an empty string; wanted a file or directory; {_KNOWN}")
     given = Path(path)
     if not os.path.exists(given):  # False, not an error, for names no file can have
         raise CheckpointError(f"{given}: no such file or directory")

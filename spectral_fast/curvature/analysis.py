@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from ..linalg.density import ProbeRun, SpectralDensity, density_of, run_probes
 from ..linalg.eigsh import EigenResult, extreme_pairs, result_of
-from ..linalg.restart import Ends, basis_size
+from ..linalg.krylov import Krylov
+from ..linalg.restart import Ends, Pairs, basis_size
 from ..linalg.trace import TraceResult, trace_of
 from ..probing.functional import ParameterFilter
 from ..probing.losses import Loss
+from ..probing.memory import memory_limit
 from ..probing.operator import ModelOperator
 from ..progress import Progress, ProgressOption, progress_reporter
 from ..results import Result, Status
-from .operators import GGN, Hessian
+from .basis_plan import BasisPlan, plan_basis
+from .operators import GGN, GRAPH_SHARE, Hessian
 from .preflight import random_forward
 
 __all__ = ["CurvatureSpectra", "curvature"]
@@ -32,7 +35,8 @@ class CurvatureSpectra(Result):
 
     hessian_top, ggn_top: k largest eigenvalues, descending; hessian_bottom: the k_bottom smallest, descending, so the most negative
     is last. density, trace: of the Hessian, from the same probes. products: all products with Hessian and GGN. A part that was not
-    reached (Ctrl-C, a failure) or does not exist for this loss is None, and ``reason`` or ``notes`` says why.
+    reached (Ctrl-C, a failure, memory) or does not exist for this loss is None, and ``reason`` or ``notes`` says why; eigenvalues
+    interrupted by Ctrl-C are given as they stood, with status "incomplete" of their own.
     """
 
     hessian_top: EigenResult | None = None
@@ -82,16 +86,34 @@ class _Reported:
 class _Parts:
     """The analysis step by step; what is finished stays readable when a step is interrupted."""
 
-    def __init__(self, hessian: Hessian, *, k: int, k_bottom: int, tol: float, probes: int, steps: int, max_matvecs: int | None, seed: int) -> None:
+    def __init__(self, hessian: Hessian, *, tol: float, probes: int, max_matvecs: int | None, seed: int) -> None:
         self.hessian = hessian
         self.ggn: GGN | None = None
+        self.plan: BasisPlan
         self.n = hessian.shape[0]
-        self.k, self.k_bottom = min(k, self.n), min(k_bottom, self.n)
         self.tol, self.probes, self.max_matvecs, self.seed = tol, probes, max_matvecs, seed
-        self.run = ProbeRun(n=self.n, steps=min(steps, self.n))
+        self.run = ProbeRun(n=self.n, steps=1)
         self.found: dict[str, Any] = {}
         self.notes: list[str] = list(hessian.notes)
         self.started = time.perf_counter()
+
+    def fit(self, k: int, k_bottom: int, steps: int, max_memory: int | float | None) -> None:
+        """Settle the sizes of bases and whether graphs are kept. Raises MemoryError when nothing fits."""
+        op, n = self.hessian, self.n
+        limit = memory_limit(max_memory, torch.device("cpu"))  # the bases are the host's, whatever the device
+        with op.running():
+            graphs, one = op.graph_bytes()
+        on_host = op.device.type == "cpu"
+        self.plan = plan_basis(n, min(k, n), min(k_bottom, n), min(steps, n), limit, int(one) if on_host else 0)
+        self.k, self.k_bottom = self.plan.k, self.plan.k_bottom
+        self.run = ProbeRun(n=n, steps=self.plan.steps)
+        self.notes += self.plan.notes
+        if on_host:
+            op.graph_memory = 0.5 * (limit - self.plan.bytes + one)  # half: what a graph takes is a rough prediction
+        elif max_memory is not None:
+            op.graph_memory = GRAPH_SHARE * memory_limit(max_memory, op.device)
+        if op.graph_memory is not None and graphs > op.graph_memory:
+            self.notes.append(f"graphs built anew for every product: kept, they would take about {graphs / 1e9:.3g} GB")
 
     def work(self, report: Progress) -> None:
         pairs = self.k + self.k_bottom
@@ -100,6 +122,7 @@ class _Parts:
         self.found["loss"], self.found["gradient_norm"] = value, float(gradient.norm())
         if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
             raise ArithmeticError(f"the loss is {value}, its gradient has {int((~torch.isfinite(gradient)).sum())} NaN or Inf")
+        del gradient
         if self.hessian.without_influence:
             self.notes.append(f"no influence on the loss: {', '.join(self.hessian.without_influence)}")
         random = random_forward(self.hessian)
@@ -108,32 +131,51 @@ class _Parts:
         # the first probe's basis is where the eigensolver starts
         ends = Ends(top=self.k, bottom=self.k_bottom)
         op = reporting.of(self.hessian, "Hessian")
-        run_probes(op, self.run, probes=1, seed=self.seed, capacity=basis_size(self.n, ends))
+        plan = self.plan
+        run_probes(op, self.run, probes=1, seed=self.seed, capacity=plan.rows, basis_dtype=plan.dtype)
         start, self.run.last = self.run.last, None
-        found, how = extreme_pairs(op, ends, tol=self.tol, max_matvecs=self.max_matvecs, seed=self.seed, start=start)
+        found, how = self._pairs(op, ends, start)
         del start
         if how["defect"] > 0.1 * self.tol:
             self.notes.append(f"products are symmetric to {how['defect']:.1g} of the largest eigenvalue only; run in float64 (dtype=torch.float64) to see less")
         count = len(found.values)
         self.found["hessian_top"] = result_of(found, how, slice(max(0, count - self.k), None), self.k)
         self.found["hessian_bottom"] = result_of(found, how, slice(0, min(self.k_bottom, count)), self.k_bottom)
+        if how["interrupted"]:
+            raise KeyboardInterrupt
         del found
         self.hessian.release()
         self._gauss_newton(reporting)
-        run_probes(reporting.of(self.hessian, "density and trace"), self.run, probes=self.probes - 1, seed=self.seed)
+        run_probes(reporting.of(self.hessian, "density and trace"), self.run, probes=self.probes - 1, seed=self.seed, basis_dtype=plan.dtype)
         self.hessian.release()
+
+    def _pairs(self, op: Any, ends: Ends, start: Krylov | None = None) -> tuple[Pairs, dict[str, Any]]:
+        rows = basis_size(self.n, ends)
+        return extreme_pairs(
+            op,
+            ends,
+            tol=self.tol,
+            max_matvecs=self.max_matvecs,
+            seed=self.seed,
+            basis_dtype=self.plan.dtype,
+            capacity=self.plan.rows if self.plan.rows < rows else None,
+            start=start,
+        )
 
     def _gauss_newton(self, reporting: _Reporting) -> None:
         like = self.hessian
         self.ggn = GGN(like.model, like.batches, like.loss, params=lambda name, _: name in like.blocks, device=like.device, dtype=like.requested_dtype)
+        self.ggn.graph_memory = like.graph_memory
         try:
-            found, how = extreme_pairs(reporting.of(self.ggn, "GGN"), Ends(top=self.k), tol=self.tol, max_matvecs=self.max_matvecs, seed=self.seed)
+            found, how = self._pairs(reporting.of(self.ggn, "GGN"), Ends(top=self.k))
         except (NotImplementedError, TypeError) as why:
             self.notes.append(f"GGN skipped: {why}")
             return
         finally:
             self.ggn.release()
         self.found["ggn_top"] = result_of(found, how, slice(None), self.k)
+        if how["interrupted"]:
+            raise KeyboardInterrupt
 
     def result(self, status: Status, reason: str) -> CurvatureSpectra:
         if self.run.nodes:
@@ -172,6 +214,7 @@ def curvature(
     probes: int = 4,
     steps: int = 64,
     max_matvecs: int | None = None,
+    max_memory: int | float | None = None,
     max_batches: int | None = None,
     max_samples: int | None = None,
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
@@ -185,10 +228,12 @@ def curvature(
     model, loader, loss, loss_fn, params, unpack, max_batches, max_samples, device, dtype: see ModelOperator. k, k_bottom: pairs at
     the top (Hessian and GGN) and at the bottom (Hessian), at most the number of parameters. tol: relative residual. probes, steps:
     of the density; the trace comes from the same products. max_matvecs: budget of each of the two eigenvalue runs.
-    progress: see progress_reporter.
+    max_memory: bytes of host memory for Krylov bases, eigenvectors and kept graphs, None: 60 % of what is free; above it bases are kept
+    in float32, then shortened, then fewer pairs computed, in this order (the notes say so); "skipped" with the need when one pair does
+    not fit. progress: see progress_reporter.
 
-    Ctrl-C returns what is done with status "incomplete"; NaN or Inf in the loss or in a product gives status "failed". Raises
-    TypeError, ValueError naming the argument.
+    Ctrl-C returns what is done, eigenvalues as they stand, with status "incomplete"; NaN or Inf in the loss or in a product gives
+    status "failed". Raises TypeError, ValueError naming the argument.
     """
     for name, value, least in (("k", k, 1), ("k_bottom", k_bottom, 0), ("probes", probes, 1), ("steps", steps, 1)):
         if int(value) != value or value < least:
@@ -196,7 +241,11 @@ def curvature(
     hessian = Hessian(
         model, loader, loss, loss_fn=loss_fn, params=params, max_batches=max_batches, max_samples=max_samples, unpack=unpack, device=device, dtype=dtype
     )
-    parts = _Parts(hessian, k=k, k_bottom=k_bottom, tol=tol, probes=probes, steps=steps, max_matvecs=max_matvecs, seed=seed)
+    parts = _Parts(hessian, tol=tol, probes=probes, max_matvecs=max_matvecs, seed=seed)
+    try:
+        parts.fit(k, k_bottom, steps, max_memory)
+    except MemoryError as why:
+        return parts.result("skipped", str(why))
     with progress_reporter(progress) as report:
         try:
             parts.work(report)

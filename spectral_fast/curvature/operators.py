@@ -7,7 +7,6 @@ of the outputs, H_L,b the Hessian of the batch's mean loss with respect to the o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ..probing.batches import Batch, call_model, logits_of
+from ..probing.memory import free_memory
 from ..probing.operator import ModelOperator
+from ..probing.state import keep_rng
 
 __all__ = ["GGN", "Hessian"]
 
@@ -25,23 +26,20 @@ GRAPH_FACTOR = 4.0
 GRAPH_SHARE = 0.25
 
 
-def _free_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return 2.0**30
-
-
 class _GraphOperator(ModelOperator):
-    """Keeps one differentiable graph per batch between products where all of them fit, else builds each anew for every product."""
+    """Keeps one differentiable graph per batch between products where all of them fit, else builds each anew for every product.
+
+    keep: whether they are kept; None: decided by ``graph_memory`` at the first product. graph_memory: bytes all of them may take;
+    None: a quarter of what is free on the device.
+    """
 
     keep: bool | None = None
+    graph_memory: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._kept: dict[int, Any] = {}
+        self._predicted: tuple[float, float] | None = None
 
     def release(self) -> None:
         """Drop the kept graphs (they come back with the next product)."""
@@ -53,7 +51,8 @@ class _GraphOperator(ModelOperator):
     def _graphs(self) -> Iterator[tuple[Batch, float, Any]]:
         """(batch, weight, graph) of every batch that counts."""
         if self.keep is None:
-            self.keep = self._predicted_bytes() <= GRAPH_SHARE * _free_bytes(self.device)
+            allowed = GRAPH_SHARE * free_memory(self.device) if self.graph_memory is None else self.graph_memory
+            self.keep = self.graph_bytes()[0] <= allowed
         for i, (batch, weight) in enumerate(zip(self.batches, self.weights, strict=True)):
             if weight == 0.0:
                 continue
@@ -64,21 +63,27 @@ class _GraphOperator(ModelOperator):
                     self._kept[i] = graph
             yield batch, weight, graph
 
-    def _predicted_bytes(self) -> float:
-        """Bytes all kept graphs would take, from what the forward pass of the first batch saves."""
-        own = {leaf.untyped_storage().data_ptr() for leaf in self.leaves}
-        seen: dict[int, int] = {}
+    def graph_bytes(self) -> tuple[float, float]:
+        """(all graphs, the largest of them) in bytes, predicted from what the forward pass of the first batch saves. Inside running()."""
+        if self._predicted is None:
+            own = {leaf.untyped_storage().data_ptr() for leaf in self.leaves}
+            seen: dict[int, int] = {}
 
-        def count(t: Tensor) -> Tensor:
-            storage = t.untyped_storage()
-            if storage.data_ptr() not in own:
-                seen[storage.data_ptr()] = storage.nbytes()
-            return t.detach()
+            def count(t: Tensor) -> Tensor:
+                storage = t.untyped_storage()
+                if storage.data_ptr() not in own:
+                    seen[storage.data_ptr()] = storage.nbytes()
+                return t.detach()
 
-        first = self.batches[0]
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            self.batch_loss(first)
-        return GRAPH_FACTOR * sum(seen.values()) * self.batches.n_samples / first.size
+            first = self.batches[0]
+            # a model with randomness of its own has to see the same draws in the pass that counts
+            with keep_rng(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+                self.batch_loss(first)
+            per_sample = GRAPH_FACTOR * sum(seen.values()) / first.size
+            gradient = sum(leaf.numel() * leaf.element_size() for leaf in self.leaves)  # each graph ends in one
+            sizes = [batch.size for batch in self.batches]
+            self._predicted = per_sample * sum(sizes) + gradient * len(sizes), per_sample * max(sizes) + gradient
+        return self._predicted
 
 
 @dataclass

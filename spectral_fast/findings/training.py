@@ -163,7 +163,7 @@ def collapse_findings(n: NeuralCollapse) -> tuple[Finding, ...]:
         return ()
     found: list[Finding] = []
     present = int(np.count_nonzero(n.class_counts))  # absent classes have no mean, so no direction
-    full = min(present - 1, n.feature_dim)
+    full = min(present - 1, n.feature_dim - 1)  # a normalisation layer before the classifier takes one direction away
     if n.nc1_rank < full:
         found.append(
             Finding(
@@ -177,7 +177,7 @@ def collapse_findings(n: NeuralCollapse) -> tuple[Finding, ...]:
                 analysis="collapse",
             )
         )
-    if n.nc1 < value_of("collapsed, nc1"):
+    if n.nc1 < value_of("collapsed, nc1") and n.n_samples >= 2 * present:  # a class of one sample has collapsed by itself
         found.append(
             Finding(
                 severity="info",

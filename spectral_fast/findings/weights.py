@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,24 +16,63 @@ from .thresholds import source_of, value_of
 __all__ = ["weight_findings"]
 
 
+class Scale(NamedTuple):
+    """Median and spread (1.48 MAD of the natural logarithms) of one measure of size over a group of layers."""
+
+    median: float
+    spread: float
+
+
+class Peers(NamedTuple):
+    """The other matrices of the model, without embeddings, products and the smallest; NaN where there are too few.
+
+    gain: sqrt(mean square x inputs), what a layer does to the size of a random input; deviation: root mean square of the entries. Initialisations keep
+    one or the other alike between layers of different shapes; the one that varies less is the yardstick.
+    """
+
+    gain: Scale
+    deviation: Scale
+    spectral_norm: float
+
+
+Rule = Callable[[MatrixSpectrum, Peers], "Finding | None"]
+
+
 def weight_findings(spectra: WeightSpectra) -> tuple[Finding, ...]:
     """Findings of the weight matrices, severest first."""
     found: list[Finding] = []
-    usable = [m for m in spectra.matrices if m.status == "ok"]
-    medians = {kind: _median_norm(m for m in usable if m.kind == kind) for kind in {m.kind for m in usable}}
+    # A LoRA product has rank r by construction and no random matrix beside it: its factors are judged, not it.
+    usable = [m for m in spectra.matrices if m.status == "ok" and m.kind != "lora"]
     for m in spectra.matrices:
         if m.status == "failed":
             found.append(
-                Finding("severe", m.name, "not finite", m.reason, "", "find the step where it appeared; restart from before it", "IEEE 754", "weights")
+                Finding(
+                    severity="severe",
+                    where=m.name,
+                    title="not analysed: not finite" if "not finite" in m.reason else "not analysed",
+                    evidence=m.reason,
+                    comparison="a healthy matrix has finite entries only",
+                    advice="find the step where it appeared; restart from before it",
+                    source="IEEE 754",
+                    analysis="weights",
+                )
             )
         elif m.reason == "zero matrix":
             found.append(
                 Finding(
-                    "warning", m.name, "zero matrix", f"all {m.shape[0]} x {m.shape[1]} entries are 0", "", "check that it is meant to be", "ours", "weights"
+                    severity="warning",
+                    where=m.name,
+                    title="zero matrix",
+                    evidence=f"all {m.shape[0]} x {m.shape[1]} entries are 0",
+                    comparison="some layers are zero at the start by design, none after training",
+                    advice="check that it is meant to be",
+                    source="ours",
+                    analysis="weights",
                 )
             )
     for m in usable:
-        peers = medians[m.kind] if sum(p.kind == m.kind for p in usable) > 2 else math.nan
+        others = [p for p in usable if p is not m and p.kind != "embedding" and min(p.shape) >= value_of("peers, d_min")]
+        peers = _medians(others if len(others) >= value_of("peers, number") else [])
         for rule in _WEIGHT_RULES:
             finding = rule(m, peers)
             if finding is not None:
@@ -40,62 +80,95 @@ def weight_findings(spectra: WeightSpectra) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda f: -SEVERITIES.index(f.severity)))
 
 
-def _median_norm(group: Iterable[MatrixSpectrum]) -> float:
-    return float(np.median([m.metrics["spectral_norm"] for m in group]))
+def _medians(group: list[MatrixSpectrum]) -> Peers:
+    if not group:
+        return Peers(Scale(math.nan, math.nan), Scale(math.nan, math.nan), math.nan)
+    norm = float(np.median([m.metrics["spectral_norm"] for m in group]))
+    return Peers(_scale_of([_gain(m) for m in group]), _scale_of([_deviation(m) for m in group]), norm)
 
 
-def _beside(m: MatrixSpectrum, peers: float) -> str:
+def _scale_of(values: list[float]) -> Scale:
+    logs = np.log(values)
+    middle = float(np.median(logs))
+    return Scale(math.exp(middle), 1.48 * float(np.median(np.abs(logs - middle))))
+
+
+def _deviation(m: MatrixSpectrum) -> float:
+    return m.metrics["frobenius"] / math.sqrt(m.shape[0] * m.shape[1])
+
+
+def _inputs(m: MatrixSpectrum) -> int:
+    return m.shape[0] if m.in_out else m.shape[1]
+
+
+def _gain(m: MatrixSpectrum) -> float:
+    return _deviation(m) * math.sqrt(_inputs(m))
+
+
+def _beside(m: MatrixSpectrum, peers: Peers) -> str:
     text = f"a random matrix of the shape: s_1 {m.null['spectral_norm']:.3g}, s_min {m.null['s_min']:.3g}"
-    return text if math.isnan(peers) else f"{text}; median s_1 of {m.kind} layers {peers:.3g}"
+    return text if math.isnan(peers.spectral_norm) else f"{text}; median s_1 of the other layers {peers.spectral_norm:.3g}"
 
 
-def _amplifies(m: MatrixSpectrum, peers: float) -> Finding | None:
-    top, null = m.metrics["spectral_norm"], m.null["spectral_norm"]
-    by_random = top > value_of("amplifies, times random") * null
-    by_peers = top > value_of("amplifies, times peers") * peers
-    if m.kind == "embedding" or m.metrics["lambda_max"] < value_of("amplifies, lambda_max") or not (by_random or by_peers):
+def _scale(m: MatrixSpectrum, peers: Peers) -> Finding | None:
+    if m.kind == "embedding" or min(m.shape) < value_of("peers, d_min"):
         return None
+    by_gain = peers.gain.spread <= peers.deviation.spread
+    yardstick, own = (peers.gain, _gain(m)) if by_gain else (peers.deviation, _deviation(m))
+    ratio = own / yardstick.median
+    margin = max(math.log(value_of("scale, times peers")), value_of("scale, spreads") * yardstick.spread)
+    if not abs(math.log(ratio)) > margin:  # not above, or NaN
+        return None
+    large = ratio > 1
     return Finding(
-        "warning" if by_peers else "info",
-        m.name,
-        "amplifies; exploding gradients possible" if by_peers else "one direction stands out of the bulk and amplifies",
-        f"largest eigenvalue of W Wᵀ {m.metrics['lambda_max']:.3g} (s_1 {top:.3g}), {top / null:.1f} x random",
-        _beside(m, peers),
-        "spectral normalisation, a smaller initialisation or learning rate; harmless where a normalisation layer follows",
-        source_of("amplifies, lambda_max", "amplifies, times random"),
-        "weights",
+        severity="warning",
+        where=m.name,
+        title="amplifies; exploding gradients possible" if large else "dampens; vanishing gradients possible",
+        evidence=f"{'gain' if by_gain else 'size of the entries'} {ratio:.2g} x that of the other layers; "
+        f"largest eigenvalue of W Wᵀ {m.metrics['lambda_max']:.3g}",
+        comparison=_beside(m, peers),
+        advice="spectral normalisation, a smaller initialisation or learning rate; harmless where a normalisation layer follows"
+        if large
+        else "initialisation, scale of the residual branch; harmless where a normalisation layer follows",
+        source=source_of("amplifies, lambda_max" if large else "dampens, lambda_max", "scale, times peers"),
+        analysis="weights",
     )
 
 
-def _dampens(m: MatrixSpectrum, peers: float) -> Finding | None:
-    if (
-        m.kind == "embedding"
-        or not m.metrics["lambda_max"] < value_of("dampens, lambda_max")
-        or not m.metrics["spectral_norm"] < value_of("dampens, times peers") * peers
-    ):
+def _spike(m: MatrixSpectrum, peers: Peers) -> Finding | None:
+    resolved = m.mp.status == "ok"
+    edge = math.sqrt(m.mp.upper_edge) if resolved else m.null["spectral_norm"]
+    top = m.metrics["spectral_norm"]
+    if m.kind == "embedding" or not top > value_of("spike, times edge") * edge or (resolved and m.mp.n_spikes == 0):
         return None
+    amplifies = m.metrics["lambda_max"] >= value_of("amplifies, lambda_max")
+    many = f"{m.mp.n_spikes} of {len(m.s)} values lie" if resolved else "values lie"
     return Finding(
-        "warning",
-        m.name,
-        "dampens; vanishing gradients possible",
-        f"largest eigenvalue of W Wᵀ {m.metrics['lambda_max']:.3g} (s_1 {m.metrics['spectral_norm']:.3g})",
-        _beside(m, peers),
-        "initialisation, scale of the residual branch",
-        source_of("dampens, lambda_max", "dampens, times peers"),
-        "weights",
+        severity="warning" if amplifies and top > value_of("spike, warning") * edge else "info",
+        where=m.name,
+        title="stands out of the bulk and amplifies" if amplifies else "stands out of the bulk",
+        evidence=f"s_1 {top:.3g} is {top / edge:.1f} x the edge of the bulk, {many} above it; largest eigenvalue of W Wᵀ {m.metrics['lambda_max']:.3g}",
+        comparison=_beside(m, peers),
+        advice="learned structure in most trained layers; where training is unstable, spectral normalisation or a smaller learning rate",
+        source=source_of("spike, times edge", "amplifies, lambda_max"),
+        analysis="weights",
     )
 
 
-def _collapse(m: MatrixSpectrum, peers: float) -> Finding | None:
+def _collapse(m: MatrixSpectrum, peers: Peers) -> Finding | None:
     share, floor = m.metrics["near_zero_fraction"], m.rank_tolerances["storage"]
     # The singular values of a square random matrix follow a quarter circle of radius 2 sqrt(n var): density 2/(pi sqrt(n var)) at 0.
     d_max, d_min = max(m.shape), min(m.shape)
     scale = m.null["frobenius"] / math.sqrt(d_min)
-    expected = 2.0 * floor / (math.pi * scale) if m.null["s_min"] < 0.1 * scale else 0.0
-    if m.metrics["near_zero_fraction"] < value_of("collapse, share") or share < value_of("collapse, times random") * expected or d_min < 4:
+    expected = 2.0 * floor / (math.pi * scale) if m.null["s_min"] < value_of("collapse, square") * scale else 0.0
+    if (
+        m.metrics["near_zero_fraction"] < value_of("collapse, share")
+        or share < value_of("collapse, times random") * expected
+        or d_min < value_of("collapse, d_min")
+    ):
         return None
     # torch's default, U(±1/sqrt(fan_in)): variance 1/(3 fan_in), so ||W||_F² = m/3; recurrent layers use the hidden size, a gate's rows
-    init = math.sqrt((m.shape[1] if m.kind == "rnn" else m.shape[0]) / 3.0)
+    init = math.sqrt((m.shape[1] if m.kind == "rnn" or m.in_out else m.shape[0]) / 3.0)
     over = m.kind in ("linear", "conv", "rnn") and m.metrics["frobenius"] < value_of("over-regularized, times init") * init
     norm = f"||W||_F {m.metrics['frobenius']:.3g}, a default initialisation gives {init:.3g}"
     both = "less weight decay (Martin 2018: over-regularized)", 'a wider layer, or regularization that spreads the spectrum ("Eigenvalue Spectra")'
@@ -113,11 +186,30 @@ def _collapse(m: MatrixSpectrum, peers: float) -> Finding | None:
     )
 
 
-def _concentrated(m: MatrixSpectrum, peers: float) -> Finding | None:
+def _dead(m: MatrixSpectrum, peers: Peers) -> Finding | None:
+    rows, columns = (m.zero_columns, m.zero_rows) if m.in_out else (m.zero_rows, m.zero_columns)
+    n_rows, n_columns = m.shape[::-1] if m.in_out else m.shape
+    limit = value_of("dead, share")
+    if m.kind == "embedding" or not (rows >= limit * n_rows or columns >= limit * n_columns) or rows + columns == 0:
+        return None
+    return Finding(
+        severity="warning",
+        where=m.name,
+        title="dead outputs" if rows else "dead inputs",
+        evidence=f"{rows} of {n_rows} rows and {columns} of {n_columns} columns are exactly zero",
+        comparison="a random matrix has none",
+        advice="lower learning rate or another activation if units died; remove them if they were pruned",
+        source=source_of("dead, share"),
+        analysis="weights",
+    )
+
+
+def _concentrated(m: MatrixSpectrum, peers: Peers) -> Finding | None:
     d_min = min(m.shape)
     # A random matrix keeps between 0.8 and 1 of its dimensions by this measure, so the share itself is the comparison.
     share = m.metrics["effective_rank"] / d_min
-    if d_min < 16 or share >= value_of("concentrated, effective rank") or m.metrics["near_zero_fraction"] >= value_of("collapse, share"):
+    lost = m.metrics["near_zero_fraction"] >= value_of("collapse, share")  # then that is the finding
+    if d_min < value_of("concentrated, d_min") or share >= value_of("concentrated, effective rank") or lost:
         return None
     return Finding(
         "warning",
@@ -131,7 +223,7 @@ def _concentrated(m: MatrixSpectrum, peers: float) -> Finding | None:
     )
 
 
-def _condition(m: MatrixSpectrum, peers: float) -> Finding | None:
+def _condition(m: MatrixSpectrum, peers: Peers) -> Finding | None:
     condition = m.metrics["condition_number"]
     low = m.null["s_min_low"]
     random = m.null["spectral_norm"] / low if low > 0 else math.inf
@@ -154,19 +246,22 @@ def _condition(m: MatrixSpectrum, peers: float) -> Finding | None:
     )
 
 
-def _alpha(m: MatrixSpectrum, peers: float) -> Finding | None:
+def _alpha(m: MatrixSpectrum, peers: Peers) -> Finding | None:
     fit = m.power_law
     if fit.status != "ok" or fit.n_tail < value_of("alpha, tail"):
         return None
-    over, under = fit.alpha + 2 * fit.stderr < value_of("alpha, over-trained"), fit.alpha - 2 * fit.stderr > value_of("alpha, under-trained")
+    margin = value_of("alpha, stderrs") * fit.stderr
+    over, under = fit.alpha + margin < value_of("alpha, over-trained"), fit.alpha - margin > value_of("alpha, under-trained")
     if not (over or under):
         return None
+    # only a tail that is long and looks like a power law is worth a warning
+    sound = fit.n_tail >= value_of("alpha, warning tail") and fit.D * math.sqrt(fit.n_tail) <= value_of("alpha, distance")
     return Finding(
-        "warning" if over else "info",
+        "warning" if over and sound else "info",
         m.name,
         "heavy tail: over-trained" if over else "light tail: under-trained",
-        f"alpha {fit.alpha:.2f} ± {fit.stderr:.2f} on {fit.n_tail} eigenvalues above {fit.xmin:.3g}",
-        "well-trained layers: 2 to 6; random matrices: mostly above 6",
+        f"alpha {fit.alpha:.2f} ± {fit.stderr:.2f} on {fit.n_tail} of {len(m.s)} eigenvalues, distance D {fit.D:.2g}",
+        "well-trained layers: 2 to 6; large random matrices: above 6",
         "a smaller learning rate or more data for this layer"
         if over
         else "train longer or with a larger learning rate; or the layer is too large for its task",
@@ -175,7 +270,7 @@ def _alpha(m: MatrixSpectrum, peers: float) -> Finding | None:
     )
 
 
-def _near_one(m: MatrixSpectrum, peers: float) -> Finding | None:
+def _near_one(m: MatrixSpectrum, peers: Peers) -> Finding | None:
     evals = m.evals
     if not (evals[-1] > value_of("near one, low") and evals[0] < value_of("near one, high")):
         return None
@@ -191,8 +286,8 @@ def _near_one(m: MatrixSpectrum, peers: float) -> Finding | None:
     )
 
 
-def _rounded(m: MatrixSpectrum, peers: float) -> Finding | None:
-    if m.effective_precision >= FORMATS[m.dtype].precision:
+def _rounded(m: MatrixSpectrum, peers: Peers) -> Finding | None:
+    if m.effective_precision > value_of("rounded, share of the bits") * FORMATS[m.dtype].precision:
         return None
     known = {8: "bfloat16", 11: "float16 or TF32", 24: "float32"}.get(m.effective_precision)
     return Finding(
@@ -208,10 +303,11 @@ def _rounded(m: MatrixSpectrum, peers: float) -> Finding | None:
     )
 
 
-_WEIGHT_RULES: tuple[Callable[[MatrixSpectrum, float], Finding | None], ...] = (
-    _amplifies,
-    _dampens,
+_WEIGHT_RULES: tuple[Rule, ...] = (
+    _scale,
+    _spike,
     _collapse,
+    _dead,
     _concentrated,
     _condition,
     _alpha,

@@ -9,13 +9,14 @@ spent twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..results import Result
+from .arrays import as_float64, is_torch, like
 from .krylov import F64, Krylov, check_operator, product_of
 from .probes import rademacher
 
@@ -27,7 +28,8 @@ RELATIVE_WIDTH = 0.01
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SpectralDensity(Result):
-    """nodes (ascending) and weights (sum 1): the quadrature of all probes, the cumulative staircase is the result proper. grid and
+    """nodes (ascending) and weights (sum 1): the quadrature of all probes, the cumulative staircase is the result proper (all of them
+    torch tensors on the operator's device where it was a torch matrix). grid and
     density: a view of it, every node a Gaussian of standard deviation ``width``. trace, frobenius: estimates with standard errors
     (NaN for one probe). Outliers carry weight about 1/n each: take them from eigsh."""
 
@@ -46,8 +48,9 @@ class SpectralDensity(Result):
 
     def cumulative(self, x: Any) -> F64:
         """Share of eigenvalues <= x, x any shape."""
-        sums = np.concatenate([[0.0], np.cumsum(self.weights)])
-        return np.asarray(sums[np.searchsorted(self.nodes, np.asarray(x, dtype=np.float64), side="right")], dtype=np.float64)
+        sums = np.concatenate([[0.0], np.cumsum(as_float64(self.weights))])
+        share = np.asarray(sums[np.searchsorted(as_float64(self.nodes), as_float64(x), side="right")], dtype=np.float64)
+        return like(self.nodes, share)  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -73,10 +76,10 @@ def _blocks(op: Any) -> Mapping[str, slice]:
     return blocks if isinstance(blocks, Mapping) else {}
 
 
-def run_probes(op: Any, run: ProbeRun, *, probes: int, seed: int = 0, capacity: int = 0) -> ProbeRun:
+def run_probes(op: Any, run: ProbeRun, *, probes: int, seed: int = 0, capacity: int = 0, basis_dtype: Any = np.float64) -> ProbeRun:
     """Add ``probes`` recurrences of ``run.steps`` steps to ``run``, in place, so that an interrupt leaves the finished ones.
 
-    capacity: least number of rows the bases are made for, where eigsh is to go on from the last.
+    capacity: least number of rows the bases are made for, where eigsh is to go on from the last. basis_dtype: float64 or float32.
     """
     apply = product_of(op)
     blocks = _blocks(op)
@@ -84,9 +87,9 @@ def run_probes(op: Any, run: ProbeRun, *, probes: int, seed: int = 0, capacity: 
     for _ in range(probes):
         i = len(run.nodes)
         run.last = None  # one basis in memory at a time
-        kry = Krylov(apply, n, max(run.steps, capacity), seed=seed, stream=2**32 + i)
+        kry = Krylov(apply, n, max(run.steps, capacity), seed=seed, stream=2**32 + i, dtype=basis_dtype)
         kry.append(rademacher(n, seed, i))
-        q = kry.rows[0].copy()
+        q = np.array(kry.rows[0], dtype=np.float64)
         product = kry.step()
         assert product is not None
         # z = sqrt(n) q
@@ -155,4 +158,7 @@ def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0
     for name, value in (("probes", probes), ("steps", steps)):
         if int(value) != value or value < 1:
             raise ValueError(f"{name}: wanted a positive integer, got {value}")
-    return density_of(run_probes(op, ProbeRun(n=n, steps=min(int(steps), n)), probes=int(probes), seed=seed))
+    result = density_of(run_probes(op, ProbeRun(n=n, steps=min(int(steps), n)), probes=int(probes), seed=seed))
+    if is_torch(op):
+        result = replace(result, **{name: like(op, getattr(result, name)) for name in ("nodes", "weights", "grid", "density")})
+    return result

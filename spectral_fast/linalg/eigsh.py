@@ -8,14 +8,14 @@ vector, orthogonal to them, has made a missed one improbable (Kuczynski & Woznia
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..results import Result
-from .arrays import as_float64
+from ..results import Result, Status
+from .arrays import as_float64, is_torch, like
 from .krylov import F64, Krylov, check_operator, product_of
 from .probes import rademacher
 from .restart import Budget, Ends, Pairs, basis_size, converge, find_missed, merge
@@ -32,8 +32,9 @@ class EigenResult(Result):
     """values (k,) descending; residuals (k,): ||A v - theta v|| from a product with the returned vector; converged (k,): residual
     <= tol x scale; vectors (n, k) orthonormal columns; scale: largest |Ritz value| seen; matvecs: products used, shared with
     other results of the same run; symmetry_defect: largest |uᵀAv - vᵀAu| met for unit vectors, over scale: the operator's asymmetry
-    and noise, below which eigenvalues cannot be told from zero. Pairs never reached are NaN. status "incomplete": the budget ended first; "unresolved": the
-    residuals stopped falling above tol (noise of the operator)."""
+    and noise, below which eigenvalues cannot be told from zero. Pairs never reached are NaN. status "incomplete": the budget ended
+    first, or Ctrl-C, after which residuals may be the Krylov basis's own estimates; "unresolved": the residuals stopped falling above
+    tol, or the operator is not symmetric to tol. Arrays are torch tensors on the operator's device where it was a torch matrix."""
 
     values: F64
     residuals: F64
@@ -48,29 +49,6 @@ class EigenResult(Result):
         return len(self.values)
 
 
-def _true_residuals(budget: Budget, pairs: Pairs) -> tuple[F64, F64]:
-    """(products (k, n), residual norms (k,)); pairs the budget does not reach get an infinite residual."""
-    products = np.zeros_like(pairs.rows)
-    residuals = np.full(len(pairs.values), np.inf)
-    for i, row in enumerate(pairs.rows):
-        if budget.used >= budget.limit:
-            break
-        products[i] = budget(row)
-        residuals[i] = np.linalg.norm(products[i] - pairs.values[i] * row)
-    return products, residuals
-
-
-def _dense(budget: Budget, n: int, ends: Ends) -> tuple[Pairs, float]:
-    """The whole matrix by n products; for operators as small as the number of pairs wanted."""
-    a = np.stack([budget(e) for e in np.eye(n)], axis=1)
-    budget.defect = float(np.abs(a - a.T).max())
-    values, vectors = np.linalg.eigh((a + a.T) / 2)
-    wanted = ends.pick(values)
-    rows = np.ascontiguousarray(vectors[:, wanted].T)
-    residuals = np.linalg.norm(a @ rows.T - rows.T * values[wanted], axis=0)
-    return Pairs(values[wanted], rows, residuals), float(np.abs(values).max())
-
-
 def _start_vectors(v0: Any, n: int, block: int, seed: int) -> list[F64]:
     if v0 is None:
         return [rademacher(n, seed, stream) for stream in range(block)]
@@ -79,6 +57,119 @@ def _start_vectors(v0: Any, n: int, block: int, seed: int) -> list[F64]:
     if v.ndim != 2 or v.shape[0] != n or v.shape[1] < 1 or not np.isfinite(v).all():
         raise ValueError(f"v0: wanted finite vectors of shape ({n},) or ({n}, b), got shape {np.shape(v0)}")
     return [np.array(column) for column in v.T]
+
+
+class _Search:
+    """One run. ``pairs`` and ``scale`` are at any time the best there is, so that an interrupt can hand them back."""
+
+    def __init__(self, budget: Budget, n: int, ends: Ends, tol: float, seed: int) -> None:
+        self.budget, self.n, self.ends, self.tol, self.seed = budget, n, ends, tol, seed
+        self.pairs = Pairs(np.zeros(0), np.zeros((0, n)), np.zeros(0))
+        self._products = self.pairs.rows  # of ``pairs``, once made
+        self.scale = 0.0
+        self.status: Status = "ok"
+        self.reason = ""
+        self.interrupted = False
+        self._basis: Krylov | None = None  # of the first run, while ``pairs`` are still to come from it
+
+    def dense(self) -> None:
+        """The whole matrix by n products; for operators as small as the number of pairs wanted."""
+        a = np.stack([self.budget(e) for e in np.eye(self.n)], axis=1)
+        self.budget.defect = float(np.abs(a - a.T).max())
+        values, vectors = np.linalg.eigh((a + a.T) / 2)
+        wanted = self.ends.pick(values)
+        residuals = np.linalg.norm(a @ vectors[:, wanted] - vectors[:, wanted] * values[wanted], axis=0)
+        self.pairs = Pairs(values[wanted], np.ascontiguousarray(vectors[:, wanted].T), residuals)
+        self.scale = float(np.abs(values).max())
+        self._judge()
+
+    def krylov(self, kry: Krylov, capacity: int, polish_capacity: int, stream: int) -> None:
+        """Converge, look for what was missed, measure the residuals and polish where they ask for it. ``kry`` is used up."""
+        self._basis = kry
+        dtype = kry.rows.dtype
+        self.pairs, self.scale, converged = converge(kry, self.ends, 0.5 * self.tol, self.budget, 0.0)
+        self._basis = None
+        whole = kry.m >= kry.space
+        kry.free()  # the search below makes a basis of its own
+        if not converged:
+            self._stop(f"{self.budget.limit} products did not suffice")
+        known = self.pairs
+        search = 10_000
+        while converged and not whole and len(known.values) < self.n:
+            missed, decided = find_missed(self.budget, self.n, known, self.ends, 0.5 * self.tol, self.scale, capacity, self.seed, search, dtype)
+            search += 10_000
+            if missed is None:
+                if not decided:
+                    self._stop("the budget ended before the search for missed multiple eigenvalues did")
+                break
+            known = merge(known, missed)
+            chosen = self.ends.pick(known.values)
+            self.pairs = Pairs(known.values[chosen], known.rows[chosen], known.residuals[chosen])
+        del known
+        self._true_residuals(self.pairs)
+        worst = self.pairs.residuals.max(initial=0.0)
+        for _ in range(POLISH_ROUNDS):
+            if self.status != "ok" or worst <= self.tol * self.scale:
+                break
+            count = len(self.pairs.values)
+            again = Krylov(self.budget, self.n, polish_capacity, seed=self.seed, stream=stream, dtype=dtype, spare=count)
+            again.load(self.pairs.rows, self._products)
+            self._products = np.zeros((0, self.n))  # they are in the basis now
+            better, self.scale, _ = converge(again, self.ends, 0.3 * self.tol, self.budget, self.scale)
+            del again
+            if self.budget.left < 0:
+                self._stop(f"{self.budget.limit} products did not suffice")
+                break
+            self.pairs = better
+            self._true_residuals(better)
+            before, worst = worst, better.residuals.max()
+            if worst > 0.5 * before:  # they have stopped falling
+                break
+        self._judge()
+
+    def interrupt(self) -> None:
+        """Keep what the run has: the residuals are the basis's own estimates where no product has measured them."""
+        self.interrupted = True
+        if self._basis is not None and self._basis.m:
+            values, s, residuals = self._basis.ritz()
+            wanted = self.ends.pick(values)
+            self.pairs = Pairs(values[wanted], self._basis.vectors(s[:, wanted]), residuals[wanted])
+            self.scale = float(np.abs(values).max())
+            self.budget.defect = max(self.budget.defect, self._basis.defect)
+        self._basis = None
+        self._stop(f"interrupted after {self.budget.used} products")
+
+    def outcome(self) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "interrupted": self.interrupted,
+            "matvecs": self.budget.used,
+            "scale": self.scale,
+            "tol": self.tol,
+            "defect": self.budget.defect / self.scale if self.scale > 0.0 else 0.0,
+        }
+
+    def _true_residuals(self, pairs: Pairs) -> None:
+        """Each residual becomes that of its product, infinite where the budget ends first."""
+        self._products = products = np.zeros_like(pairs.rows)
+        for i, row in enumerate(pairs.rows):
+            if self.budget.used >= self.budget.limit:
+                pairs.residuals[i:] = np.inf
+                break
+            products[i] = self.budget(row)
+            pairs.residuals[i] = np.linalg.norm(products[i] - pairs.values[i] * row)
+
+    def _stop(self, why: str) -> None:
+        self.status, self.reason = "incomplete", why
+
+    def _judge(self) -> None:
+        """Residuals and asymmetry above tol: the numbers are not eigenvalues to that accuracy."""
+        worst, limit = float(self.pairs.residuals.max(initial=0.0)), self.tol * self.scale
+        if self.status != "ok" or max(worst, self.budget.defect) <= limit:
+            return
+        why = f"residuals stay at {worst / self.scale:.2g}" if worst > limit else f"products are symmetric only to {self.budget.defect / self.scale:.2g}"
+        self.status, self.reason = "unresolved", f"{why} of the largest eigenvalue: the operator is noisy or not symmetric"
 
 
 def extreme_pairs(
@@ -91,11 +182,13 @@ def extreme_pairs(
     v0: Any = None,
     seed: int = 0,
     basis_dtype: Any = None,
+    capacity: int | None = None,
     start: Krylov | None = None,
 ) -> tuple[Pairs, dict[str, Any]]:
-    """The pairs of both ends from one run. -> (pairs ascending with true residuals, {status, reason, matvecs, scale, tol, defect}).
+    """The pairs of both ends from one run. -> (pairs ascending with true residuals, {status, reason, interrupted, matvecs, scale, tol, defect}).
 
-    start: a Krylov basis of the same operator already at hand (its products are not counted again).
+    capacity: rows of the bases, at least ends.total + 2; None: basis_size. start: a Krylov basis of the same operator already at hand
+    (its products are not counted again); it is used up. KeyboardInterrupt ends the run, not the caller: see ``interrupted``.
     """
     n = check_operator(op)
     dtype = np.dtype("float64" if basis_dtype is None else basis_dtype)
@@ -114,55 +207,22 @@ def extreme_pairs(
     starts = _start_vectors(v0, n, block, seed)
     tol = max(tol, 10.0 * float(np.finfo(dtype).eps))
     budget = Budget(product_of(op), limit, 0 if small else k)
-    if small:
-        pairs, scale = _dense(budget, n, ends)
-        defect = budget.defect / scale if scale > 0.0 else 0.0
-        return pairs, {"status": "ok", "reason": "", "matvecs": budget.used, "scale": scale, "tol": tol, "defect": defect}
-
-    capacity = basis_size(n, ends)
-    if start is not None:
-        kry, kry.apply = start, budget
-    else:
-        kry = Krylov(budget, n, capacity, seed=seed, stream=len(starts), dtype=dtype)
-        for v in starts:
-            kry.append(v)
-    status, reason = "ok", ""
-    pairs, scale, converged = converge(kry, ends, 0.5 * tol, budget, 0.0)
-    if not converged:
-        status, reason = "incomplete", f"{budget.limit} products did not suffice"
-    known, stream = pairs, 10_000
-    while converged and len(known.values) < n and kry.m < kry.space:
-        missed, decided = find_missed(budget, n, known, ends, 0.5 * tol, scale, capacity, seed, stream, dtype)
-        stream += 10_000
-        if missed is None:
-            if not decided:
-                status, reason = "incomplete", "the budget ended before the search for missed multiple eigenvalues did"
-            break
-        known = merge(known, missed)
-    chosen = ends.pick(known.values)
-    pairs = Pairs(known.values[chosen], known.rows[chosen], known.residuals[chosen])
-    products, residuals = _true_residuals(budget, pairs)
-    del kry
-    worst = residuals.max(initial=0.0)
-    for _ in range(POLISH_ROUNDS):
-        if status != "ok" or worst <= tol * scale:
-            break
-        again = Krylov(budget, n, max(capacity, 3 * k), seed=seed, stream=stream, dtype=dtype)
-        again.load(pairs.rows, products)
-        better, scale, _ = converge(again, ends, 0.3 * tol, budget, scale)
-        del again
-        if budget.left < 0:
-            status, reason = "incomplete", f"{budget.limit} products did not suffice"
-            break
-        pairs = better
-        products, residuals = _true_residuals(budget, pairs)
-        stalled, worst = residuals.max() > 0.5 * worst, residuals.max()
-        if stalled and worst > tol * scale:
-            status, reason = "unresolved", f"residuals stay at {worst / scale:.2g} of the largest eigenvalue: the operator is noisy or not symmetric"
-            break
-    pairs.residuals = residuals
-    defect = budget.defect / scale if scale > 0.0 else 0.0
-    return pairs, {"status": status, "reason": reason, "matvecs": budget.used, "scale": scale, "tol": tol, "defect": defect}
+    search = _Search(budget, n, ends, tol, seed)
+    rows = basis_size(n, ends) if capacity is None else max(capacity, min(n, ends.total + 2))
+    try:
+        if small:
+            search.dense()
+        else:
+            if start is not None:
+                kry, kry.apply = start, budget
+            else:
+                kry = Krylov(budget, n, rows, seed=seed, stream=len(starts), dtype=dtype, spare=len(starts))
+                for v in starts:
+                    kry.append(v)
+            search.krylov(kry, rows, rows if capacity is not None else max(rows, 3 * k), 10_000)
+    except KeyboardInterrupt:
+        search.interrupt()
+    return search.pairs, search.outcome()
 
 
 def result_of(pairs: Pairs, run: dict[str, Any], select: NDArray[Any] | slice, k: int) -> EigenResult:
@@ -218,7 +278,8 @@ def eigsh(
     max_matvecs: budget of products, max(1000, 40 k) by default; where it ends first the status is "incomplete".
     block: number of start vectors (1). v0: start vectors (n,) or (n, b) instead. basis_dtype: "float64" or "float32".
 
-    Raises TypeError, ValueError naming the argument; ArithmeticError when a product holds NaN or Inf.
+    A torch matrix gives torch tensors on its device, everything else, ModelOperators too, numpy arrays. Ctrl-C returns the pairs as
+    they stand, status "incomplete". Raises TypeError, ValueError naming the argument; ArithmeticError when a product holds NaN or Inf.
     """
     n = check_operator(op)
     if which not in _WHICH:
@@ -229,4 +290,8 @@ def eigsh(
         raise ValueError("checkpoint: not available yet")
     wanted = min(int(k), n)
     pairs, run = extreme_pairs(op, _WHICH[which](wanted), tol=tol, max_matvecs=max_matvecs, block=block, v0=v0, seed=seed, basis_dtype=basis_dtype)
-    return result_of(pairs, run, slice(None), wanted)
+    result = result_of(pairs, run, slice(None), wanted)
+    if is_torch(op):
+        names = ("values", "residuals", "converged", "vectors")
+        result = replace(result, **{name: like(op, getattr(result, name)) for name in names})
+    return result

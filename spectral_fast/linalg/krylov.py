@@ -11,7 +11,10 @@ so a thick restart (Wu & Simon 2000) is a change of basis and needs no formulas 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -62,18 +65,38 @@ def product_of(op: Any) -> Apply:
     return apply
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done: a basis changed in place is nothing in between."""
+    if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
+        yield
+        return
+    came: list[tuple[int, Any]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came and callable(before):
+            before(*came[0])
+
+
 class Krylov:
     """Basis rows V (t, n), T (t, t), m rows already multiplied. ``products`` counts the multiplications made here.
 
-    deflate: orthonormal rows (q, n) every vector is kept orthogonal to (the run is then one of (I - QQᵀ) A (I - QQᵀ)).
+    At any moment, also after an exception in a product, the m multiplied rows and T describe one another. spare: rows beyond
+    ``capacity`` for those that wait for their product. deflate: orthonormal rows (q, n) every vector is kept orthogonal to (the run
+    is then one of (I - QQᵀ) A (I - QQᵀ)).
     """
 
-    def __init__(self, apply: Apply, n: int, capacity: int, *, seed: int, stream: int = 0, dtype: Any = np.float64, deflate: F64 | None = None) -> None:
+    def __init__(
+        self, apply: Apply, n: int, capacity: int, *, seed: int, stream: int = 0, dtype: Any = np.float64, deflate: F64 | None = None, spare: int = 1
+    ) -> None:
         self.apply, self.n = apply, n
         self.deflate = deflate if deflate is not None and len(deflate) else None
         self.space = n - (0 if self.deflate is None else len(self.deflate))
         self.capacity = max(1, min(capacity, self.space))
-        spare = min(self.space, 16)  # rows waiting for their product; untouched zeros take no memory
+        spare = min(self.space, spare)
         self.rows: NDArray[Any] = np.zeros((self.capacity + spare, n), dtype=dtype)
         self.T: F64 = np.zeros((self.capacity + spare, self.capacity + spare))
         self.eps = float(np.finfo(dtype).eps)
@@ -161,15 +184,16 @@ class Krylov:
         coupling = self.T[self.m : self.t, : self.m] @ s
         # by column stripes: the whole product would need a second basis in memory
         stripe = max(1, 2**22 // max(1, self.m))
-        for a in range(0, self.n, stripe):
-            part = self.rows[: self.m, a : a + stripe]
-            self.rows[:q, a : a + stripe] = s.T.astype(part.dtype, copy=False) @ part
-        self.rows[q : q + pending] = self.rows[self.m : self.t]
-        self.T[:] = 0.0
-        self.T[np.arange(q), np.arange(q)] = values
-        self.T[q : q + pending, :q] = coupling
-        self.T[:q, q : q + pending] = coupling.T
-        self.m, self.t = q, q + pending
+        with uninterrupted():
+            for a in range(0, self.n, stripe):
+                part = self.rows[: self.m, a : a + stripe]
+                self.rows[:q, a : a + stripe] = s.T.astype(part.dtype, copy=False) @ part
+            self.rows[q : q + pending] = self.rows[self.m : self.t]
+            self.T[:] = 0.0
+            self.T[np.arange(q), np.arange(q)] = values
+            self.T[q : q + pending, :q] = coupling
+            self.T[:q, q : q + pending] = coupling.T
+            self.m, self.t = q, q + pending
 
     def load(self, vectors: F64, products: F64) -> None:
         """Start from orthonormal rows (q, n) whose products are known; what the products add becomes the pending rows."""
@@ -193,5 +217,11 @@ class Krylov:
     def vectors(self, s: F64) -> F64:
         """Ritz vectors (q, n) by row for coefficients ``s`` (m, q), normalised."""
         out = np.asarray(s.T.astype(self.rows.dtype, copy=False) @ self.rows[: self.m], dtype=np.float64)
-        norms = np.linalg.norm(out, axis=1, keepdims=True)
-        return np.asarray(out / norms, dtype=np.float64)
+        for row in out:
+            row /= np.linalg.norm(row)
+        return out
+
+    def free(self) -> None:
+        """Give the memory of the basis back; it cannot be used any more."""
+        self.rows = np.zeros((0, self.n), dtype=self.rows.dtype)
+        self.m = self.t = 0

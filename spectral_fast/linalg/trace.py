@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from ..results import Result
+from .arrays import like
 from .density import ProbeRun, mean_and_stderr
 from .krylov import F64, check_operator, product_of
 from .probes import rademacher
@@ -31,7 +32,8 @@ def student_interval(estimate: float, stderr: float, count: int, level: float = 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class TraceResult(Result):
-    """estimate = mean of ``samples`` (zᵀAz each), stderr its standard error; by_layer: block name -> (estimate, stderr)."""
+    """estimate = mean of ``samples`` (zᵀAz each; a torch tensor where the operator was one), stderr its standard error;
+    by_layer: block name -> (estimate, stderr)."""
 
     estimate: float
     stderr: float
@@ -83,7 +85,7 @@ def trace(op: Any, *, max_matvecs: int = 100, method: str = "auto", seed: int = 
     return TraceResult(
         estimate=estimate,
         stderr=stderr,
-        samples=np.asarray(samples),
+        samples=like(op, np.asarray(samples)),
         by_layer={name: mean_and_stderr(values) for name, values in local.items()},
         matvecs=int(max_matvecs),
     )

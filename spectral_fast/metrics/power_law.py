@@ -53,7 +53,7 @@ class PowerLawFit:
     p_value:  share of synthetic data sets that fit worse; None when not asked for. Below 0.1 a power law is implausible.
     alpha_range, xmin_range: least and largest alpha and xmin of all starts that fit as well as the best but for chance: D within 0.26/sqrt(n_tail)
               of the smallest, 0.26 the standard deviation of the Kolmogorov distribution (ours). A wide range says that alpha hangs on the
-              choice of xmin, which stderr does not see.
+              choice of xmin, which stderr does not see; it is no confidence interval.
     status:   "ok", or "unresolved" with the reason; then alpha, xmin, D and stderr are NaN, n_tail 0 and index -1.
     backend:  the kernel that computed it; "none" where nothing was computed.
     """

@@ -84,7 +84,8 @@ def permutation_null(w: Any, *, n_permutations: int = 20, seed: int = 0, backend
 
 
 def _quantiles(x: NDArray[np.float64]) -> NullQuantiles:
-    low, high = np.quantile(x, (0.05, 0.95))
+    with np.errstate(invalid="ignore"):  # a variance beyond float64 is inf, and inf - inf no number
+        low, high = np.quantile(x, (0.05, 0.95))
     return NullQuantiles(float(x.mean()), float(low), float(high), float(x.min()), float(x.max()))
 
 

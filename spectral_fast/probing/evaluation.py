@@ -76,7 +76,7 @@ class SampleLosses:
     def _tolerance(self) -> float:
         """Two sums of n terms in the model's precision, in another order (Higham & Mary 2019, lambda = 4, and both sums)."""
         eps = max((torch.finfo(p.dtype).eps for p in self.model.parameters() if p.is_floating_point()), default=2.0**-23)
-        return 16.0 * eps * max(1.0, np.sqrt(max(b.size for b in self.batches)))
+        return 16.0 * eps * max(1.0, float(np.sqrt(max(b.size for b in self.batches))))
 
 
 def paired_change(before: F64, after: F64, weights: F64) -> tuple[float, float]:

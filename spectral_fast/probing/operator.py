@@ -19,6 +19,7 @@ from .state import eval_notes, leave_no_trace
 
 __all__ = ["ModelOperator", "Precision", "compute_dtype", "select_parameters"]
 
+
 @dataclass(frozen=True)
 class Precision:
     """dtype: of the inputs and, where ``casts``, of a copy of all parameters and buffers; None: the model's own, which are mixed. note: what was cast."""

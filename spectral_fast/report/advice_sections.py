@@ -20,7 +20,8 @@ _TREATMENTS = {"drop_noise": "singular values up to gamma become 0", "clip_spike
 ADVICE_LEGEND = (
     "rank at 5 %: smallest rank with a relative Frobenius error of at most 5 %; saved: share of the parameters two factors of that rank do without. "
     "bits: significand bits until rounding drowns the median singular value / the smallest significant one; in: narrowest common format with the "
-    "former (8-bit formats and f16 with a scale per matrix). above: singular values above the edge of a random matrix. LoRA: that number, or the stable rank where that is less."
+    "former (8-bit formats and f16 with a scale per matrix). above: singular values above the edge of a random matrix. LoRA: that number, or the "
+    "stable rank where that is less."
 )
 _SHORT = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "float8_e5m2": "e5m2", "float8_e4m3fn": "e4m3"}
 
@@ -35,9 +36,9 @@ def noise_scale_text(a: Ablation) -> str:
     if math.isnan(a.noise_scale):
         return "not measured: " + (plain(a.reason) if a.reason else "single cuts, no sweep")
     if math.isinf(a.noise_scale):
-        return "none: the loss does not move even without the whole matrix"
+        return "none: the loss does not rise even without the whole matrix"
     below = d_min - a.noise_rank
-    return f"{number(a.noise_scale)}: the loss first moves there; {integer(below)} of {integer(d_min)} singular values lie below"
+    return f"{number(a.noise_scale)}: the loss first rises there; {integer(below)} of {integer(d_min)} singular values lie below"
 
 
 def ablation_section(a: Ablation) -> Section:
@@ -61,10 +62,11 @@ def ablation_section(a: Ablation) -> Section:
                     Column("loss", [number(v) for v in a.losses], drop=1),
                     Column("change", [plus_minus(a.changes[i], a.stderr[i]) for i in rows]),
                     Column("of the\nbaseline", [share(r) if math.isfinite(r) else NOTHING for r in relative], drop=2),
-                    Column("moved", ["yes" if m else "" for m in a.moved] if any(a.moved) else ["no"] * len(a.moved), "left"),
+                    Column("moved", [("up" if a.changes[i] > 0 else "down") if a.moved[i] else "no" for i in rows], "left"),
                 ),
                 caption="change of the loss, ± its standard error",
-                legend=f"moved: by more than 2 standard errors and more than {share(a.floor)} of the baseline. Errors from paired differences, each {plain(a.unit)} with itself.",
+                legend=f"moved: by more than 2 standard errors and more than {share(a.floor)} of the baseline. Errors from paired differences, "
+                f"each {plain(a.unit)} with itself.",
             )
         )
     blocks += [Note(plain(n), "note") for n in a.notes]
@@ -89,9 +91,10 @@ def advice_section(a: Advice, rows: int | None = None) -> Section:
             Column("shape", [shape_text(m.shape) for m in shown], drop=3),
         ]
         for i, wanted in enumerate(a.errors):
-            # the widest error saves most, so its columns stay longest
-            columns.append(Column(f"rank\n{_percent(wanted)}", [integer(m.low_rank[i].rank) if m.low_rank else NOTHING for m in shown], drop=8 + len(a.errors) - i))
-            columns.append(Column(f"saved\n{_percent(wanted)}", [_share_saved(m.low_rank[i].saved) if m.low_rank else NOTHING for m in shown], drop=8 + len(a.errors) - i))
+            low = [m.low_rank[i] if m.low_rank else None for m in shown]
+            drop = 8 + len(a.errors) - i  # the widest error saves most, so its columns stay longest
+            columns.append(Column(f"rank\n{_percent(wanted)}", [NOTHING if w is None else integer(w.rank) for w in low], drop=drop))
+            columns.append(Column(f"saved\n{_percent(wanted)}", [NOTHING if w is None else _share_saved(w.saved) for w in low], drop=drop))
         columns += [
             Column("bits", [f"{m.bits}/{m.bits_all}" if m.bits >= 0 else NOTHING for m in shown]),
             Column("stored", [_SHORT.get(m.dtype, plain(m.dtype)) for m in shown], "left", drop=5),

@@ -85,7 +85,7 @@ def esd(ax: Axes, m: MatrixSpectrum) -> None:
     bottom = heights[heights > 0].min() / 3
     ax.stairs(np.maximum(heights, bottom), edges, baseline=bottom, fill=True, color=SKY, alpha=0.45, label=f"{shown.size} eigenvalues")
     ax.stairs(np.maximum(heights, bottom), edges, baseline=bottom, color=BLUE, linewidth=1.0)
-    curve = _marchenko_pastur(m.shape, float(np.mean(evals)) / max(m.shape))
+    curve = _marchenko_pastur(m.shape, float(np.mean(evals)) / max(m.shape)) if len(m.s) == min(m.shape) else None  # not for products of factors
     if curve is not None:
         inside = curve[1] > bottom
         ax.plot(curve[0][inside], curve[1][inside], color=GREY, linewidth=1.4, label="random matrix (Marchenko-Pastur)")

@@ -57,7 +57,7 @@ def notable(spectra: WeightSpectra) -> MatrixSpectrum | None:
     ready = [m for m in spectra.matrices if m.status == "ok" and len(m.s) > 1]
     if not ready:
         return None
-    return max(ready, key=lambda m: (1 - m.ranks.get("storage", 0) / min(m.shape), m.metrics.get("condition_number", 0.0)))
+    return max(ready, key=lambda m: (1 - m.ranks.get("storage", 0) / len(m.s), m.metrics.get("condition_number", 0.0)))
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:

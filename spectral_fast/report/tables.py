@@ -29,7 +29,7 @@ __all__ = ["to_frame"]
 
 Row = dict[str, Any]
 
-_WEIGHT_COLUMNS = ("name", "kind", "shape", "m", "n", "dtype", "effective_precision", "status", "reason")
+_WEIGHT_COLUMNS = ("name", "kind", "role", "shape", "m", "n", "dtype", "effective_precision", "status", "reason")
 
 
 def to_frame(result: Result) -> pd.DataFrame:
@@ -69,6 +69,7 @@ def _matrix_row(m: MatrixSpectrum) -> Row:
     return {
         "name": m.name,
         "kind": m.kind,
+        "role": m.role,
         "shape": m.tensor_shape,
         "m": m.shape[0],
         "n": m.shape[1],
@@ -83,6 +84,11 @@ def _matrix_row(m: MatrixSpectrum) -> Row:
         "D": fit.D,
         "n_tail": fit.n_tail,
         "alpha_status": fit.status,
+        "mp_var": m.mp.var,
+        "mp_upper_edge": m.mp.upper_edge,
+        "mp_spikes": m.mp.n_spikes if m.mp.status == "ok" else None,
+        "mp_soft_rank": m.mp.soft_rank,
+        "mp_status": m.mp.status,
         **{f"random_{key}": value for key, value in m.null.items()},
         "tied": ", ".join(m.tied),
         "status": m.status,

@@ -24,14 +24,15 @@ _NAMES_SHOWN = 4
 LEGEND = (
     "condition '>=': s_min lies below the rounding noise of the stored numbers, so this is a lower bound. eff. rank: effective rank. "
     "rank: singular values above that noise / how many there are; ~0: share below it. f32/11b: stored as float32, but only 11 bits of the "
-    "significand are used. alpha: exponent of the power-law tail of s², ± standard error."
+    "significand are used. alpha: exponent of the power-law tail of s², ± standard error. spikes: values above all that random entries like those of "
+    "the bulk would give (5 % for all matrices together); soft rank: edge of the bulk / largest s²."
 )
 
 
 def weight_section(spectra: WeightSpectra, title: str = TITLE, rows: int | None = None) -> Section:
     """All matrices of a model or checkpoint. rows: at most so many in the table (None: all)."""
     matrices = spectra.matrices
-    parameters = sum(math.prod(m.shape) for m in matrices)
+    parameters = sum(math.prod(m.shape) for m in matrices if m.kind != "lora")  # the entries of a product are its factors'
     pairs = [("source", plain(spectra.source))] if spectra.source else []
     pairs.append(("analysed", f"{integer(len(matrices))} matrices" + (f", {integer(parameters)} entries" if parameters else "")))
     tied = [f"{plain(m.name)} = {', '.join(plain(t) for t in m.tied)}" for m in matrices if m.tied]
@@ -65,7 +66,7 @@ def _matrix_table(matrices: Sequence[MatrixSpectrum]) -> Table:
     return Table(
         columns=(
             Column("name (.weight)" if all_weights else "name", names, "left", shrink=18),
-            Column("kind", [plain(m.kind) for m in matrices], "left", drop=7),
+            Column("role", [role_text(m) for m in matrices], "left", drop=7),
             Column("shape", [shape_text(m.shape) for m in matrices], drop=4),
             Column("dtype", stored if len(set(stored)) > 1 else [""] * len(stored), "left", drop=6),
             Column("spectral\nnorm", metric("spectral_norm")),
@@ -76,6 +77,8 @@ def _matrix_table(matrices: Sequence[MatrixSpectrum]) -> Table:
             Column("rank", [rank_text(m) for m in matrices]),
             Column("~0", [share(m.metrics.get("near_zero_fraction")) for m in matrices], drop=8),
             Column("alpha", [alpha_text(m).replace(" ", "") for m in matrices], drop=1),
+            Column("spikes", [spikes_text(m) for m in matrices], drop=9),
+            Column("soft\nrank", [number(m.mp.soft_rank, 2) for m in matrices], drop=10),
             Column("status", status if any(s != "ok" for s in status) else [""] * len(status), "left"),
         ),
         legend=LEGEND,
@@ -88,12 +91,21 @@ def condition_text(m: MatrixSpectrum) -> str:
 
 
 def rank_text(m: MatrixSpectrum) -> str:
-    return f"{m.ranks['storage']}/{min(m.shape)}" if "storage" in m.ranks else NOTHING
+    return f"{m.ranks['storage']}/{len(m.s)}" if "storage" in m.ranks else NOTHING
+
+
+def role_text(m: MatrixSpectrum) -> str:
+    """The role without its explanation in parentheses; where none is known, the kind."""
+    return plain(m.kind if m.role == "unknown role" else m.role.partition(" (")[0])
 
 
 def alpha_text(m: MatrixSpectrum) -> str:
     fit = m.power_law
     return plus_minus(pick(fit, "alpha", None), pick(fit, "stderr", None)) if fit is not None else NOTHING
+
+
+def spikes_text(m: MatrixSpectrum) -> str:
+    return integer(m.mp.n_spikes) if m.mp.status == "ok" else NOTHING
 
 
 def dtype_text(m: MatrixSpectrum) -> str:
@@ -108,9 +120,12 @@ def matrix_section(m: MatrixSpectrum) -> Section:
     """Everything known about one matrix."""
     pairs = [
         ("kind", plain(m.kind)),
+        ("role", plain(m.role)),
         ("matrix", shape_text(m.shape) + (f"  from a tensor {shape_text(m.tensor_shape)}" if tuple(m.tensor_shape) != tuple(m.shape) else "")),
         ("stored as", dtype_text(m)),
     ]
+    if m.in_out:
+        pairs.append(("orientation", "(in, out): the transpose of torch's Linear"))
     if m.tied:
         pairs.append(("tied with", ", ".join(plain(t) for t in m.tied)))
     if m.status != "ok":
@@ -120,6 +135,18 @@ def matrix_section(m: MatrixSpectrum) -> Section:
         used = f"{integer(fit.n_tail)} of {integer(fit.n_values)} values in the tail"
         tail = f"alpha {alpha_text(m)}, xmin {number(fit.xmin)}, KS distance {number(fit.D, 3)}, {used}"
         pairs.append(("power-law tail", tail if fit.status == "ok" else f"{fit.status}: {plain(fit.reason)}"))
+    mp = m.mp
+    bulk = f"as of entries of variance {number(mp.var)}, edges {number(mp.lower_edge)} to {number(mp.upper_edge)}, KS distance {number(mp.distance, 3)}"
+    pairs.append(("random bulk", bulk if mp.status == "ok" else f"{mp.status}: {plain(mp.reason)}"))
+    if mp.status == "ok":
+        largest = f", the largest {', '.join(number(v) for v in mp.spikes[:_NAMES_SHOWN])}" if mp.n_spikes else ""
+        pairs.append(("spikes", f"{integer(mp.n_spikes)} above {number(mp.threshold)}{largest}; soft rank {number(mp.soft_rank, 3)}"))
+    if m.permutation is not None:
+        shuffled = m.permutation.spectral_norm
+        p = number(m.permutation.p_value(float(m.s[0])), 2)
+        pairs.append(
+            ("entries shuffled", f"spectral norm {number(shuffled.mean)}, largest of {m.permutation.n_permutations} {number(shuffled.largest)}, p {p}")
+        )
     blocks: list[Block] = [Facts(pairs)]
     shown = [(k.replace("_", " "), k) for k in m.metrics if k != "condition_number_is_lower_bound"]
     if shown:
@@ -133,7 +160,7 @@ def matrix_section(m: MatrixSpectrum) -> Section:
                 (
                     Column("rank under rule", rules, "left"),
                     Column("tolerance", [number(m.rank_tolerances.get(r), 3) for r in rules]),
-                    Column("rank", [f"{m.ranks[r]}/{min(m.shape)}" for r in rules]),
+                    Column("rank", [f"{m.ranks[r]}/{len(m.s)}" for r in rules]),
                 )
             )
         )

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..linalg.arrays import as_float64, is_torch
+from ..linalg.svd import svd_bound
 from ..metrics.marchenko_pastur import marchenko_pastur
 from ..progress import ProgressOption, progress_reporter
 from ..results import Result
@@ -38,8 +39,9 @@ class Ablation(Result):
     gammas: (t,) ascending, where the treatment was cut. kept: (t,) singular values left as they are. losses: (t,) mean loss with the treatment;
     changes: (t,) losses - baseline_loss; stderr: (t,) standard errors of the changes, from paired differences over the same samples.
     moved: (t,) whether the change is more than 2 standard errors and more than ``floor`` x baseline_loss.
-    noise_scale: of a sweep: the smallest gamma tried at which the loss moved; every singular value below it is noise by this measure. inf: the
-    loss does not move even without the whole matrix; NaN: not swept. noise_rank: singular values at or above it (-1: not swept).
+    noise_scale: of a sweep: the smallest gamma tried at which the loss moved up; every singular value below it is noise by this measure (so are those
+    without which the loss falls). inf: the loss does not rise even without the whole matrix; NaN: not swept. noise_rank: singular values kept at
+    the last cut below it (-1: not swept).
     s: (d_min,) the matrix's singular values, descending. unit: what the standard errors are over ("sample" or "batch").
     """
 
@@ -87,10 +89,10 @@ def ablate(
     layer:     a matrix by the name ``scan(model)`` gives it ("fc1.weight", "lstm.weight_hh_l0[f]"), or a module with one such ".weight".
     treatment: "drop_noise": singular values <= gamma become 0, the information s > gamma stays (Martin 2018);
                "clip_spikes": those above gamma become gamma.
-    gamma:     one cut or several. None: for "drop_noise" a sweep up to the cut at which the loss first moves, the layer's measured noise scale:
+    gamma:     one cut or several. None: for "drop_noise" a sweep up to the cut at which the loss first rises, the layer's measured noise scale:
                1, 2, 4, ... smallest values dropped, then bisection, at most 24 evaluations; for "clip_spikes" the edge of the bulk
                (Marchenko-Pastur law, Tracy-Widom threshold at 5 %).
-    floor:     a change counts as a move above 2 standard errors and above ``floor`` x the baseline loss.
+    floor:     a change counts above 2 standard errors and above ``floor`` x the baseline loss.
     device:    where the batches go; None: where the matrix is. seed: set before every pass, for models with randomness of their own.
 
     Returns an Ablation; on Ctrl-C what is done, with status "incomplete".
@@ -207,10 +209,16 @@ class _Weight:
         # .data shares the memory, not the version counter: leave_no_trace watches that for writes of the model's own
         self._tensor = tensor.data
         self._plan = plan
-        self.w: F64 = as_float64(tensor).reshape(plan.view)[plan.part]
+        self.w: F64 = np.array(as_float64(tensor).reshape(plan.view)[plan.part])  # a copy: the tensor's memory is about to change
         if not np.isfinite(self.w).all():
             raise ValueError(f"layer: {plan.name} has entries that are not finite")
         self.u, self.s, self.vt = np.linalg.svd(self.w, full_matrices=False)
+        self.bound = float(svd_bound(self.s).max(initial=0.0))
+
+    def levels(self) -> F64:
+        """The different singular values, ascending: of those within the decomposition's own error of each other the largest."""
+        s = self.s[::-1]
+        return s[np.append(np.diff(s) > self.bound, True)]
 
     @contextmanager
     def replaceable(self) -> Iterator[None]:
@@ -248,6 +256,11 @@ class _Row:
     stderr: float
     moved: bool
 
+    @property
+    def rose(self) -> bool:
+        """Moved, and not down: a loss that falls when directions go says that they were noise."""
+        return self.moved and not self.change < 0
+
 
 class _Trial:
     """``trial(gamma)``: treats the matrix there, measures, and remembers."""
@@ -268,41 +281,45 @@ class _Trial:
         self.done: dict[float, _Row] = {}
 
     def __call__(self, gamma: float) -> bool:
-        """Whether the loss moved."""
+        """Whether the loss rose."""
         s = self.weight.s
-        cut = np.where(s <= gamma, s, 0.0) if self.treatment == "drop_noise" else np.maximum(s - gamma, 0.0)
+        # a gamma taken from another decomposition of the same matrix means the value itself, last bits or not
+        above = s > gamma + self.weight.bound
+        if self.treatment == "drop_noise":
+            cut, kept = np.where(above, 0.0, s), above
+        else:
+            cut, kept = np.where(above, s - gamma, 0.0), ~above
         self.weight.put(cut)
         after = self.losses()
         change, stderr = self.paired_change(self.before, after, self.losses.weights)
         # a loss that is no number any more has moved; without an error bar nothing can be said to have
         moved = not math.isfinite(change) or (abs(change) > _STDERRS * stderr and abs(change) > self.least)
-        kept = np.count_nonzero(s > gamma) if self.treatment == "drop_noise" else np.count_nonzero(s <= gamma)
-        self.done[gamma] = _Row(gamma, int(kept), self.baseline + change, change, stderr, moved)
-        return moved
+        row = self.done[gamma] = _Row(gamma, int(np.count_nonzero(kept)), self.baseline + change, change, stderr, moved)
+        return row.rose
 
 
 def _sweep(trial: _Trial, report: Callable[[int, str], None]) -> None:
-    """Drop 1, 2, 4, ... of the distinct smallest singular values until the loss moves, then halve the gap to the last cut that did not."""
-    levels = np.unique(trial.weight.s)
+    """Drop 1, 2, 4, ... of the distinct smallest singular values until the loss rises, then halve the gap to the last cut where it did not."""
+    levels = trial.weight.levels()
 
-    def moves(count: int) -> bool:
-        moved = trial(float(levels[count - 1]))
+    def rises(count: int) -> bool:
+        rose = trial(float(levels[count - 1]))
         report(len(trial.done), f"{count} of {len(levels)} smallest values dropped")
-        return moved
+        return rose
 
     low, high = 0, 1
-    while not moves(high):
+    while not rises(high):
         if high == len(levels):
             return
         low, high = high, min(2 * high, len(levels))
     while high - low > 1 and len(trial.done) < MAX_EVALUATIONS:
         middle = (low + high) // 2
-        low, high = (low, middle) if moves(middle) else (middle, high)
+        low, high = (low, middle) if rises(middle) else (middle, high)
 
 
 def _noise_scale(rows: Sequence[_Row], s: F64) -> tuple[float, int]:
-    scale = min((r.gamma for r in rows if r.moved), default=math.inf)
-    return scale, int(np.count_nonzero(s >= scale))
+    first = min((r for r in rows if r.rose), key=lambda r: r.gamma, default=None)
+    return (math.inf, 0) if first is None else (first.gamma, min((r.kept for r in rows if r.gamma < first.gamma), default=s.size))
 
 
 def _cuts(gamma: float | Sequence[float] | None, treatment: str, weight: _Weight) -> list[float] | None:

@@ -44,7 +44,8 @@ class MatrixAdvice:
     low_rank: one per wanted error. bits: significand bits (the implicit one included) until the bulk drowns, i.e. the fewest with which the
     rounding error stays below the median significant singular value; bits_all: below the smallest significant one, so that no direction is lost
     (0 for a zero matrix, -1 where unknown). format: the narrowest common format with that many bits (of ``bits``), never wider than the stored one.
-    spikes: singular values above the edge of a random matrix (-1: no bulk to compare with). lora_rank, lora_from: rank proposed for an adapter, and where it comes from.
+    spikes: singular values above the edge of a random matrix (-1: no bulk to compare with). lora_rank, lora_from: rank proposed for an adapter,
+    and where it comes from.
     """
 
     name: str
@@ -131,7 +132,7 @@ def _bytes(dtype: str) -> float:
 
 def _spikes(matrices: Sequence[MatrixSpectrum]) -> list[int]:
     """Singular values above the random-matrix edge, 5 % for all matrices together; -1 where no bulk can be fitted."""
-    ready = [i for i, m in enumerate(matrices) if m.status == "ok"]
+    ready = [i for i, m in enumerate(matrices) if m.status == "ok" and m.kind not in _PRODUCTS]
     fits = marchenko_pastur_fits([np.square(matrices[i].s / matrices[i].s[0]) for i in ready], [matrices[i].shape for i in ready])
     counts = [-1] * len(matrices)
     for i, fit in zip(ready, fits, strict=True):

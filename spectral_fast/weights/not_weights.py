@@ -21,6 +21,8 @@ _FIXED = {
 _MOMENT = re.compile(
     r"(?:^|[._])(?:exp_avg|exp_avg_sq|exp_avg_sq_row|exp_avg_sq_col|max_exp_avg_sq|exp_avg_diff|exp_inf|momentum_buffer|square_avg|grad_avg|acc_delta)$"
 )
+_STFT = re.compile(r"(?:^|\.)stft_conv\.weight$")  # a short-time Fourier transform written as a convolution (silero)
+_KERNEL = re.compile(r"conv\w*\.weight$", re.IGNORECASE)
 _AVERAGED = re.compile(r"^(?:.*\.)?(?:ema|model_ema|ema_model|state_dict_ema|params_ema|unet_ema)\.(.+)$")
 
 
@@ -35,6 +37,8 @@ def why_not_a_weight(e: TensorEntry) -> str:
         return f"fixed buffer by its name ({_FIXED[leaf]}), not a weight"
     if leaf == "bias" and len(e.shape) == 4 and e.shape[:2] == (1, 1) and e.shape[2] == e.shape[3]:  # GPT-2's lower triangle of ones
         return "fixed buffer by its name (attention mask), not a weight"
+    if e.kind is None and _STFT.search(e.name):
+        return "fixed buffer by its name (signal basis), not a weight"
     if e.fixed:
         return "fixed buffer, not a weight"
     if _MOMENT.search(e.name):
@@ -43,7 +47,8 @@ def why_not_a_weight(e: TensorEntry) -> str:
         return "DoRA magnitudes: W' - W0 needs the base"
     if len(e.shape) < 2:
         return "scalar: no spectrum" if not e.shape else "vector: no spectrum"
-    if len(e.shape) > 2 and sum(n > 1 for n in e.shape) < 2:
+    kernel = e.kind == "conv" or (e.kind is None and _KERNEL.search(e.name))
+    if len(e.shape) > 2 and sum(n > 1 for n in e.shape) < 2 and not kernel:  # class tokens, layer scales, the norms of a weight normalization
         return "vector: no spectrum"
     return ""
 

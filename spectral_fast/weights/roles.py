@@ -120,7 +120,8 @@ _ENDS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?:^|\.)pooler\.dense\.weight$"), "pooler"),
     (re.compile(r"^(?:model\.)?(?:head|head\.fc|heads\.head|classifier|classifier\.out_proj|score)\.(?:weight|kernel)$"), "head"),
 )
-_CONV = re.compile(r"conv|downsample|upsample", re.IGNORECASE)
+_CONV = re.compile(r"conv", re.IGNORECASE)
+_CONV_PARENT = re.compile(r"(?:^|\.)\w*(?:conv|downsample|upsample)\w*\.\d+\.weight$", re.IGNORECASE)  # one of a Sequential of that name
 _MAX_KERNEL = 31
 
 
@@ -240,9 +241,9 @@ def _top(parent: str, leaf: str, shape: Shape, names: Names) -> str:
 
 
 def _conv(name: str, shape: Shape, module_kind: str | None) -> str:
-    """Files do not say what a tensor of three or more axes is: a kernel has short trailing axes; with three axes the name must say so too."""
-    named = _CONV.search(name) is not None
-    by_shape = len(shape) > 2 and all(n <= _MAX_KERNEL for n in shape[2:]) and "expert" not in name.lower()
-    if module_kind != "conv" and not (module_kind is None and by_shape and (named or len(shape) > 3)):
+    """Files do not say what a tensor of three or more axes is: its own name does, or four axes and more of which the trailing ones are short."""
+    named = _CONV.search(split_name(name)[1]) is not None or _CONV_PARENT.search(name) is not None
+    by_shape = len(shape) > 3 and all(n <= _MAX_KERNEL for n in shape[2:])
+    if module_kind != "conv" and not (module_kind is None and len(shape) > 2 and (named or by_shape) and "expert" not in name.lower()):
         return UNKNOWN
     return "conv.depthwise" if len(shape) > 2 and shape[1] == 1 and re.search(r"dwconv|conv_dw|depthwise", name) else "conv"

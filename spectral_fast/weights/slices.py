@@ -19,11 +19,15 @@ def cut_differently(kind: str, matrix_shape: tuple[int, int], tensor_shape: tupl
     return kind == "conv" and math.prod(tensor_shape[2:]) > 1
 
 
-def slice_values(tensor: NDArray[Any], kernel: Callable[[NDArray[Any]], NDArray[np.float64]]) -> NDArray[np.float64]:
+def slice_values(tensor: NDArray[Any], in_out: bool, kernel: Callable[[NDArray[Any]], NDArray[np.float64]]) -> NDArray[np.float64]:
     """Singular values of W[:, :, i, j] for every (i, j), the last index fastest.
 
-    tensor: (m, n, k_1, ..., k_d), d >= 0 (d = 0: one slice, the tensor itself). kernel: the op "singular_values".
-    Returns (k_1 ... k_d, min(m, n)) float64, each row descending; NaN where a slice is not finite.
+    tensor: (out, in, k_1, ..., k_d), d >= 0 (d = 0: one slice, the tensor itself); in_out: it is (k_1, ..., k_d, in, out). kernel: the op
+    "singular_values".
+    Returns (k_1 ... k_d, min(out, in)) float64, each row descending; NaN where a slice is not finite, all NaN where the kernel fails.
     """
-    m, n = tensor.shape[:2]
-    return kernel(np.moveaxis(tensor.reshape(m, n, -1), 2, 0))
+    slices = tensor.reshape(-1, *tensor.shape[-2:]) if in_out else np.moveaxis(tensor.reshape(*tensor.shape[:2], -1), 2, 0)
+    try:
+        return kernel(slices)
+    except (MemoryError, np.linalg.LinAlgError):
+        return np.full((len(slices), min(slices.shape[1:])), np.nan)

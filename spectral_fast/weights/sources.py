@@ -82,7 +82,7 @@ def _is_module(source: object) -> bool:
 def open_source(source: Any) -> Iterator[TensorList]:
     """The tensors of ``source``: a path, a mapping of names to arrays (state dict), or a ``torch.nn.Module``.
 
-    Raises TypeError for anything else, checkpoints.CheckpointError or FileNotFoundError for an unreadable file.
+    Raises TypeError for anything else, checkpoints.CheckpointError (a ValueError) for a missing or unreadable file.
     """
     if isinstance(source, (str, os.PathLike)):
         from ..checkpoints import open_checkpoint

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from math import ldexp
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +13,15 @@ from numpy.typing import NDArray
 from ..kernels.select import select
 from ..linalg.arrays import FORMATS, as_numpy
 from ..linalg.svd import svd_bound
+from ..metrics.marchenko_pastur import MarchenkoPasturFit, mp_unresolved
 from ..metrics.norms import SPECTRUM_METRICS, spectrum_metrics
 from ..metrics.power_law import PowerLawFit, fit_power_laws
-from ..metrics.random_matrix import random_matrix_reference
+from ..metrics.random_matrix import PermutationNull, permutation_null, random_matrix_reference
 from ..metrics.rank import StorageNoise, rank_tolerances, storage_noise
 from ..progress import Progress
 from ..results import Result, Skipped, Status
 from .adapters import LoraPair, product_spectrum
+from .fits import fit_bulks, fit_tails
 from .roles import UNKNOWN
 from .slices import cut_differently, slice_values
 from .sources import TensorList, TensorRecord
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MatrixSpectrum", "WeightSpectra", "weight_spectra"]
 
-# Matrices of one shape are computed together up to this size and this many flops: about a quarter of a second, so that progress is seen and
+# Matrices of one shape are computed together up to this size and this many flops: a fraction of a second, so that progress is seen and
 # an interruption loses little.
 _BATCH_BYTES = 64 << 20
-_BATCH_FLOPS = 10e9
+_BATCH_FLOPS = 1e9
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -43,6 +44,7 @@ class MatrixSpectrum(Result):
 
     s: (d_min,) float64, descending; bound: error bound of every value. metrics: see metrics.norms, plus condition_number_is_lower_bound and
     near_zero_fraction. ranks, rank_tolerances: per rule of metrics.rank. null: the same numbers of a random matrix of this shape and mean square.
+    mp: Marchenko-Pastur fit of the bulk and the spikes above it. permutation: of the shuffled entries, with ``scan(..., null="permutation")``.
     storage_noise: bound on the norm of the rounding error (metrics.rank.storage_noise). role: what the matrix does in the network (roles.py), e.g.
     "attention.q"; in_out: stored (in, out), the transpose of torch's (out, in). kind "lora": the product B A of shape (m, n) and rank at most r, never
     formed: s holds its min(m, n, r) values that can differ from 0, and null is NaN, for a random matrix of the shape says nothing about it.
@@ -60,7 +62,11 @@ class MatrixSpectrum(Result):
     ranks: dict[str, int]
     rank_tolerances: dict[str, float]
     power_law: PowerLawFit
+    mp: MarchenkoPasturFit
     null: dict[str, float]
+    permutation: PermutationNull | None = None
+    zero_rows: int = 0
+    zero_columns: int = 0
     tied: tuple[str, ...] = ()
     storage_noise: float = float("nan")
     role: str = UNKNOWN
@@ -126,6 +132,9 @@ class _Pending:
     s: NDArray[np.float64] | None = None
     why: str = ""
     bound: float = float("nan")  # of the values; NaN: that of one decomposition
+    permutation: PermutationNull | None = None
+    zero_rows: int = 0
+    zero_columns: int = 0
 
 
 def weight_spectra(
@@ -135,17 +144,22 @@ def weight_spectra(
     progress: Progress | None = None,
     backend: str = "auto",
     slices: bool = False,
+    null: str | None = None,
+    seed: int = 0,
 ) -> WeightSpectra:
     """Spectra of all matrices in ``tensors``.
 
     layers: glob or globs over tensor names. progress: called as progress(done, total, what). slices: also fill WeightSpectra.slices.
+    null: "permutation": also MatrixSpectrum.permutation, of shuffles fixed by ``seed``. ValueError for another one.
     Matrices of one shape are computed in one call; a tensor that cannot be read or is not finite is listed and the rest goes on. On Ctrl-C
     what is done is returned with status "incomplete".
     """
+    if null not in (None, "permutation"):
+        raise ValueError(f"null: got {null!r}; known: None, 'permutation'")
     start = time.perf_counter()
     plans, skipped = plan_matrices(tensors.entries, layers, tensors.adapter)
     skipped = [*tensors.skipped, *skipped]
-    clock = {"read": 0.0, "noise": 0.0, "singular values": 0.0, "power law": 0.0}
+    clock = {"read": 0.0, "noise": 0.0, "singular values": 0.0, "permutation null": 0.0, "power law": 0.0, "marchenko-pastur": 0.0}
     done: list[_Pending] = []
     cuts: dict[str, NDArray[np.float64]] = {}
     batches: dict[tuple[int, int], tuple[list[_Pending], list[NDArray[Any]]]] = {}
@@ -157,6 +171,11 @@ def weight_spectra(
         t = time.perf_counter()
         _compute(kernel, pending, arrays)
         clock["singular values"] += time.perf_counter() - t
+        t = time.perf_counter()
+        if null == "permutation":
+            for p, w in zip(pending, arrays, strict=True):
+                p.permutation = permutation_null(w, seed=seed, backend=backend) if p.s is not None else None
+        clock["permutation null"] += time.perf_counter() - t
         done.extend(pending)
         del batches[shape]
         if progress:
@@ -185,7 +204,7 @@ def weight_spectra(
             if tensor is None:
                 continue
             if slices and plan.entry.name not in cuts and cut_differently(plan.kind, plan.shape, plan.entry.shape):
-                cuts.update(dict.fromkeys((plan.entry.name, *plan.tied), slice_values(tensor, kernel)))
+                cuts.update(dict.fromkeys((plan.entry.name, *plan.tied), slice_values(tensor, plan.in_out, kernel)))
             w = tensor.reshape(plan.view)[plan.part]
             clock["read"] += time.perf_counter() - t
             t = time.perf_counter()
@@ -203,9 +222,7 @@ def weight_spectra(
             flush(shape)
     except KeyboardInterrupt:
         interrupted = True
-    t = time.perf_counter()
-    matrices, power_law_backend = _finish(done, {p.name: i for i, p in enumerate(plans)})
-    clock["power law"] = time.perf_counter() - t
+    matrices, power_law_backend = _finish(done, {p.name: i for i, p in enumerate(plans)}, clock)
     finished = {m.name for m in matrices}
     lost = {s.name for s in skipped}
     if interrupted:
@@ -249,7 +266,8 @@ def _look(plan: MatrixPlan, w: NDArray[Any]) -> _Pending:
         i, j = (int(v) for v in bad[0])
         why = f"{len(bad)} of {w.size} entries are not finite, the first at [{i}, {j}]"
         return _Pending(plan, StorageNoise(float("nan"), stored.precision, stored.name), why=why)
-    return _Pending(plan, storage_noise(w, stored))
+    zero = (w.shape[0] - int(np.count_nonzero(w.any(axis=1))), w.shape[1] - int(np.count_nonzero(w.any(axis=0))))
+    return _Pending(plan, storage_noise(w, stored), zero_rows=zero[0], zero_columns=zero[1])
 
 
 def _product(plan: MatrixPlan, pair: LoraPair) -> _Pending:
@@ -262,30 +280,25 @@ def _mean_square(frobenius: float, shape: tuple[int, int]) -> float:
     return frobenius / shape[0] * (frobenius / shape[1])
 
 
-def _finish(done: list[_Pending], order: dict[str, int]) -> tuple[list[MatrixSpectrum], str]:
+def _finish(done: list[_Pending], order: dict[str, int], clock: dict[str, float]) -> tuple[list[MatrixSpectrum], str]:
     done = sorted(done, key=lambda p: order[p.plan.name])
     ready = [p for p in done if p.s is not None]
+    spectra = [p.s for p in ready if p.s is not None]
     floors = [max(p.noise.tolerance, _bound(p)) for p in ready]
-    fits = _tails([p.s for p in ready if p.s is not None], floors)
-    by_name = {p.plan.name: (fit, floor) for p, fit, floor in zip(ready, fits, floors, strict=True)}
+    t = time.perf_counter()
+    tails = fit_tails(spectra, floors)
+    clock["power law"] = time.perf_counter() - t
+    t = time.perf_counter()
+    bulks = fit_bulks(spectra, [p.plan.shape for p in ready], floors, [p.plan.lora is not None for p in ready])
+    clock["marchenko-pastur"] = time.perf_counter() - t
+    by_name = {p.plan.name: (tail, bulk, floor) for p, tail, bulk, floor in zip(ready, tails, bulks, floors, strict=True)}
     matrices = []
     for p in done:
         if p.s is None:
             matrices.append(_failed(p))
         else:
             matrices.append(_matrix(p, p.s, *by_name[p.plan.name]))
-    return matrices, fits[0].backend if fits else "none"
-
-
-def _tails(spectra: list[NDArray[np.float64]], floors: list[float]) -> list[PowerLawFit]:
-    """Power-law fits of s², floors in units of s. The fit does not see a power of two, so spectra whose squares would overflow or vanish are
-    scaled by one."""
-    shifts = [0 if not s.size or s[0] == 0 or 1e-100 < s[0] < 1e100 else int(np.frexp(s[0])[1]) for s in spectra]
-    fits = fit_power_laws(
-        [np.ldexp(s, -e) ** 2 for s, e in zip(spectra, shifts, strict=True)], [ldexp(f, -e) ** 2 for f, e in zip(floors, shifts, strict=True)]
-    )
-    with np.errstate(over="ignore"):  # the square itself may be beyond float64; then it is inf
-        return [replace(fit, xmin=float(np.ldexp(fit.xmin, 2 * e))) if e else fit for fit, e in zip(fits, shifts, strict=True)]
+    return matrices, tails[0].backend if tails else "none"
 
 
 def _bound(p: _Pending) -> float:
@@ -294,7 +307,7 @@ def _bound(p: _Pending) -> float:
     return float(svd_bound(p.s)[0]) if p.s.size else 0.0
 
 
-def _matrix(p: _Pending, s: NDArray[np.float64], fit: PowerLawFit, floor: float) -> MatrixSpectrum:
+def _matrix(p: _Pending, s: NDArray[np.float64], fit: PowerLawFit, mp: MarchenkoPasturFit, floor: float) -> MatrixSpectrum:
     plan = p.plan
     tolerances = rank_tolerances(s, plan.shape, plan.entry.dtype, storage_tol=floor)
     metrics: dict[str, float] = dict(spectrum_metrics(s))
@@ -322,6 +335,10 @@ def _matrix(p: _Pending, s: NDArray[np.float64], fit: PowerLawFit, floor: float)
         ranks={rule: int(np.count_nonzero(s > tol)) for rule, tol in tolerances.items()},
         rank_tolerances=tolerances,
         power_law=fit,
+        mp=mp,
+        permutation=p.permutation,
+        zero_rows=p.zero_rows,
+        zero_columns=p.zero_columns,
         null=random_matrix_reference(plan.shape, float("nan") if plan.lora else _mean_square(metrics["frobenius"], plan.shape)),
         tied=plan.tied,
         storage_noise=p.noise.tolerance,
@@ -349,6 +366,7 @@ def _failed(p: _Pending) -> MatrixSpectrum:
         ranks={},
         rank_tolerances={},
         power_law=fit_power_laws([np.empty(0)], [0.0])[0],
+        mp=mp_unresolved(p.why),
         null=random_matrix_reference(plan.shape, nan),
         tied=plan.tied,
         role=plan.role,

@@ -6,8 +6,8 @@ For those who come from there and compare with numbers they have. What is peculi
   (C_out, C_in) as it stands unless C_out < C_in with an odd number of slices: then Q can be below 1.
 - conv2d: the slices W[:, :, i, j] are pooled, every eigenvalue halved; sv_min is the largest of the slices' minima.
 - the power law is fitted to eigenvalues above 1e-5, an absolute number, so that alpha depends on the units. With fewer than 20 of them
-  alpha = 1 + (n - 1) / sum ln, tails shorter than 8 do not compete, and equal values give alpha = 0, D = 1. A failed fit has alpha = -1,
-  which is then called over-trained, and enters alpha_weighted and log_alpha_norm.
+  alpha = 1 + (n - 1) / sum ln and tails shorter than 8 do not compete; with fewer than 8, sigma = -1 / sqrt(n); equal values give alpha = 0,
+  D = 1. A failed fit has alpha = -1, which is then called over-trained, and enters alpha_weighted and log_alpha_norm.
 - entropy: -sum p ln p / ln(rank + 1e-10) with p = evals / sum + 1e-10, which is far beyond 1 for matrices of rank 1.
 - matrix_rank: pooled values above the largest x N x 2^-52; rank_loss: the same slice by slice; weak_rank_loss: eigenvalues below 1e-6.
 - what is left out: less than 8 or more than 15,000 values, N above 50,000, everything whose name does not end in ".weight" (LSTM and
@@ -19,11 +19,13 @@ Deliberately different:
 - float64 tensors are taken as they are; weightwatcher rounds torch tensors to float32 first (not numpy arrays).
 - 3-D kernels of Conv1d modules and Bilinear are absent. weightwatcher hands the 3-D array to an SVD that, depending on SciPy's version, fails or
   decomposes the C_in x k matrix of every output and keeps the largest min(shape) values of all.
+- xmax of a failed fit is NaN, not None.
 - matrices with NaN or Inf have a row of NaN (-1 for integers), status "failed" and the reason as warning; weightwatcher raises.
 - tails of equal values have alpha = inf. weightwatcher has what rounding makes of 0/0 unless the value is 1.
-- modules are told by their class like there, but a weight that is a buffer or is computed (weight_norm) is absent.
-- nested state dicts, tied tensors in files, several shards: read as ours; ids count on through shards, in our order of tensors, where weightwatcher
-  counts by name order within safetensors files and skips ids between shards.
+- modules are told by their class like there, but a weight that is a buffer or is computed (weight_norm) is absent; so is what scan takes for no
+  weight (averaged copies) and, in files, a 4-D stack of matrices.
+- files are numbered like state dicts, from 1 in our order of tensors; weightwatcher numbers them from 0, safetensors by name, and leaves gaps
+  between shards. Nested state dicts have rows.
 - numbers made of rounding alone (sv_min of a matrix of lower rank, log_alpha_norm of a failed fit on one) are rounding here too, but other.
 """
 
@@ -114,7 +116,7 @@ def weightwatcher_frame(spectra: WeightSpectra) -> pd.DataFrame:
     reasons = {m.name: m.reason for m in spectra.matrices if m.status == "failed"}
     for layer, sv, row in zip(layers, values, rows, strict=True):
         if not np.isfinite(sv).all():
-            row.update(warning=reasons.get(layer.tensor.name, "entries are not finite"))
+            row.update(warning=reasons.get(layer.tensor.name, "no singular values of some slice"))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -164,7 +166,8 @@ def _sizes(layer_type: str, shape: tuple[int, ...]) -> tuple[int, int, int] | No
 def _singular_values(spectra: WeightSpectra, layers: Sequence[_Layer]) -> dict[str, Floats]:
     """Tensor name -> (slices, d_min); tensors that were not analysed are absent."""
     whole = {name: m for m in spectra.matrices for name in (m.name, *m.tied)}
-    parts = {name.partition("[")[0] for name in whole}
+    # a stack of matrices has neither: it is no convolution, and no one matrix either
+    cut = {name.partition("[")[0] for name, m in whole.items() if m.kind == "conv" or len(m.tensor_shape) == 2}
     found: dict[str, Floats] = {}
     missing = []
     for layer in layers:
@@ -174,7 +177,7 @@ def _singular_values(spectra: WeightSpectra, layers: Sequence[_Layer]) -> dict[s
             found[name] = m.s[None]
         elif name in spectra.slices:
             found[name] = spectra.slices[name]
-        elif name in parts:
+        elif name in cut:
             missing.append(name)
     if missing:
         raise ValueError(
@@ -267,4 +270,6 @@ def _tail_of_few(x: Floats) -> _Tail:
         alphas[i] = 1.0 + (n - 1.0) / log_sum
         D[i] = np.max(np.abs(1.0 - (x[i:] / x[i]) ** (1.0 - alphas[i]) - np.arange(n) / n))
     i = int(np.argmin(D))
-    return _Tail(float(alphas[i]), float(D[i]), (float(alphas[i]) - 1.0) / math.sqrt(x.size - i), float(x[i]), float(x[-1]), "success")
+    # sigma is taken before the lone start of a short tail has its alpha, so that 0 stands in for it
+    sigma = ((float(alphas[i]) if x.size >= _LEAST_TAIL else 0.0) - 1.0) / math.sqrt(x.size - i)
+    return _Tail(float(alphas[i]), float(D[i]), sigma, float(x[i]), float(x[-1]), "success")

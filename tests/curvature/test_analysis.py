@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from spectral_fast.curvature import curvature
+from spectral_fast.curvature.basis_plan import plan_basis
 
 N_SAMPLES = 150
 X, Y = (torch.from_numpy(a) for a in digits_like(N_SAMPLES, 64, 10, seed=3))
@@ -91,6 +92,45 @@ def test_an_interrupt_returns_what_is_done(demo, when):
     assert r.density is None or r.density.probes == 1
     assert r.trace is None or np.isnan(r.trace.stderr)
     json.dumps(r.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("inside", ["Hessian", "GGN"])
+def test_an_interrupt_keeps_the_eigenvalues_so_far(demo, inside):
+    model, hessian, ggn, _ = demo
+    seen = []
+
+    def interrupt(done, total, what):
+        seen.append(what)
+        if what == inside and seen.count(inside) == (36 if inside == "Hessian" else 12):  # the Hessian's first 30 are steps of the density
+            raise KeyboardInterrupt
+
+    r = curvature(model, (X, Y), k=8, k_bottom=1, tol=1e-9, probes=2, steps=30, progress=interrupt)
+    part, exact = (r.hessian_top, hessian) if inside == "Hessian" else (r.ggn_top, ggn)
+    assert (r.status, r.reason, part.status) == ("incomplete", "interrupted", "incomplete") and "interrupted after" in part.reason
+    assert not part.converged.all() and np.array_equal(part.converged, part.residuals <= part.tol * part.scale)
+    # an eigenvalue lies within the residual (Weinstein)
+    assert max(np.abs(exact - value).min() - residual for value, residual in zip(part.values, part.residuals, strict=True)) <= 1e-9 * part.scale
+    assert abs(part.values[0] - exact[0]) <= 1e-3 * exact[0]
+    assert (r.ggn_top is None) == (inside == "Hessian") and r.hessian_bottom is not None
+    if inside == "GGN":
+        assert r.hessian_top.status == "ok" and r.hessian_top.converged.all()
+
+
+def test_memory_is_kept_within_the_limit_and_said(demo):
+    model, hessian, ggn, _ = demo
+    whole = curvature(model, (X, Y), k=4, k_bottom=2, probes=1, steps=40, progress=False)
+    full = plan_basis(2410, 4, 2, 40, 2**40)
+    assert not any("max_memory" in note for note in whole.notes)
+    for share, words in ((0.8, ["float32"]), (0.2, ["float32", "rows instead of", "more products"])):
+        r = curvature(model, (X, Y), k=4, k_bottom=2, probes=1, steps=40, max_memory=share * full.bytes + 1e6, progress=False)
+        assert r.status == "ok" and all(any(word in note for note in r.notes) for word in words), r.notes
+        for part, want in ((r.hessian_top, hessian[:4]), (r.hessian_bottom, hessian[-2:]), (r.ggn_top, ggn[:4])):
+            assert np.abs(part.values - want).max() <= 1e-3 * part.scale and part.converged.all()
+    none = curvature(model, (X, Y), max_memory=1e5, progress=False)
+    assert none.status == "skipped" and "needs" in none.reason and "GB" in none.reason and none.hessian_top is None and none.products == 0
+    json.dumps(none.to_dict(), allow_nan=False)
+    with pytest.raises(ValueError, match="max_memory"):
+        curvature(model, (X, Y), max_memory=0, progress=False)
 
 
 def test_tiny_models_have_fewer_pairs_than_asked_for():

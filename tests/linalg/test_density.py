@@ -108,3 +108,21 @@ def test_bad_arguments_and_nan():
         spectral_density(np.eye(3), steps=0)
     with pytest.raises(ArithmeticError, match="NaN"):
         spectral_density(np.full((3, 3), np.nan))
+
+
+def test_torch_in_torch_out():
+    torch = pytest.importorskip("torch")
+    a = symmetric(EVALS)
+    r, want = spectral_density(torch.from_numpy(a), probes=2, steps=9), spectral_density(a, probes=2, steps=9)
+    for name in ("nodes", "weights", "grid", "density"):
+        value = getattr(r, name)
+        assert isinstance(value, torch.Tensor) and np.allclose(value.numpy(), getattr(want, name), rtol=1e-9, atol=1e-12), name
+    assert isinstance(r.cumulative(0.0), torch.Tensor) and torch.equal(r.cumulative(r.nodes), torch.cumsum(r.weights, 0))
+    assert r.to_dict()["nodes"] == r.nodes.tolist() and r.trace == pytest.approx(want.trace)
+
+
+def test_float32_basis_gives_the_same_quadrature():
+    a = symmetric(EVALS)
+    single = density_of(run_probes(a, ProbeRun(n=N, steps=9), probes=2, basis_dtype=np.float32))
+    double = spectral_density(a, probes=2, steps=9)
+    assert single.trace == pytest.approx(double.trace, rel=1e-5) and np.abs(single.nodes - double.nodes).max() <= 1e-4 * 20

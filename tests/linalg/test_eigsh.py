@@ -171,11 +171,80 @@ def test_same_seed_same_bits():
     assert not np.array_equal(first.vectors, other.vectors)
 
 
-def test_torch_matrix():
+def test_torch_in_torch_out():
     torch = pytest.importorskip("torch")
     a = symmetric(SPECTRA["outliers"])
-    r = eigsh(torch.from_numpy(a), 3, tol=1e-8)
-    assert np.abs(r.values - [9, 8, 7]).max() <= 1e-7
+    r, n = eigsh(torch.from_numpy(a), 3, tol=1e-8), eigsh(a, 3, tol=1e-8)
+    for name in ("values", "residuals", "converged", "vectors"):
+        value = getattr(r, name)
+        assert isinstance(value, torch.Tensor) and value.device.type == "cpu", name
+    assert r.values.dtype == torch.float64 and r.converged.dtype == torch.bool
+    assert np.abs(r.values.numpy() - n.values).max() <= 1e-7 and np.abs(np.abs(r.vectors.numpy()) - np.abs(n.vectors)).max() <= 1e-6
+    # what is shown and kept is the same as that of numpy
+    assert r.to_dict()["values"] == pytest.approx(n.to_dict()["values"], abs=1e-7) and "9" in r.summary() and len(r.to_pandas()) == 3
+
+
+@pytest.mark.parametrize("a, k", [(np.array([[0.0, 1.0], [0.0, 0.0]]), 1), (np.triu(np.ones((20, 20))), 3), (np.triu(np.ones((20, 20))), 20)])
+def test_small_operators_that_are_not_symmetric_are_unresolved(a, k):
+    r = eigsh(a, k)
+    assert r.status == "unresolved" and "not symmetric" in r.reason and not r.converged.any()
+    assert r.residuals.max() > 0.1 * r.scale
+
+
+def test_asymmetry_outside_of_the_pairs_found_is_unresolved_too():
+    for n in (10, 60):
+        a = np.diag(np.r_[10.0, 9.0, np.zeros(n - 2)])
+        assert eigsh(a, 2).status == "ok"
+        a[n - 1, n - 2] = 2.0  # the wanted eigenvectors do not notice
+        r = eigsh(a, 2)
+        assert r.status == "unresolved" and "symmetric only to" in r.reason and r.converged.all()
+
+
+@pytest.mark.parametrize("when, stage", [(3, "first products"), (13, "first run"), (18, "search for missed ones"), (24, "residuals"), (2, "dense")])
+def test_an_interrupt_hands_back_the_pairs_so_far(when, stage):
+    evals = SPECTRA["outliers"]
+    n = 12 if stage == "dense" else 600
+    a = symmetric(np.r_[np.zeros(n - 8), evals[-8:]] if stage == "dense" else np.r_[0.1 * np.sin(np.arange(n - 8)), evals[-8:]])
+
+    def interrupt(i, v, w):
+        if i == when:
+            raise KeyboardInterrupt
+        return w
+
+    tol = 1e-5
+    op = Counting(a, interrupt)
+    r = eigsh(op, 4, tol=tol)
+    assert r.status == "incomplete" and r.reason == f"interrupted after {when} products" and r.matvecs == op.products == when
+    if stage in ("dense", "first products"):
+        assert len(r) == 4 and not r.converged.any()
+        return
+    true = np.linalg.norm(a @ r.vectors - r.vectors * r.values, axis=0)
+    assert np.abs(true - r.residuals).max() <= tolerance(np.float64, n) * 9
+    assert np.array_equal(r.converged, r.residuals <= r.tol * r.scale)
+    assert np.abs(r.values - [9, 8, 7, 6]).max() <= r.residuals.max()
+    assert r.converged.all() == (stage != "first run") and r.converged[0]
+
+
+def test_an_interrupt_during_a_restart_waits_for_its_end():
+    import signal
+
+    from spectral_fast.linalg.krylov import uninterrupted
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            seen.append("done")
+    assert seen == ["done"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_smaller_basis_finds_the_same_pairs(dtype):
+    n = 700
+    a = symmetric(np.r_[0.1 * np.sin(np.arange(n - 8)), -3, np.arange(3, 10)])
+    pairs, run = extreme_pairs(a, Ends(top=4, bottom=1), tol=1e-5, capacity=11, basis_dtype=dtype)
+    assert run["status"] == "ok" and not run["interrupted"]
+    assert np.abs(pairs.values - [-3, 6, 7, 8, 9]).max() <= 1e-5 * 9
 
 
 @pytest.mark.parametrize(

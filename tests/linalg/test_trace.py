@@ -56,3 +56,11 @@ def test_bad_arguments():
         trace(np.eye(3), max_matvecs=0)
     with pytest.raises(ArithmeticError):
         trace(np.full((2, 2), np.nan))
+
+
+def test_torch_in_torch_out():
+    torch = pytest.importorskip("torch")
+    a = symmetric(np.arange(1.0, 31.0))
+    r, want = trace(torch.from_numpy(a), max_matvecs=6), trace(a, max_matvecs=6)
+    assert isinstance(r.samples, torch.Tensor) and np.allclose(r.samples.numpy(), want.samples, rtol=1e-12)
+    assert r.estimate == pytest.approx(want.estimate) and r.to_dict()["samples"] == r.samples.tolist()

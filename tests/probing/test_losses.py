@@ -61,6 +61,74 @@ def test_class_weights_weigh_terms():
     assert abs(total - fn(Z, Y)) <= tolerance(np.float64, 24)
 
 
+@pytest.mark.parametrize(
+    "fn",
+    [
+        nn.NLLLoss(),
+        nn.NLLLoss(ignore_index=2),
+        nn.NLLLoss(weight=torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)),
+        nn.CrossEntropyLoss(ignore_index=1, weight=torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)),
+        F.nll_loss,
+        F.cross_entropy,
+    ],
+)
+def test_torchs_own_losses_weigh_valid_targets(fn):
+    z = torch.log_softmax(torch.randn(20, 4, generator=G, dtype=torch.float64), dim=1)
+    t = torch.arange(20) % 4
+    if getattr(fn, "ignore_index", -100) == -100:
+        t[1:10] = -100  # 1 valid target in the first batch, 10 in the second
+    batches = Batches([(z[:10], t[:10]), (z[10:], t[10:])])
+    loss = resolve_loss(nn.Identity(), batches, loss_fn=fn)
+    weights = loss.weights(batches)
+    if isinstance(fn, nn.NLLLoss) and fn.weight is None and fn.ignore_index == -100:
+        assert weights == [1 / 11, 10 / 11]
+    total = sum(w * loss.batch(nn.Identity(), b) for w, b in zip(weights, batches, strict=True))
+    assert abs(total - fn(z, t)) <= tolerance(np.float64, 80) and loss.note(batches) == ""
+
+
+def test_class_probabilities_weigh_samples_and_positions():
+    z, t = (torch.softmax(torch.randn(6, 3, 5, generator=G, dtype=torch.float64), dim=1) for _ in range(2))
+    fn = nn.CrossEntropyLoss()
+    batches = Batches([(z[:4], t[:4]), (z[4:, :, :2], t[4:, :, :2])])
+    loss = resolve_loss(nn.Identity(), batches, loss_fn=fn)
+    assert loss.weights(batches) == [20 / 24, 4 / 24]
+
+
+def test_a_guess_about_ignored_targets_is_noted():
+    t = Y.clone()
+    t[0] = -100
+    own = resolve_loss(nn.Identity(), Batches([(Z, t)]), loss_fn=lambda z, y: F.cross_entropy(z, y))
+    assert "1 targets are -100" in own.note(Batches([(Z, t)])) and "guess" in own.note(Batches([(Z, t)]))
+    assert own.note(Batches([(Z, Y)])) == "" and own.note(Batches([(Z, Z)])) == "" and Loss("cross_entropy").note(Batches([(Z, t)])) == ""
+    model = nn.Linear(4, 4).double()
+    from spectral_fast.curvature import Hessian
+    from spectral_fast.gradients import gradient_covariance
+
+    for notes in (Hessian(model, (Z, t), own).notes, gradient_covariance(model, (Z, t), own).notes):
+        assert any("guess" in note for note in notes)
+
+
+@pytest.mark.parametrize("targets", [torch.rand(6) * 2.9, torch.rand(6, 4)])
+def test_floating_targets_are_no_classes(targets):
+    with pytest.raises(ValueError, match=r"integer class targets, got float32.*long\(\).*CrossEntropyLoss.*mse"):
+        resolve_loss(nn.Identity(), Batches([(Z, targets)]), "cross_entropy")
+    for use in (Loss("cross_entropy").of_outputs, lambda z, t: Loss("cross_entropy").output_hessian(z, t, z)):
+        with pytest.raises(ValueError, match="integer class targets"):
+            use(Z, targets)
+
+
+@pytest.mark.parametrize(
+    "z, t", [(Z[:, :1], Y), (Z[:, 0], Y), (Z[:, :1], Y[:, None]), (Z[:, None, :], Y[:, None].expand(6, 4)), (Z[:, :, None], Y[:, None].expand(6, 4))]
+)
+def test_one_output_per_target_is_no_cross_entropy(z, t):
+    with pytest.raises(ValueError, match="loss='bce'"):
+        Loss("cross_entropy").of_outputs(z, t)
+
+
+def test_one_position_is_not_one_class():
+    assert torch.allclose(Loss("cross_entropy").of_outputs(Z[:, :, None], Y[:, None]), F.cross_entropy(Z, Y))
+
+
 def test_layouts_of_sequence_outputs():
     z = torch.randn(2, 5, 7, generator=G, dtype=torch.float64)  # (batch, position, class)
     t = torch.randint(0, 7, (2, 5), generator=G)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from spectral_fast.curvature import Hessian
 from spectral_fast.probing import Batches, select_parameters
+from spectral_fast.probing.operator import Precision, compute_dtype
 
 X, Y = (torch.from_numpy(a) for a in digits_like(30, 5, 3))
 MODEL = mlp((5, 4, 3))
@@ -142,6 +143,47 @@ def test_half_precision_models_run_in_float32_and_float64_on_request():
         assert np.abs(op @ np.ones(N) - dense.sum(1)).max() <= tolerance(eps, N) * np.linalg.norm(dense, 2) * np.sqrt(N)
         assert any("copy of the bfloat16" in note for note in op.notes)
     assert model[0].weight.dtype == torch.bfloat16
+
+
+class Mixed(nn.Module):
+    """A bf16 body with a float32 head, as large models are stored; casts where they meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = mlp((5, 4), dtype="bfloat16"), mlp((4, 3), seed=1, dtype="float32")
+
+    def forward(self, x):
+        h = torch.tanh(self.body(x.to(self.body[0].weight.dtype)))
+        return self.head(h.to(self.head[0].weight.dtype))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_mixed_models_run_in_float32_throughout(frozen):
+    model = Mixed()
+    model.body.requires_grad_(not frozen)
+    exact = Mixed().double()
+    exact.load_state_dict(model.state_dict())
+    dense = dense_hessian(exact, lambda z: F.cross_entropy(z, Y), X)
+    dense = dense[24:, 24:] if frozen else dense
+    op = Hessian(model, (X, Y))
+    n = len(dense)
+    assert op.dtype == torch.float32 and op.batches.dtype == torch.float32
+    # in bf16 the errors would be some 1e-2 of it
+    assert np.abs(op @ np.eye(n) - dense).max() <= tolerance(np.float32, n) * np.linalg.norm(dense, 2)
+    assert any("run in float32 on a copy of the bfloat16 parameters" in note for note in op.notes)
+    assert model.body[0].weight.dtype == torch.bfloat16
+    from spectral_fast.gradients import gradient_covariance
+
+    got, want = gradient_covariance(model, (X, Y)), gradient_covariance(exact, (X, Y), params=list(op.names))
+    assert np.abs(got.eigenvalues - want.eigenvalues).max() <= tolerance(np.float32, 30) * want.eigenvalues[0]
+    assert got.notes[:1] == ("run in float32 on a copy of the bfloat16 parameters",)
+
+
+def test_precision_never_loses_bits():
+    two = nn.ModuleList([nn.Linear(2, 2).double(), nn.Linear(2, 2).half()])
+    assert compute_dtype(two).dtype == torch.float64 and compute_dtype(two).note == "run in float64 on a copy of the float16 parameters"
+    assert compute_dtype(nn.Linear(2, 2)) == Precision(torch.float32, False, "")
+    assert compute_dtype(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2).double()])) == Precision(None, False, "")
 
 
 def test_loss_and_gradient_over_ragged_batches():

@@ -16,6 +16,8 @@ from spectral_fast.linalg.density import SpectralDensity
 from spectral_fast.linalg.eigsh import EigenResult
 from spectral_fast.linalg.trace import TraceResult
 from spectral_fast.results import Skipped
+from spectral_fast.weights.ablate import Ablation
+from spectral_fast.weights.advise import advise
 from spectral_fast.weights.scan import scan
 from spectral_fast.weights.spectra import WeightSpectra
 
@@ -153,6 +155,33 @@ def collapse(**changes: Any) -> NeuralCollapse:
     return made(NeuralCollapse, **{**values, **changes})
 
 
+def ablation(**changes: Any) -> Ablation:
+    """A sweep over eight values: three cuts that do nothing, one that lowers the loss, two that raise it."""
+    s = 2.0 ** -np.arange(8.0)
+    gammas = np.array([2.0**-7, 2.0**-6, 2.0**-5, 2.0**-4, 2.0**-3, 1.0])
+    steps = np.array([0.0, 1e-4, -2e-4, -0.0625, 0.125, 2.5])
+    values: dict[str, Any] = {
+        "layer": "low.weight",
+        "treatment": "drop_noise",
+        "shape": (8, 20),
+        "gammas": gammas,
+        "kept": np.array([7, 6, 5, 4, 3, 0]),
+        "losses": 0.5 + steps,
+        "changes": steps,
+        "stderr": np.array([0.0, 2e-4, 2e-4, 0.0125, 0.025, 0.25]),
+        "moved": np.array([False, False, False, True, True, True]),
+        "noise_scale": 2.0**-3,
+        "noise_rank": 4,
+        "baseline_loss": 0.5,
+        "floor": 0.01,
+        "s": s,
+        "n_samples": 1234,
+        "unit": "sample",
+        "loss_name": "cross_entropy",
+    }
+    return made(Ablation, **{**values, **changes})
+
+
 def finding(severity: str = "warning", where: str = "low.weight", title: str = "rank collapse", **changes: str) -> Finding:
     texts = {"evidence": "rank 5 of 12", "comparison": "random: 12", "advice": "less weight decay", "source": "Martin 2018", "analysis": "weights"}
     return Finding(severity=severity, where=where, title=title, **{**texts, **changes})  # type: ignore[arg-type]
@@ -189,4 +218,6 @@ def every_result() -> dict[str, Any]:
         "SpectralDensity": density(),
         "TraceResult": trace(),
         "NeuralCollapse": collapse(),
+        "Ablation": ablation(),
+        "Advice": advise(w),
     }

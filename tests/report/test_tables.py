@@ -18,6 +18,8 @@ def test_weights_rows() -> None:
     assert frame.loc["low.weight", "rank_storage"] == 5 and bool(frame.loc["low.weight", "condition_number_is_lower_bound"])
     assert frame.loc["first.weight", "spectral_norm"] == w.spectrum("first.weight").s[0]
     assert frame.loc["first.weight", "alpha"] == w.spectrum("first.weight").power_law.alpha
+    assert frame.loc["first.weight", "mp_var"] == w.spectrum("first.weight").mp.var and frame.loc["first.weight", "mp_spikes"] == 0
+    assert np.isnan(frame.loc["zero.weight", "mp_spikes"]) and {"mp_soft_rank", "mp_upper_edge", "mp_status"} <= set(frame.columns)
     assert frame.loc["first.weight", "m"] == 40 and frame.loc["first.weight", "n"] == 24
     assert {f"rank_{rule}" for rule in ("numpy", "numerical_recipes", "loose", "log8", "storage")} <= set(frame.columns)
     assert {"tolerance_storage", "random_s_min", "alpha_stderr", "n_tail"} <= set(frame.columns)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spectral_fast.linalg.arrays import RawArray, as_numpy
-from spectral_fast.weights.sources import TensorList, open_source
+from spectral_fast.weights.sources import TensorEntry, TensorList, open_source
 from spectral_fast.weights.structure import MatrixPlan, plan_matrices
 
 
@@ -133,8 +133,86 @@ def test_other_sources_are_refused() -> None:
 
 
 def test_absurd_dimensions_are_refused_by_name() -> None:
-    from spectral_fast.weights.sources import TensorEntry
-
     entry = TensorEntry("huge.weight", (2**32, 2), "float32", "key", lambda: None)
     plans, skipped = plan_matrices(TensorList("x", (entry,)).entries)
     assert not plans and "beyond" in skipped[0].reason
+
+
+def entries(shapes: dict[str, tuple[int, ...]]) -> list[TensorEntry]:
+    return [TensorEntry(name, shape, "float32", name, lambda: None) for name, shape in shapes.items()]
+
+
+def test_fused_blocks_are_the_named_rows_and_columns() -> None:
+    rng = np.random.default_rng(0)
+    linear = {"a.attn.qkv.weight": rng.standard_normal((40, 24)), "a.attn.proj.weight": rng.standard_normal((24, 24))}
+    plans, _ = plan(linear)
+    whole = linear["a.attn.qkv.weight"]
+    for label, rows in {"q": slice(0, 24), "k": slice(24, 32), "v": slice(32, 40)}.items():
+        np.testing.assert_array_equal(values(plans[f"a.attn.qkv.weight[{label}]"]), whole[rows])
+    conv1d = {"h.0.attn.c_attn.weight": rng.standard_normal((24, 72)), "h.0.attn.c_proj.weight": rng.standard_normal((24, 24))}
+    plans, _ = plan(conv1d)
+    for i, label in enumerate("qkv"):
+        p = plans[f"h.0.attn.c_attn.weight[{label}]"]
+        assert p.in_out and p.kind == "attention"
+        np.testing.assert_array_equal(values(p), conv1d["h.0.attn.c_attn.weight"][:, 24 * i : 24 * i + 24])
+
+
+def test_stacked_experts_are_halves_or_alternate() -> None:
+    rng = np.random.default_rng(0)
+    both, down = rng.standard_normal((3, 8, 20)), rng.standard_normal((3, 10, 8))
+    state = {"mlp.experts.gate_up_proj": both, "mlp.experts.down_proj": down}
+    plans, _ = plan(state)
+    np.testing.assert_array_equal(values(plans["mlp.experts.gate_up_proj[2, gate]"]), both[2, :, :10])
+    np.testing.assert_array_equal(values(plans["mlp.experts.gate_up_proj[2, up]"]), both[2, :, 10:])
+    np.testing.assert_array_equal(values(plans["mlp.experts.down_proj[1]"]), down[1])
+    plans, _ = plan({**state, "mlp.experts.gate_up_proj_bias": rng.standard_normal((3, 20))})  # gpt-oss
+    np.testing.assert_array_equal(values(plans["mlp.experts.gate_up_proj[2, gate]"]), both[2, :, ::2])
+    np.testing.assert_array_equal(values(plans["mlp.experts.gate_up_proj[2, up]"]), both[2, :, 1::2])
+    plans, _ = plan({"mlp.experts.gate_up_proj": both})
+    assert {p.role for p in plans.values()} == {"expert.gate_up (fused gate/up: order unknown)"} and len(plans) == 3
+
+
+def test_parts_can_be_written_in_place() -> None:
+    """What changes a layer and puts it back (ablate) writes through view and part."""
+    w = np.zeros((2, 8, 20))
+    plans, _ = plan({"mlp.experts.gate_up_proj": w, "mlp.experts.down_proj": np.zeros((2, 10, 8))})
+    p = plans["mlp.experts.gate_up_proj[1, up]"]
+    w.reshape(p.view)[p.part][...] = 1.0
+    assert w.sum() == 80 and w[1, :, 10:].all()
+
+
+def test_flax_kernels_are_stored_inputs_first() -> None:
+    rng = np.random.default_rng(0)
+    state = {"stem.Conv_0.kernel": rng.standard_normal((3, 3, 4, 8)), "Dense_0.kernel": rng.standard_normal((16, 10))}
+    plans, _ = plan(state)
+    p = plans["stem.Conv_0.kernel"]
+    assert (p.kind, p.shape, p.in_out) == ("conv", (36, 8), True) and plans["Dense_0.kernel"].in_out
+    np.testing.assert_array_equal(values(p)[:, 2], state["stem.Conv_0.kernel"][..., 2].ravel())
+
+
+def test_optimizer_moments_are_listed() -> None:
+    shapes = {f"state.0.{m}": (4, 4) for m in ("exp_avg", "exp_avg_sq", "momentum_buffer", "max_exp_avg_sq", "square_avg")}
+    plans, skipped = plan_matrices(entries({**shapes, "model.exp_average.weight": (4, 4)}))
+    assert [p.name for p in plans] == ["model.exp_average.weight"]
+    assert {s.reason for s in skipped} == {"optimizer moment, not a weight"} and len(skipped) == 5
+
+
+def test_averaged_copies_only_beside_the_original() -> None:
+    latent = {"model.diffusion_model.out.2.weight": (4, 8, 3, 3), "model_ema.diffusion_modelout2weight": (4, 8, 3, 3), "model_ema.decay": ()}
+    plans, skipped = plan_matrices(entries(latent))
+    assert [p.name for p in plans] == ["model.diffusion_model.out.2.weight"]
+    assert {s.name: s.reason for s in skipped}["model_ema.diffusion_modelout2weight"] == "EMA copy of model.diffusion_model.out.2.weight"
+    alone = {"ema.fc.weight": (4, 4), "model_ema.other.weight": (4, 4), "model.fc.weight": (5, 4), "ema.weight": (9, 9), "x.weight": (9, 9)}
+    plans, skipped = plan_matrices(entries(alone))  # no original, another shape, no name worth comparing
+    assert len(plans) == 5 and not skipped
+    _, skipped = plan_matrices(entries({"model.fc.weight": (4, 4), "ema_model.model.fc.weight": (4, 4)}))
+    assert skipped[0].reason == "EMA copy of model.fc.weight"
+
+
+def test_tensors_whose_names_are_buffers() -> None:
+    shapes = {"h.attn.bias": (1, 1, 8, 8), "rope.cos_cached": (32, 4), "swin.relative_position_index": (49, 49), "layer_scale": (8, 1, 1), "h.mlp.bias": (8, 8)}
+    plans, skipped = plan_matrices(entries(shapes))
+    assert [p.name for p in plans] == ["h.mlp.bias"]
+    assert [s.reason.partition(" by its name ")[2] for s in skipped] == [
+        "(attention mask), not a weight", "(rotary embedding), not a weight", "(positions), not a weight", ""
+    ]  # fmt: skip
