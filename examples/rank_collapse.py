@@ -111,12 +111,13 @@ def figure(runs: list[Run]) -> Figure:
     fig.suptitle("FC1 of a small conv net on digits: what more and more L2 regularization does to its spectrum", fontsize=13)
     top, bottom = fig.subplots(2, 3)
     shown = {name: next(r for r in runs if r.l2 == l2) for name, l2 in SHOWN.items()}
+    # the smallest eigenvalue over all three, so that they share their axis
     low = min(float(np.log10(r.fc1.evals[-1])) for r in shown.values())
     edges = np.linspace(np.floor(low), 1.5, 90)
     for ax, (name, run) in zip(top, shown.items(), strict=True):
         evals = run.fc1.evals
         ax.hist(np.log10(evals), edges, color=COLOURS[name], alpha=0.85)
-        ax.axvline(np.log10(evals[-1]), color="black", linewidth=1, linestyle=":")
+        ax.axvline(np.log10(evals[-1]), ymax=0.55, color="black", linewidth=1, linestyle=":")
         collapsed = float((run.fc1.s < 1e-3).mean())
         ax.set_title(f"{name}: L2 = {run.l2:g}", loc="left", fontweight="bold", fontsize=11)
         facts = (
@@ -125,7 +126,7 @@ def figure(runs: list[Run]) -> Figure:
         )
         ax.text(0.03, 0.96, facts, transform=ax.transAxes, va="top", fontsize=10)
         ax.set_yscale("log")
-        ax.set_ylim(0.7, 3000)
+        ax.set_ylim(0.7, 10_000)
         ax.set_xlabel("log10 of the eigenvalue of WᵀW")
         ax.set_ylabel("eigenvalues")
     x = np.arange(len(runs))
@@ -151,7 +152,7 @@ def figure(runs: list[Run]) -> Figure:
     for ax in bottom:
         for name, group in regions(runs).items():
             ax.axvspan(group[0] - 0.5, group[-1] + 0.5, color=COLOURS[name], alpha=0.10, linewidth=0)
-        ax.set_xticks(x, [f"{r.l2:g}" for r in runs])
+        ax.set_xticks(x, [f"{r.l2:g}" for r in runs], fontsize=8.5)
         ax.set_xlim(-0.5, len(runs) - 0.5)
         ax.set_xlabel("L2 strength (shaded: weak, critical, over)")
         ax.legend(fontsize=9, loc="lower left", framealpha=0.9)

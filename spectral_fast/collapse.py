@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .metrics.collapse_moments import ClassMoments, between_rank_tolerance, cdnv, nc1, nc2, nc3, nearest_mean, norm_spread
-from .probing.batches import Batch, Batches, call_model, logits_of
+from .probing.batches import Batch, Batches, call_model, logits_of, to_tensors
 from .probing.capture import capture_inputs, find_classifier
-from .probing.functional import unwrap
-from .probing.losses import IGNORE_INDEX
+from .probing.functional import FunctionalModel, unwrap
+from .probing.losses import IGNORE_INDEX, resolve_loss
 from .probing.memory import memory_limit
+from .probing.operator import compute_dtype
 from .probing.state import eval_notes, leave_no_trace
 from .progress import Progress, ProgressOption, progress_reporter
 from .results import Result, Status
@@ -113,24 +114,44 @@ def neural_collapse(
     limit = memory_limit(max_memory, torch.device("cpu"))
     notes = list(eval_notes(model))
     with leave_no_trace(model), progress_reporter(progress) as report, torch.no_grad():
-        batches = Batches(loader, device=where, dtype=first.dtype if first is not None else None, max_batches=max_batches, unpack=unpack)
+        precision = compute_dtype(model) if first is not None else None
+        dtype = None if precision is None else precision.dtype
+        batches = Batches(loader, device=where, dtype=dtype, max_batches=max_batches, unpack=unpack)
+        # half precision is too coarse for the ranks of the scatter matrices
+        run: Callable[..., Any] = FunctionalModel(model, {}, where, dtype) if precision is not None and precision.casts else model
+        if precision is not None and precision.note:
+            notes.append(precision.note)
         if batches.note:
             notes.append(batches.note)
         name = layer or ""
         try:
             _check_targets(batches[0])
             try:
-                name, module = find_classifier(model, batches[0], layer)
+                # the model itself runs here, so in its own precision
+                sample = batches[0] if run is model or first is None else replace(batches[0], inputs=to_tensors(batches[0].inputs, where, first.dtype))
+                name, module = find_classifier(model, sample, layer)
             except ValueError as error:
                 if layer is not None:
                     raise
                 raise _CannotAnalyse(str(error)) from error
-            seen = _Pass(model, name, module, batches, limit)
+            seen = _Pass(model, run, name, module, batches, limit)
+            seen.shifted = _shifted(model, run, batches)
             interrupted = seen.run(report)
             return _numbers(seen, global_mean, per_class, interrupted, notes, started)
         except _CannotAnalyse as error:
             seconds = time.perf_counter() - started
             return NeuralCollapse(status=error.status, reason=str(error), layer=name, global_mean=global_mean, seconds=seconds, notes=tuple(notes))
+
+
+def _shifted(model: nn.Module, run: Callable[..., Any], batches: Batches) -> bool:
+    """Whether the model's own loss compares position t with label t + 1, as causal language models do."""
+    first = batches[0]
+    if first.label_key != "labels" or not isinstance(first.targets, Tensor) or first.targets.ndim < 2:
+        return False
+    own = resolve_loss(model, batches, run=run)
+    if own.from_model and own.form is None:
+        raise _CannotAnalyse("the model computes its own loss in an unknown form, so which label belongs to which position is unknown; give unpack=")
+    return own.shifted
 
 
 def _check_targets(batch: Batch) -> None:
@@ -151,8 +172,9 @@ class _Labelled:
 class _Pass:
     """The model run over the batches: moments of the features, and the features themselves while they fit."""
 
-    def __init__(self, model: nn.Module, name: str, module: nn.Module, batches: Batches, limit: int) -> None:
-        self.model, self.name, self.module, self.batches, self.limit = model, name, module, batches, limit
+    def __init__(self, model: nn.Module, run: Callable[..., Any], name: str, module: nn.Module, batches: Batches, limit: int) -> None:
+        self.model, self.run_model, self.name, self.module, self.batches, self.limit = model, run, name, module, batches, limit
+        self.shifted = False  # a target belongs to the position before it
         self.moments: ClassMoments | None = None
         self.n_classes = 0
         self.kept: list[_Labelled] | None = []
@@ -178,7 +200,7 @@ class _Pass:
         batch = self.batches[i]
         _check_targets(batch)
         with capture_inputs(self.model, self.name) as inputs:
-            outputs = call_model(self.model, batch)
+            outputs = call_model(self.run_model, batch)
         if len(inputs) != 1:
             raise _CannotAnalyse(f"layer {self.name!r} is called {len(inputs)} times in one forward pass; its input is not one feature per sample")
         features, targets = inputs[0], batch.targets
@@ -188,6 +210,8 @@ class _Pass:
         if targets.ndim == 0 or features.shape[:-1] != targets.shape:
             shapes = f"features {tuple(features.shape)}, targets {tuple(targets.shape)}"
             raise _CannotAnalyse(f"the input of {self.name!r} is not one vector per target: {shapes}")
+        if self.shifted:
+            features, targets = features[:, :-1], targets[:, 1:]
         self.eps = max(torch.finfo(features.dtype).eps, self.eps)
         labels = targets.reshape(-1).to(torch.int64).cpu()
         decisions = self._decisions(outputs, targets)
@@ -197,6 +221,8 @@ class _Pass:
 
     def _decisions(self, outputs: Any, targets: Tensor) -> Tensor:
         logits = logits_of(outputs)
+        if self.shifted:
+            logits = logits[:, :-1]
         if logits.ndim == targets.ndim and logits.shape[1:] == targets.shape[1:]:
             logits = logits.unsqueeze(-1)
         if logits.shape[:-1] != targets.shape:

@@ -139,7 +139,7 @@ def diagnose(
     params:  which parameters gradients and curvature are about: glob, globs or callable(name, parameter); None: all trainable.
     k:       Hessian eigenvalues wanted at the top. tol: their residual relative to the largest.
     budget:  "quick", "standard" or "thorough": caps on products and samples, stated in the result.
-    max_memory: bytes the gradient covariance may take; None: 60 % of what is free.
+    max_memory: bytes each analysis may take; None: 60 % of what is free. Above it they degrade as their notes say.
     layer:   the classifier, for neural collapse; None finds it.
     unpack:  batch -> (inputs, targets), for loaders of another form.
     optimizer: a ``torch.optim.SGD``, whose stability threshold lambda_1 is compared with.
@@ -166,8 +166,8 @@ def diagnose(
         else:
             shared: dict[str, Any] = {"loss": settled, "params": params, "device": device, "seed": seed, "progress": report}
             gradients = run("gradients", include, lambda: _gradients(model, data, caps, max_memory, shared))
-            curvature = run("curvature", include, lambda: _curvature(model, data, caps, k, tol, shared))
-            collapse = run("collapse", include, lambda: _collapse(model, data, layer, device, report))
+            curvature = run("curvature", include, lambda: _curvature(model, data, caps, k, tol, {**shared, "max_memory": max_memory}))
+            collapse = run("collapse", include, lambda: _collapse(model, data, layer, device, max_memory, report))
     stability = None if optimizer is None else stability_of(optimizer)
     findings = [
         *(weight_findings(weights) if weights else ()),
@@ -321,10 +321,10 @@ def _curvature(model: Any, data: _Data, caps: Budget, k: int, tol: float, shared
     return curvature(model, data.full, k=k, tol=tol, max_matvecs=caps.max_matvecs, probes=caps.probes, steps=caps.steps, **shared)
 
 
-def _collapse(model: Any, data: _Data, layer: str | None, device: Any, progress: Progress) -> NeuralCollapse:
+def _collapse(model: Any, data: _Data, layer: str | None, device: Any, max_memory: int | float | None, progress: Progress) -> NeuralCollapse:
     from .collapse import neural_collapse
 
-    return neural_collapse(model, data.full, layer=layer, device=device, progress=progress)
+    return neural_collapse(model, data.full, layer=layer, device=device, max_memory=max_memory, progress=progress)
 
 
 def _batch_size(loader: Any) -> int | None:

@@ -299,3 +299,44 @@ def test_formulas_on_plain_arrays() -> None:
     assert cdnv(np.array([1.0, 1.0]), np.array([1, 1]), np.array([[0.0], [2.0]])) == pytest.approx(0.25)
     assert cdnv(np.ones(2), np.ones(2, dtype=np.int64), np.zeros((2, 3))) == math.inf
     assert list(nearest_mean(m + 1e6, np.full(6, 1e6), m)) == [0, 1, 2, 3]
+
+
+class _CausalLM(torch.nn.Module):
+    """Predicts token t + 1 from token t, with the shift inside, as causal language models on a hub do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(6, 8)
+        self.body = torch.nn.Linear(8, 8)
+        self.head = torch.nn.Linear(8, 6)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(torch.tanh(self.body(self.embed(input_ids))))
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return {"logits": logits, "loss": loss}
+
+
+def test_causal_language_models_are_shifted():
+    torch.manual_seed(0)
+    model = _CausalLM()
+    ids = (torch.arange(12)[None] + torch.arange(30)[:, None]) % 6  # the next token is always this one plus one
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        model(ids, ids)["loss"].backward()
+        optimizer.step()
+    result = neural_collapse(model, [{"input_ids": ids, "labels": ids}])
+    assert (result.accuracy, result.n_samples) == (1.0, 30 * 11)
+    aligned = neural_collapse(model, [(ids[:, :-1], ids[:, 1:])])
+    assert result.nc1 == pytest.approx(aligned.nc1, abs=1e-12)
+
+
+def test_half_precision_models_are_run_in_float32():
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10)).bfloat16()
+    x, y = torch.randn(300, 20).bfloat16(), torch.arange(300) % 10
+    half = neural_collapse(model, (x, y))
+    full = neural_collapse(copy.deepcopy(model).float(), (x.float(), y))
+    assert half.nc1 == pytest.approx(full.nc1, rel=1e-12) and half.nc1_rank == 9
+    assert any("float32 on a copy" in n for n in half.notes)
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())

@@ -155,7 +155,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, worst: dict[str, float], counts: C
     for name in a.index.intersection(b.index):
         x, y = a.loc[name], b.loc[name]
         floor = 10.0 * np.sqrt(x["M"]) * 2.0**-52 * x["sv_max"]
-        tie = x["xmin"] != y["xmin"] and abs(x["D"] - y["D"]) <= 1e-12
+        tie = x["num_pl_spikes"] != y["num_pl_spikes"] and abs(x["D"] - y["D"]) <= 1e-12
         counts["ties of D"] += bool(tie)
         for column in a.columns:
             p, q = x[column], y[column]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -213,13 +214,39 @@ def _model_loss(model: nn.Module, first: Batch, run: Callable[..., Any]) -> Loss
         return None
     loss = Loss("model", shifted=bool(_SHIFTED.search(type(model).__name__)), from_model=True)
     if isinstance(first.targets, Tensor) and not first.targets.is_floating_point():
-        guess = Loss("cross_entropy", shifted=loss.shifted)
-        try:
-            same = torch.isclose(guess.of_outputs(outputs, first.targets).double(), value.double(), rtol=1e-3, atol=1e-5)
-        except (TypeError, ValueError, IndexError, RuntimeError):
-            return loss  # logits and labels do not fit a cross-entropy: the form stays unknown
-        loss.form = "cross_entropy" if bool(same) else None
+        for shifted in (loss.shifted, not loss.shifted):
+            try:
+                guess = Loss("cross_entropy", shifted=shifted).of_outputs(outputs, first.targets)
+            except (TypeError, ValueError, IndexError, RuntimeError):
+                continue  # logits and labels do not fit a cross-entropy: the form stays unknown
+            if torch.isclose(guess.double(), value.double(), rtol=1e-3, atol=1e-5):
+                loss.shifted, loss.form = shifted, "cross_entropy"
+                break
     return loss
+
+
+def _refuse_sums(loss: Loss, model: nn.Module, first: Batch, run: Callable[..., Any]) -> None:
+    """ValueError for a loss that adds over the samples instead of averaging: its value over a batch is that of the two halves together."""
+    half = first.size // 2
+    if half == 0 or not isinstance(first.targets, Tensor) or first.targets.shape[:1] != (first.size,):
+        return
+    try:
+        with leave_no_trace(model), torch.no_grad():
+            z = logits_of(call_model(run, first))
+            if z.shape[:1] != (first.size,):
+                return
+            parts = [(z, first.targets), (z[:half], first.targets[:half]), (z[half:], first.targets[half:])]
+            whole, one, two = (float(loss.of_outputs(outputs, targets)) for outputs, targets in parts)
+    except (TypeError, ValueError, IndexError, RuntimeError, NotImplementedError):
+        return  # what is wrong with this loss shows, and is told, where it is used
+    if (
+        whole != 0
+        and math.isclose(whole, one + two, rel_tol=1e-4)
+        and not math.isclose(whole, (half * one + (first.size - half) * two) / first.size, rel_tol=1e-2)
+    ):
+        raise ValueError(
+            f"loss_fn: wanted the mean over the batch; {loss.name} adds up: {whole:.4g} on {first.size} samples, {one:.4g} and {two:.4g} on their halves"
+        )
 
 
 def resolve_loss(
@@ -249,7 +276,9 @@ def resolve_loss(
         reduction = getattr(loss_fn, "reduction", "mean")
         if reduction != "mean":
             raise ValueError(f"loss_fn: wanted the mean over the batch, {type(loss_fn).__name__} has reduction={reduction!r}")
-        return Loss(str(getattr(loss_fn, "__name__", type(loss_fn).__name__)), loss_fn)
+        custom = Loss(str(getattr(loss_fn, "__name__", type(loss_fn).__name__)), loss_fn)
+        _refuse_sums(custom, model, batches[0], run or model)
+        return custom
     if loss is not None:
         if loss not in ("cross_entropy", "mse", "bce"):
             raise ValueError(f"loss: unknown {loss!r}; choices: {CHOICES}")

@@ -159,7 +159,7 @@ def weight_spectra(
     start = time.perf_counter()
     plans, skipped = plan_matrices(tensors.entries, layers, tensors.adapter)
     skipped = [*tensors.skipped, *skipped]
-    clock = {"read": 0.0, "noise": 0.0, "singular values": 0.0, "permutation null": 0.0, "power law": 0.0, "marchenko-pastur": 0.0}
+    clock = {"read": 0.0, "noise": 0.0, "singular values": 0.0, "slices": 0.0, "permutation null": 0.0, "power law": 0.0, "marchenko-pastur": 0.0}
     done: list[_Pending] = []
     cuts: dict[str, NDArray[np.float64]] = {}
     batches: dict[tuple[int, int], tuple[list[_Pending], list[NDArray[Any]]]] = {}
@@ -203,10 +203,12 @@ def weight_spectra(
                     skipped.append(Skipped(plan.entry.name, "cannot be read: not enough memory", plan.entry.shape))
             if tensor is None:
                 continue
-            if slices and plan.entry.name not in cuts and cut_differently(plan.kind, plan.shape, plan.entry.shape):
-                cuts.update(dict.fromkeys((plan.entry.name, *plan.tied), slice_values(tensor, plan.in_out, kernel)))
             w = tensor.reshape(plan.view)[plan.part]
             clock["read"] += time.perf_counter() - t
+            t = time.perf_counter()
+            if slices and plan.entry.name not in cuts and cut_differently(plan.kind, plan.shape, plan.entry.shape):
+                cuts.update(dict.fromkeys((plan.entry.name, *plan.tied), slice_values(tensor, plan.in_out, kernel)))
+            clock["slices"] += time.perf_counter() - t
             t = time.perf_counter()
             pending = _look(plan, w)
             clock["noise"] += time.perf_counter() - t

@@ -225,3 +225,16 @@ def test_no_valid_target_is_an_error():
     batches = Batches([(Z, torch.full((6,), -100))])
     with pytest.raises(ValueError, match="no valid targets"):
         resolve_loss(nn.Identity(), batches).weights(batches)
+
+
+def test_losses_that_add_up_are_refused():
+    model = torch.nn.Linear(3, 2)
+    batches = Batches((torch.randn(9, 3), torch.randn(9, 2)))
+    with pytest.raises(ValueError, match="^loss_fn: wanted the mean over the batch; total adds up"):
+
+        def total(o, t):
+            return ((o - t) ** 2).sum()
+
+        resolve_loss(model, batches, loss_fn=total)
+    resolve_loss(model, batches, loss_fn=lambda o, t: ((o - t) ** 2).mean())
+    resolve_loss(model, batches, loss_fn=lambda o, t: o.sum() * 0)

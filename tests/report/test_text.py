@@ -195,5 +195,5 @@ def test_hostile_names_stay_on_their_line() -> None:
 
 
 def test_unknown_class() -> None:
-    with pytest.raises(TypeError, match=r"result: got dict; known: CurvatureSpectra, Diagnosis"):
+    with pytest.raises(TypeError, match=r"result: got dict; known: Ablation, Advice, CurvatureSpectra, Diagnosis"):
         summarize({})  # type: ignore[arg-type]
