@@ -95,14 +95,14 @@ def regime(run: Run) -> str:
 
 
 def table(runs: list[Run]) -> str:
-    head = f"{'L2':>7} {'regime':>9} {'lambda_min':>11} {'lambda_max':>11} {'norm/start':>10} {'accuracy':>8}   rank of {len(runs[0].fc1.s)} under: {' '.join(RULES)}"
-    lines = [head]
+    head = ["L2", "regime", "lambda_min", "lambda_max", "norm/start", "accuracy", *(f"rank: {rule}" for rule in RULES)]
+    rows = [head]
     for r in runs:
         m = r.fc1
-        ranks = " ".join(f"{m.ranks[rule]:>{max(4, len(rule))}}" for rule in RULES)
-        norm = m.metrics["frobenius"] / r.start
-        lines.append(f"{r.l2:>7g} {regime(r):>9} {m.evals[-1]:>11.2e} {m.evals[0]:>11.2e} {norm:>10.3g} {r.accuracy:>8.3f}   {'':>{14 + len(str(len(m.s)))}}{ranks}")
-    return "\n".join(lines)
+        numbers = [f"{m.evals[-1]:.1e}", f"{m.evals[0]:.1e}", f"{m.metrics['frobenius'] / r.start:.3g}", f"{r.accuracy:.3f}"]
+        rows.append([f"{r.l2:g}", regime(r), *numbers, *(f"{m.ranks[rule]}/{len(m.s)}" for rule in RULES)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def figure(runs: list[Run]) -> Figure:

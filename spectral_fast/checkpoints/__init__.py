@@ -47,7 +47,8 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a checkpoint file, a directory that holds exactly one or one under a usual name (model.safetensors and the like; the others are listed), or a directory (or its *.index.json) with an index of shards.
+    """Open a checkpoint file, a directory that holds exactly one or one under a usual name (model.safetensors and the like; the others
+    are listed), or a directory (or its *.index.json) with an index of shards.
 
     Raises CheckpointError (a ValueError) naming the path, what was found and what is known; no other error for any content.
     """

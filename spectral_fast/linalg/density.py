@@ -151,8 +151,8 @@ def density_of(run: ProbeRun) -> SpectralDensity:
 def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0) -> SpectralDensity:
     """Density of the eigenvalues of the symmetric ``op`` (n, n) from ``probes`` recurrences of ``steps`` products each.
 
-    Exact for steps >= n or an invariant subspace. Raises TypeError, ValueError naming the argument; ArithmeticError when a product
-    holds NaN or Inf.
+    With steps >= n the nodes are the eigenvalues; the weights stay averages over random probes, as uncertain as the trace.
+    Raises TypeError, ValueError naming the argument; ArithmeticError when a product holds NaN or Inf.
     """
     n = check_operator(op)
     for name, value in (("probes", probes), ("steps", steps)):
