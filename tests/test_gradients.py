@@ -244,8 +244,10 @@ def test_degenerate_gradients() -> None:
     x[13, 5] = math.nan
     bad = gradient_covariance(model, (x, y))
     assert bad.status == "failed" and "0:13 (0.weight)" in bad.reason
-    summed = gradient_covariance(model, data(), loss_fn=lambda out, t: F.cross_entropy(out, t, reduction="sum"))
-    assert any("not a mean over independent samples" in n for n in summed.notes)
+    with pytest.raises(ValueError, match="^loss_fn: wanted the mean over the batch"):
+        gradient_covariance(model, data(), loss_fn=lambda out, t: F.cross_entropy(out, t, reduction="sum"))
+    coupled = gradient_covariance(model, data(), loss_fn=lambda out, t: F.cross_entropy(out - out.mean(dim=0), t))
+    assert any("not a mean over independent samples" in n for n in coupled.notes)
 
 
 def test_interrupt_returns_what_is_done() -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..linalg.arrays import FORMATS
-from ..metrics.marchenko_pastur import marchenko_pastur_fits
 from ..results import Result, Skipped
 from .spectra import MatrixSpectrum, WeightSpectra
 
@@ -108,7 +107,7 @@ def advise(spectra: WeightSpectra, *, errors: Sequence[float] = ERRORS) -> Advic
     wanted = tuple(float(e) for e in errors)
     if not wanted or not all(0 < e < 1 for e in wanted) or list(wanted) != sorted(set(wanted)):
         raise ValueError(f"errors: got {tuple(errors)}; wanted ascending numbers between 0 and 1")
-    rows = tuple(_matrix(m, wanted, spikes) for m, spikes in zip(spectra.matrices, _spikes(spectra.matrices), strict=True))
+    rows = tuple(_matrix(m, wanted) for m in spectra.matrices)
     held = [r for r in rows if r.kind not in _PRODUCTS]
     stored = [r.parameters * _bytes(r.dtype) for r in held]
     low = tuple(sum(r.low_rank[i].parameters * _bytes(r.dtype) if r.low_rank else b for r, b in zip(held, stored, strict=True)) for i in range(len(wanted)))
@@ -130,21 +129,12 @@ def _bytes(dtype: str) -> float:
     return FORMATS[dtype].bits / 8
 
 
-def _spikes(matrices: Sequence[MatrixSpectrum]) -> list[int]:
-    """Singular values above the random-matrix edge, 5 % for all matrices together; -1 where no bulk can be fitted."""
-    ready = [i for i, m in enumerate(matrices) if m.status == "ok" and m.kind not in _PRODUCTS]
-    fits = marchenko_pastur_fits([np.square(matrices[i].s / matrices[i].s[0]) for i in ready], [matrices[i].shape for i in ready])
-    counts = [-1] * len(matrices)
-    for i, fit in zip(ready, fits, strict=True):
-        counts[i] = fit.n_spikes if fit.status == "ok" else -1
-    return counts
-
-
-def _matrix(m: MatrixSpectrum, errors: tuple[float, ...], spikes: int) -> MatrixAdvice:
+def _matrix(m: MatrixSpectrum, errors: tuple[float, ...]) -> MatrixAdvice:
     zero = m.reason == "zero matrix"
     if m.status != "ok" and not zero:
         return MatrixAdvice(m.name, m.kind, m.shape, m.dtype, m.status, m.reason, (), -1, -1, m.dtype, -1, -1, "")
     tails = _tails(m.s)
+    spikes = m.mp.n_spikes if m.mp.status == "ok" else -1
     stable = 0 if zero else math.ceil(m.metrics["stable_rank"])
     lora, origin = (spikes, "above the edge") if 0 < spikes < stable else (stable, "stable rank")
     significant = m.s[m.s > m.rank_tolerances["storage"]]
