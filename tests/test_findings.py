@@ -161,6 +161,18 @@ def test_orthogonal_layer_is_well_normalised() -> None:
     assert [(f.severity, f.title) for f in found] == [("info", "well normalised, stable")]
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (2, 2), (20, 30), (64, 64)])
+def test_matrices_of_rank_one_and_of_few_values_are_read_without_failing(shape: tuple[int, int]) -> None:
+    exact = np.zeros(shape)
+    exact[0, 0] = 3.0
+    rng = np.random.default_rng(0)
+    state = {"corner": exact, "outer": np.outer(rng.standard_normal(shape[0]), rng.standard_normal(shape[1])), "ones": np.ones(shape)}
+    found = weight_findings(sf.scan(state, progress=False))
+    assert all(f.evidence and f.comparison and f.source for f in found)
+    if min(shape) > 2:
+        assert {f.where for f in found if f.title == "rank collapse"} == set(state)
+
+
 def test_every_threshold_names_its_source() -> None:
     assert all(t.source and math.isfinite(t.value) for t in THRESHOLDS.values())
 

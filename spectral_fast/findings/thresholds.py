@@ -44,6 +44,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "alpha, tail": Threshold(20.0, "ours: fewer values say little"),
     "alpha, warning tail": Threshold(50.0, "ours: a warning needs a long tail"),
     "alpha, distance": Threshold(1.0, "ours: D sqrt(n), about the 5 % level of the Kolmogorov-Smirnov test with a fitted exponent"),
+    "alpha, span": Threshold(2.0, "ours: the largest eigenvalue over xmin"),
     "alpha, stderrs": Threshold(2.0, "ours: beyond its error"),
     "sharp, outlier": Threshold(10.0, f"{EIGENVALUE_SPECTRA}: few large eigenvalues; times the tenth largest, ours"),
     "flat, share": Threshold(0.9, f"{EIGENVALUE_SPECTRA}: many small eigenvalues; the share is ours"),

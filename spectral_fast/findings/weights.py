@@ -137,17 +137,20 @@ def _scale(m: MatrixSpectrum, peers: Peers) -> Finding | None:
 
 def _spike(m: MatrixSpectrum, peers: Peers) -> Finding | None:
     resolved = m.mp.status == "ok"
-    edge = math.sqrt(m.mp.upper_edge) if resolved else m.null["spectral_norm"]
+    # The edge of a random bulk, or its last value where it ends earlier (orthogonal matrices); where no bulk is resolved, a random matrix's norm.
+    below = min(m.mp.n_spikes if resolved and m.mp.n_spikes > 0 else 1, len(m.s) - 1)
+    edge = min(math.sqrt(m.mp.upper_edge) if resolved else m.null["spectral_norm"], float(m.s[below]))
+    edge = max(edge, m.rank_tolerances["storage"])  # a matrix of rank one has nothing but noise below
     top = m.metrics["spectral_norm"]
-    if m.kind == "embedding" or not top > value_of("spike, times edge") * edge or (resolved and m.mp.n_spikes == 0):
+    if m.kind == "embedding" or min(m.shape) < 2 or not top > value_of("spike, times edge") * edge or (resolved and m.mp.n_spikes == 0):
         return None
     amplifies = m.metrics["lambda_max"] >= value_of("amplifies, lambda_max")
-    many = f"{m.mp.n_spikes} of {len(m.s)} values lie" if resolved else "values lie"
+    of_what = f"the edge of the bulk, above which {m.mp.n_spikes} of {len(m.s)} values lie" if resolved else "a random matrix's norm or the next value"
     return Finding(
         severity="warning" if amplifies and top > value_of("spike, warning") * edge else "info",
         where=m.name,
         title="stands out of the bulk and amplifies" if amplifies else "stands out of the bulk",
-        evidence=f"s_1 {top:.3g} is {top / edge:.1f} x the edge of the bulk, {many} above it; largest eigenvalue of W Wᵀ {m.metrics['lambda_max']:.3g}",
+        evidence=f"s_1 {top:.3g} is {top / edge:.1f} x {of_what}; largest eigenvalue of W Wᵀ {m.metrics['lambda_max']:.3g}",
         comparison=_beside(m, peers),
         advice="learned structure in most trained layers; where training is unstable, spectral normalisation or a smaller learning rate",
         source=source_of("spike, times edge", "amplifies, lambda_max"),
@@ -248,7 +251,8 @@ def _condition(m: MatrixSpectrum, peers: Peers) -> Finding | None:
 
 def _alpha(m: MatrixSpectrum, peers: Peers) -> Finding | None:
     fit = m.power_law
-    if fit.status != "ok" or fit.n_tail < value_of("alpha, tail"):
+    short = m.metrics["lambda_max"] < value_of("alpha, span") * fit.xmin  # a flat spectrum has no tail, whatever its exponent
+    if fit.status != "ok" or fit.n_tail < value_of("alpha, tail") or short:
         return None
     margin = value_of("alpha, stderrs") * fit.stderr
     over, under = fit.alpha + margin < value_of("alpha, over-trained"), fit.alpha - margin > value_of("alpha, under-trained")
