@@ -1,4 +1,4 @@
-"""One way to compare: both sides alternate in one process on the same data, and the ratio of their medians is what is kept."""
+"""One way to compare: both sides alternate in one process on the same data, and the median of the rounds' ratios is what is kept."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     today = int(datetime.date.today().strftime("%Y%m%d"))
+    parser.addoption("--rounds", type=int, default=0, help="rounds of each comparison; 0: what the benchmark thinks right")
     parser.addoption("--seed", type=int, default=today, help="seed of all benchmark data; default: today's date as a number")
 
 
@@ -45,29 +46,35 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 @pytest.fixture
 def against(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[str, float]]:
-    """``against(ours, {"peer": theirs, ...}, rounds=7, warmup=1)`` -> {"peer": their median over ours, ...}.
+    """``against(ours, {"peer": theirs, ...}, rounds=7, warmup=1, pause=0, note="")`` -> {"peer": median over the rounds of theirs / ours, ...}.
 
-    Every round runs ours and then each peer once, so that a slow moment of the machine falls on all of them. Medians in seconds
-    and ratios go to ``extra_info`` and to the end of the terminal's output; ``ours`` is also what pytest-benchmark itself times.
+    Every round runs ours and then each peer once, so that a slow moment of the machine falls on all of them. pause: seconds before each call,
+    in which thread pools that wait by spinning (OpenBLAS, OpenMP) go to sleep; without it a call of a few milliseconds shares its cores
+    with the other side's idle threads. Medians in seconds and ratios go to ``extra_info`` and, with ``note``, to the end of the terminal's
+    output; ``ours`` is also what pytest-benchmark itself times.
     """
 
-    def compare(ours: Side, peers: dict[str, Side], *, rounds: int = 7, warmup: int = 1) -> dict[str, float]:
+    def compare(
+        ours: Side, peers: dict[str, Side], *, rounds: int = 7, warmup: int = 1, pause: float = 0.0, note: str | Callable[[float], str] = ""
+    ) -> dict[str, float]:
         sides = {"ours": ours, **peers}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for r in range(-warmup, rounds):
             for name, side in sides.items():
+                time.sleep(pause)
                 start = time.perf_counter()
                 side()
                 if r >= 0:
                     seconds[name].append(time.perf_counter() - start)
         medians = {name: statistics.median(s) for name, s in seconds.items()}
-        ratios = {name: medians[name] / medians["ours"] for name in peers}
+        ratios = {name: statistics.median(t / o for t, o in zip(seconds[name], seconds["ours"], strict=True)) for name in peers}
         benchmark.extra_info.update(
             seed=request.config.getoption("--seed"), config=show_config(), medians=medians, all_seconds=seconds, ratios=ratios, rounds=rounds
         )
         benchmark.pedantic(ours, rounds=rounds, warmup_rounds=1)
         told = [f"{name} {median * 1e3:.3f} ms" + (f" = {ratios[name]:.1f} x ours" if name in ratios else "") for name, median in medians.items()]
-        request.config.stash[LINES].append(f"{request.node.name}: {', '.join(told)}")
+        more = note(medians["ours"]) if callable(note) else note
+        request.config.stash[LINES].append(f"{request.node.name}: {', '.join(told)}{'; ' + more if more else ''}")
         return ratios
 
     return compare

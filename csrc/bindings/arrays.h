@@ -8,6 +8,7 @@
 
 #include "core/require.h"
 #include "core/view.h"
+#include "singular_values/lanes.h"
 
 namespace sf {
 
@@ -26,6 +27,32 @@ View<const T, 1> vector_view(const py::array& a, const char* name) {
   view.shape[0] = a.shape(0);
   view.strides[0] = stride / static_cast<py::ssize_t>(sizeof(T));
   return view;
+}
+
+// A (batch, m, n) array as matrices of the format named; arrays without a numpy dtype of their own travel as bits ("bfloat16": uint16).
+inline Matrices matrices_view(const py::array& a, const std::string& format, const char* name) {
+  struct Known {
+    const char* format;
+    const char* numpy;
+    DType dtype;
+  };
+  constexpr Known table[] = {{"float16", "float16", DType::f16},
+                             {"bfloat16", "uint16", DType::bf16},
+                             {"float32", "float32", DType::f32},
+                             {"float64", "float64", DType::f64}};
+  const std::string got(py::str(a.dtype()));
+  for (const Known& known : table) {
+    if (format != known.format) continue;
+    const std::string wanted = std::string(name) + ": wanted a (batch, m, n) " + known.numpy + " array, got ";
+    if (got != known.numpy) throw py::type_error(wanted + "dtype " + got);
+    require(a.ndim() == 3, wanted + std::to_string(a.ndim()) + " dimensions");
+    const py::ssize_t size = a.itemsize();
+    bool whole = reinterpret_cast<std::uintptr_t>(a.data()) % static_cast<std::uintptr_t>(size) == 0;
+    for (int k = 0; k < 3; ++k) whole = whole && a.strides(k) % size == 0;
+    require(whole, wanted + "unaligned data");
+    return {a.data(), known.dtype, a.shape(0), a.shape(1), a.shape(2), a.strides(0) / size, a.strides(1) / size, a.strides(2) / size};
+  }
+  throw py::value_error(std::string(name) + ": no kernel reads the format " + format + "; known: float16, bfloat16, float32, float64");
 }
 
 }  // namespace sf

@@ -1,6 +1,7 @@
 // The Python module _native.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "bindings/arrays.h"
@@ -8,6 +9,7 @@
 #include "core/parallel.h"
 #include "power_law/numerics.h"
 #include "power_law/power_law.h"
+#include "singular_values/singular_values.h"
 
 namespace {
 
@@ -49,6 +51,27 @@ py::tuple power_law(const py::array& values, const py::array& offsets, const std
   return py::make_tuple(alpha, D, best);
 }
 
+py::tuple singular_values(const py::array& a, const std::string& format, const std::string& accuracy,
+                          const std::optional<std::string>& level, int threads) {
+  const sf::Matrices matrices = sf::matrices_view(a, format, "a");
+  sf::require(accuracy == "standard" || accuracy == "high", "accuracy: got " + accuracy + "; known: standard, high");
+  sf::require(threads >= 0, "threads: wanted a number >= 0, got " + std::to_string(threads));
+  sf::SingularValueOptions options;
+  options.accuracy = accuracy == "high" ? sf::Accuracy::high : sf::Accuracy::standard;
+  options.level = sf::find_level(level.value_or(""));
+  options.threads = threads;
+  py::array_t<double> s({matrices.batch, std::min(matrices.rows, matrices.cols)});
+  double* const out = s.mutable_data();
+  sf::SingularValueStages stages;
+  without_gil([&](const auto& interrupted) {
+    options.interrupted = interrupted;
+    sf::singular_values(matrices, out, options, &stages);
+  });
+  py::dict seconds;
+  for (const auto& stage : sf::SingularValueStages::all) seconds[stage.name] = stages.*stage.seconds;
+  return py::make_tuple(s, seconds);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -58,6 +81,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("threads", &sf::default_threads, "Threads used when no number is given.");
   m.def("power_law", &power_law, py::arg("values").noconvert(), py::arg("offsets").noconvert(), py::kw_only(),
         py::arg("level") = py::none(), py::arg("threads") = 0, "See spectral_fast.kernels.numpy_kernels.power_law.");
+  m.def("singular_values", &singular_values, py::arg("a").noconvert(), py::kw_only(), py::arg("format"), py::arg("accuracy") = "standard",
+        py::arg("level") = py::none(), py::arg("threads") = 0,
+        "Values (batch, min(m, n)) and thread seconds by stage; see spectral_fast.kernels.numpy_kernels.singular_values.");
   // shared numerics, for their tests
   m.def("exp_neg", &sf::exp_neg, py::arg("t"), "exp(-t), t >= 0");
   m.def("log_ratio", &sf::log_ratio, py::arg("a"), py::arg("b"), "ln(b/a), 0 < a <= b");

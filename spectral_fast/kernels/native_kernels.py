@@ -7,10 +7,12 @@ process may use); neither changes a bit of the result.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["default_level", "levels", "power_law", "threads", "why_not"]
+__all__ = ["default_level", "levels", "power_law", "singular_values", "threads", "why_not"]
 
 why_not = ""  # why the compiled module cannot be used; empty when it can
 try:
@@ -43,3 +45,27 @@ def power_law(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """See :func:`spectral_fast.kernels.numpy_kernels.power_law`."""
     return _native.power_law(values, offsets, level=level, threads=threads)
+
+
+def singular_values(
+    a: NDArray[Any],
+    *,
+    accuracy: str = "standard",
+    bits: str | None = None,
+    level: str | None = None,
+    threads: int = 0,
+    seconds: dict[str, float] | None = None,
+) -> NDArray[np.float64]:
+    """See :func:`spectral_fast.kernels.numpy_kernels.singular_values`.
+
+    Matrices are read in place, whatever their strides; float16, float32, float64 and, as uint16 with ``bits="bfloat16"``, bfloat16. Other dtypes,
+    foreign byte orders and unaligned data are copied to float64 first. seconds: receives the thread seconds spent in each stage.
+    """
+    if bits is None and a.dtype.name not in ("float16", "float32", "float64"):
+        a = a.astype(np.float64)
+    elif not (a.dtype.isnative and a.flags.aligned):
+        a = a.astype(a.dtype.newbyteorder("="))
+    s, spent = _native.singular_values(a, format=bits or a.dtype.name, accuracy=accuracy, level=level, threads=threads)
+    if seconds is not None:
+        seconds.update(spent)
+    return s

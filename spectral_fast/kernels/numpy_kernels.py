@@ -47,16 +47,21 @@ def power_law(values: NDArray[np.float64], offsets: NDArray[np.int64]) -> tuple[
     return alpha, D, best
 
 
-def singular_values(a: NDArray[Any]) -> NDArray[np.float64]:
+def singular_values(a: NDArray[Any], *, accuracy: str = "standard") -> NDArray[np.float64]:
     """All singular values of every matrix of a batch.
 
     a: (batch, m, n) real numbers of any dtype and strides; each matrix is converted to float64 by itself.
+    accuracy, with c = 10 sqrt(min(m, n)) and eps = 2^-52: "standard" promises |s_hat^2 - s^2| <= c eps s_1^2 for every value, hence
+    |s_hat - s| <= min(sqrt(c eps) s_1, c eps s_1^2 / s); "high" promises |s_hat - s| <= c eps s_1. Here both are LAPACK's gesdd (Gu &
+    Eisenstat 1995) without vectors, which keeps the second.
 
-    Returns s (batch, min(m, n)) float64, descending, with |s_hat - s| <= 10 sqrt(min(m, n)) 2^-52 s_1. A matrix with a NaN or an infinity
-    gives NaN; the others are unaffected. Multiplying a matrix by a power of two multiplies its values by the same, to the bit, as long as
-    nothing overflows: each matrix is scaled by a power of two so that its largest entry is in [0.5, 1), which also keeps denormal and
-    huge matrices exact. A matrix's values do not depend on the batch it came in. LAPACK's gesdd (Gu & Eisenstat 1995) without vectors.
+    Returns s (batch, min(m, n)) float64, descending. A matrix with a NaN or an infinity gives NaN; the others are unaffected. Multiplying a
+    matrix by a power of two multiplies its values by the same, to the bit, as long as nothing over- or underflows: matrices are scaled by
+    a power of two so that the largest entry is in [0.5, 1), which also keeps denormal and huge matrices exact. A matrix's values do not
+    depend on the batch it came in.
     """
+    if accuracy not in ("standard", "high"):
+        raise ValueError(f"accuracy: got {accuracy!r}; known: standard, high")
     batch, m, n = a.shape
     s = np.empty((batch, min(m, n)))
     if s.size == 0:

@@ -1,0 +1,57 @@
+// What the routes of singular_values share: condensed matrices of a batch, their values, and the clock of the stages.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "singular_values/singular_values.h"
+
+namespace sf {
+
+// Adds the time since the last lap to one of the stages; the sum goes out with the object.
+class Watch {
+ public:
+  explicit Watch(SingularValueStages* stages) : stages_(stages), since_(stages ? Clock::now() : Clock::time_point{}) {}
+  ~Watch();
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+  void lap(double SingularValueStages::* stage) {
+    if (!stages_) return;
+    const Clock::time_point now = Clock::now();
+    here_.*stage += std::chrono::duration<double>(now - since_).count();
+    since_ = now;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  SingularValueStages* stages_;
+  SingularValueStages here_{};
+  Clock::time_point since_;
+};
+
+// The bidiagonals (d, e) or tridiagonals (diagonal, squared off-diagonal) of a batch, `lanes` to a block (see lanes.h), each scaled by
+// 2^-exponent.
+struct Condensed {
+  Condensed(std::int64_t batch, std::int64_t n, int lanes);
+  std::int64_t batch, n;
+  int lanes;
+  std::int64_t blocks;
+  std::vector<double> first, second;
+  std::vector<int> exponents;
+
+  double* d(std::int64_t block) { return first.data() + block * n * lanes; }
+  double* e(std::int64_t block) { return second.data() + block * n * lanes; }
+  // The place of matrix i; entry k is k * lanes further.
+  std::int64_t place(std::int64_t i) const { return (i / lanes) * n * lanes + i % lanes; }
+  int used(std::int64_t block) const;  // the first lanes of a block that are matrices of the batch
+};
+
+// Bidiagonals (`high`) or tridiagonals to singular values s (batch x n).
+void solve(Condensed& c, bool high, double* s, const SingularValueOptions& options, SingularValueStages* stages);
+
+// The routes; a.rows >= a.cols.
+void by_lanes(const Matrices& a, double* s, const SingularValueOptions& options, SingularValueStages* stages);
+void one_stage(const Matrices& a, double* s, const SingularValueOptions& options, SingularValueStages* stages);
+void two_stages(const Matrices& a, double* s, const SingularValueOptions& options, SingularValueStages* stages);
+
+}  // namespace sf

@@ -1,0 +1,41 @@
+// contract: numpy_kernels.singular_values
+#pragma once
+#include <functional>
+
+#include "core/isa.h"
+#include "singular_values/lanes.h"
+
+namespace sf {
+
+enum class Accuracy { standard, high };
+
+struct SingularValueOptions {
+  Accuracy accuracy = Accuracy::standard;
+  Level level = Level::baseline;
+  int threads = 0;  // 0: default_threads()
+  std::function<bool()> interrupted{};
+};
+
+// Seconds of thread time by stage, summed over threads.
+struct SingularValueStages {
+  double pack = 0.0, gram = 0.0, qr = 0.0, reduce = 0.0, chase = 0.0, solve = 0.0, refine = 0.0;
+
+  struct Named {
+    const char* name;
+    double SingularValueStages::* seconds;
+  };
+  static const Named all[7];
+};
+
+inline constexpr SingularValueStages::Named SingularValueStages::all[7] = {
+    {"pack", &SingularValueStages::pack},     {"gram", &SingularValueStages::gram},   {"qr", &SingularValueStages::qr},
+    {"reduce", &SingularValueStages::reduce}, {"chase", &SingularValueStages::chase}, {"solve", &SingularValueStages::solve},
+    {"refine", &SingularValueStages::refine}};
+
+// Up to this many columns one reduction on one thread per matrix, above it two stages: where the matrix no longer fits into L2.
+constexpr std::int64_t kOneStage = 320;
+
+// Values of every matrix, descending, in s (batch x min(rows, cols)). Throws Cancelled.
+void singular_values(Matrices a, double* s, const SingularValueOptions& options, SingularValueStages* stages = nullptr);
+
+}  // namespace sf
