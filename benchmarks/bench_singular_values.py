@@ -72,9 +72,7 @@ def gemm_rate() -> float:
     return 2 * 2048**3 / best
 
 
-def compare(
-    against: Callable[..., dict[str, float]], rate: float, a: np.ndarray, accuracy: str, *, rounds: int, with_numpy: bool = True
-) -> dict[str, float]:
+def compare(against: Callable[..., dict[str, float]], rate: float, a: np.ndarray, accuracy: str, *, rounds: int, with_numpy: bool = True) -> dict[str, float]:
     torch = pytest.importorskip("torch", reason="the peer is torch's svdvals")
     b, m, n = a.shape
     tensor = torch.from_numpy(a)
@@ -122,9 +120,7 @@ def test_huge(against: Callable[..., dict[str, float]], rng: np.random.Generator
 @pytest.mark.parametrize("kind", ["graded", "deficient"])
 @pytest.mark.parametrize("accuracy", ["standard", "high"])
 @named(SMALL + LARGE[:3])
-def test_difficult_input(
-    against: Callable[..., dict[str, float]], rng: np.random.Generator, shape: tuple[int, int, int], accuracy: str, kind: str
-) -> None:
+def test_difficult_input(against: Callable[..., dict[str, float]], rng: np.random.Generator, shape: tuple[int, int, int], accuracy: str, kind: str) -> None:
     """Ours on difficult input over ours on Gaussian input: at most 2 for n <= 64, 1.5 above."""
     easy, hard = matrices("gaussian", shape, rng).astype(np.float64), matrices(kind, shape, rng)
     ratios = against(lambda: svdvals(easy, accuracy=accuracy), {kind: lambda: svdvals(hard, accuracy=accuracy)}, rounds=7, pause=0.05)

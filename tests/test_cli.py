@@ -80,6 +80,9 @@ def test_fail_on(checkpoint: Path, level: str, layers: str, code: int) -> None:
         (["scan", "{text}"], "notes.safetensors"),
         (["scan"], "PATH"),
         (["scan", "{checkpoint}", "--fail-on", "mild"], "--fail-on"),
+        (["scan", "{checkpoint}", "--baseline", "lost.pt"], "baseline: "),
+        (["scan", "{checkpoint}", "--null", "shuffle"], "--null"),
+        (["diagnose", "factories:net", "--include", "collapse", "--baseline", "{checkpoint}"], "baseline: is about the weights"),
         (["frobnicate"], "frobnicate"),
         (["diagnose", "nocolon"], "wanted package.module:factory"),
         (["diagnose", "training.py:make"], "wanted package.module:factory"),
@@ -201,6 +204,23 @@ def test_demo_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert one_line(capsys) == 'the demo needs scikit-learn: pip install "spectral_fast[demo]"'
 
 
+def test_scan_beside_a_baseline_and_shuffles(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("scan", str(checkpoint), "--baseline", str(checkpoint), "--null", "permutation", "--json", str(tmp_path / "r.json"), "--fail-on", "severe")
+    assert run(*arguments) == 0, "nothing has collapsed since the baseline"
+    assert "2 of 2 matrices compared with theirs" in " ".join(capsys.readouterr().out.split())
+    data = strict((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert data["baseline"] == str(checkpoint) and data["matrices"][0]["permutation"]["n_permutations"] == 20
+
+
+def test_diagnose_beside_a_baseline(factories: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    torch.save({"0.weight": torch.eye(5, 6), "other": torch.eye(4)}, factories / "before.pt")
+    assert run("diagnose", "factories:alone", "--include", "weights", "--baseline", "before.pt") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "baseline before.pt: 1 of 2 matrices compared with theirs" in shown and "not compared: not in the baseline: 2.weight (3x5)" in shown
+
+
 def test_interrupted_scan_keeps_what_is_done(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import dataclasses
 
@@ -251,7 +271,8 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info") == 0
     assert "native" in capsys.readouterr().out
     assert run("info", "--json") == 0
-    assert isinstance(strict(capsys.readouterr().out), dict)
+    versions = strict(capsys.readouterr().out)["versions"]
+    assert list(versions) == ["spectral_fast", "python", "numpy", "scipy", "torch"] and all(v[0].isdigit() for v in versions.values())
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,15 +181,18 @@ def eigen(values: list[float], converged: bool = True) -> SimpleNamespace:
     return SimpleNamespace(values=np.array(values), converged=np.full(len(values), converged), residuals=np.full(len(values), 0.5), tol=1e-3)
 
 
-def curvature(top: list[float], low: float = 0.0, converged: bool = True) -> SimpleNamespace:
+def curvature(top: list[float], low: float = 0.0, converged: bool = True, ggn: SimpleNamespace | None = None) -> SimpleNamespace:
     density = SimpleNamespace(nodes=np.array([0.0, top[0]]), weights=np.array([0.99, 0.01]), trace=0.01 * top[0] * 1000)
-    return SimpleNamespace(hessian_top=eigen(top, converged), hessian_bottom=eigen([low]), density=density, n_params=1000)
+    return SimpleNamespace(hessian_top=eigen(top, converged), hessian_bottom=eigen([low]), density=density, n_params=1000, ggn_top=ggn)
 
 
 def test_curvature_patterns() -> None:
     titles = [f.title for f in curvature_findings(curvature([100.0, 5.0, 1.0], low=-20.0), Stability(40.0, 0.0, "2/lr"))]  # type: ignore[arg-type]
     assert any("stability threshold" in t for t in titles)
     assert any("few large" in t for t in titles) and any("flat" in t for t in titles) and any("negative curvature" in t for t in titles)
+    for ggn in (None, eigen([1.0])):
+        saddle = curvature_findings(curvature([100.0, 5.0], low=-20.0, ggn=ggn))[-1]  # type: ignore[arg-type]
+        assert ("GGN" in saddle.advice) == (ggn is not None)
     calm = curvature_findings(curvature([10.0, 9.0, 8.0]), Stability(40.0, 0.0, "2/lr"))  # type: ignore[arg-type]
     assert all(f.severity == "info" for f in calm) and not any("sharp" in f.title for f in calm)
     unconverged = curvature_findings(curvature([10.0, 9.0], converged=False))  # type: ignore[arg-type]
@@ -200,14 +203,20 @@ def test_gradient_and_collapse_patterns() -> None:
     g = SimpleNamespace(
         status="ok", top_share=0.9, effective_rank=3.0, n_samples=100, noise_scale=500.0, noise_scale_interval=(300.0, 900.0), trace=1.0, gradient_norm2=0.1
     )
-    assert [f.title for f in gradient_findings(g, batch_size=32)] == [
-        "low-rank learning: normal, watch for stagnation",
-        "batches are noisier than they need to be",
-    ]  # type: ignore[arg-type]
-    n = SimpleNamespace(
-        status="ok", n_classes=10, class_counts=np.full(10, 7), n_samples=70, feature_dim=32, nc1_rank=4, nc1=0.01, nc2_angles=0.1, nc3=0.2, nc4=0.0, layer="2"
-    )
-    assert [(f.severity, f.where) for f in collapse_findings(n)] == [("warning", "2"), ("info", "2")]  # type: ignore[arg-type]
+    noisy, low = "batches are noisier than they need to be", "low-rank learning: normal, watch for stagnation"
+    # effective rank 3: little beside the 9 directions of ten classes, all there is for four; unknown without classes
+    for classes, titles in ((10, [low, noisy]), (4, [noisy]), (None, [noisy])):
+        assert [f.title for f in gradient_findings(g, batch_size=32, n_classes=classes)] == titles  # type: ignore[arg-type]
+    n = dict(
+        status="ok", class_counts=np.full(10, 7), n_samples=70, feature_dim=32, nc1_rank=4, nc1=0.01, nc2_angles=0.1, nc3=0.2, nc4=0.0, layer="2",
+        mean_values=np.array([1.0] * 4 + [1e-9] * 6), spread=0.5,
+    )  # fmt: skip
+    assert [(f.severity, f.where) for f in collapse_findings(SimpleNamespace(**n))] == [("warning", "2"), ("info", "2")]  # type: ignore[arg-type]
+    narrow = {**n, "nc1_rank": 9, "nc1": 0.5}
+    assert ["4 directions only" in f.evidence for f in collapse_findings(SimpleNamespace(**narrow))] == [True]  # type: ignore[arg-type]
+    assert not collapse_findings(SimpleNamespace(**{**narrow, "mean_values": np.linspace(1, 0, 10)}))  # type: ignore[arg-type]
+    point = {**n, "status": "unresolved", "nc1_rank": 0, "nc1": math.nan, "spread": 1e-7}
+    assert [(f.severity, f.title) for f in collapse_findings(SimpleNamespace(**point))] == [("severe", "features have collapsed to one point")]  # type: ignore[arg-type]
     assert SEVERITIES == ("info", "warning", "severe")
 
 

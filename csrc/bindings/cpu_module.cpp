@@ -51,25 +51,39 @@ py::tuple power_law(const py::array& values, const py::array& offsets, const std
   return py::make_tuple(alpha, D, best);
 }
 
-py::tuple singular_values(const py::array& a, const std::string& format, const std::string& accuracy,
-                          const std::optional<std::string>& level, int threads) {
-  const sf::Matrices matrices = sf::matrices_view(a, format, "a");
+// Runs `work(out, options, stages)` for a batch; values (batch, d_min) and thread seconds by stage.
+template <class Work>
+py::tuple spectra(const sf::Matrices& a, const std::string& accuracy, const std::optional<std::string>& level, int threads, const Work& work) {
   sf::require(accuracy == "standard" || accuracy == "high", "accuracy: got " + accuracy + "; known: standard, high");
   sf::require(threads >= 0, "threads: wanted a number >= 0, got " + std::to_string(threads));
   sf::SingularValueOptions options;
   options.accuracy = accuracy == "high" ? sf::Accuracy::high : sf::Accuracy::standard;
   options.level = sf::find_level(level.value_or(""));
   options.threads = threads;
-  py::array_t<double> s({matrices.batch, std::min(matrices.rows, matrices.cols)});
+  py::array_t<double> s({a.batch, std::min(a.rows, a.cols)});
   double* const out = s.mutable_data();
   sf::SingularValueStages stages;
   without_gil([&](const auto& interrupted) {
     options.interrupted = interrupted;
-    sf::singular_values(matrices, out, options, &stages);
+    work(out, options, &stages);
   });
   py::dict seconds;
   for (const auto& stage : sf::SingularValueStages::all) seconds[stage.name] = stages.*stage.seconds;
   return py::make_tuple(s, seconds);
+}
+
+py::tuple singular_values(const py::array& a, const std::string& format, const std::string& accuracy, const std::optional<std::string>& level,
+                          int threads) {
+  const sf::Matrices matrices = sf::matrices_view(a, format, "a");
+  return spectra(matrices, accuracy, level, threads,
+                 [&](double* out, const auto& options, auto* stages) { sf::singular_values(matrices, out, options, stages); });
+}
+
+py::tuple complex_singular_values(const py::array& re, const py::array& im, const std::optional<std::string>& level, int threads) {
+  const sf::Matrices x = sf::matrices_view(re, "float64", "re"), y = sf::matrices_view(im, "float64", "im");
+  sf::require(x.batch == y.batch && x.rows == y.rows && x.cols == y.cols, "im: wanted the shape of re");
+  return spectra(x, "standard", level, threads,
+                 [&](double* out, const auto& options, auto* stages) { sf::complex_singular_values(x, y, out, options, stages); });
 }
 
 }  // namespace
@@ -84,6 +98,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("singular_values", &singular_values, py::arg("a").noconvert(), py::kw_only(), py::arg("format"), py::arg("accuracy") = "standard",
         py::arg("level") = py::none(), py::arg("threads") = 0,
         "Values (batch, min(m, n)) and thread seconds by stage; see spectral_fast.kernels.numpy_kernels.singular_values.");
+  m.def("complex_singular_values", &complex_singular_values, py::arg("re").noconvert(), py::arg("im").noconvert(), py::kw_only(),
+        py::arg("level") = py::none(), py::arg("threads") = 0, "The same of re + i im, float64, with standard accuracy.");
   // shared numerics, for their tests
   m.def("exp_neg", &sf::exp_neg, py::arg("t"), "exp(-t), t >= 0");
   m.def("log_ratio", &sf::log_ratio, py::arg("a"), py::arg("b"), "ln(b/a), 0 < a <= b");

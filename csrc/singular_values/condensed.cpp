@@ -52,10 +52,11 @@ void solve(Condensed& c, bool high, double* s, const SingularValueOptions& optio
     loops.root_free_qr(diagonal, off2, n, blocks, failed);
     watch.lap(&SingularValueStages::solve);
     if (high) {
-      // the second step's size tells whether the first one did its work
+      for (int b = 0; b < blocks; ++b) doubtful[b] = (1u << c.lanes) - 1u;
       loops.newton(c.d(first), c.e(first), n, diagonal, blocks, doubtful);
       bool more = false;
       for (int b = 0; b < blocks; ++b) more = more || doubtful[b];
+      // the second step's size tells whether the first one did its work
       if (more) loops.newton(c.d(first), c.e(first), n, diagonal, blocks, doubtful);
       for (int b = 0; b < blocks; ++b) doubtful[b] |= failed[b];
     }

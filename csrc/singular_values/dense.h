@@ -1,13 +1,14 @@
 // Reductions of one middle-sized matrix on one thread: Gram matrix, tridiagonal and bidiagonal forms, QR of a tall matrix by panels.
 //
-// All matrices are row-major. Base pointers are 64-byte aligned and leading dimensions at least padded_columns(n), a multiple of 8
-// that is no multiple of 64 bytes times a power of two; the padding columns may be read and written, whatever they hold. Entries are
-// finite and scaled by the caller (largest magnitude about 1): parts of a vector below 1e-100 are dropped.
+// All matrices are row-major. Base pointers are 64-byte aligned, leading dimensions multiples of 8 and at least padded_columns(n); the
+// padding columns may be read and written, whatever they hold. Entries are finite and scaled by the caller (largest magnitude about 1):
+// parts of a vector below 1e-100 are dropped. Results do not depend on anything but the entries, the sizes and the level.
 #pragma once
 #include <stdint.h>
 
 namespace sf {
 
+// An odd number of cache lines, so that the rows of a column spread over all sets of the cache.
 static constexpr int64_t padded_columns(int64_t n) { return ((n + 15) / 8 | 1) * 8; }
 
 // Doubles of work space. 64-byte aligned; contents need no preparation.
@@ -28,12 +29,13 @@ struct DenseLoops {
   void (*bidiagonalize)(double* a, int64_t m, int64_t n, int64_t lda, double* d, double* e, double* work);
 
   // R (n x n, upper triangle, row-major; zeros before the first call) <- R of the QR decomposition of [R; P]; P (rows x n) is destroyed.
-  // The diagonal of R may have either sign.
+  // The diagonal of R may have either sign. Best with 256 to 512 rows at a time, a multiple of 8.
   void (*qr_append)(double* r, int64_t n, int64_t ldr, double* p, int64_t rows, int64_t ldp, double* work);
 
   // The first two for complex matrices in planes of real and imaginary parts, each as a real matrix: G += P^H P, lower triangle, and the
   // reduction of the Hermitian G to real d (n) and e (n-1) >= 0 with the same eigenvalues.
-  void (*gram_complex)(const double* p_re, const double* p_im, int64_t rows, int64_t ldp, int64_t n, double* g_re, double* g_im, int64_t ldg);
+  void (*gram_complex)(const double* p_re, const double* p_im, int64_t rows, int64_t ldp, int64_t n, double* g_re, double* g_im,
+                       int64_t ldg);
   void (*tridiagonalize_complex)(double* g_re, double* g_im, int64_t n, int64_t ldg, double* d, double* e, double* work);
 };
 

@@ -13,14 +13,19 @@ namespace {
 constexpr int kTileRows = kLanes < 4 ? 4 : kLanes;  // rows of a register tile: a multiple of the lanes
 constexpr int kTileVectors = 3;
 
-// c (Rows x Vectors*kLanes) += a^T b, or -= where Subtract, over `depth` rows: a's entries (k, 0..Rows) and b's vectors (k, 0..Vectors*kLanes).
+// Terms summed up one after another before their sum is added to those of the terms before: rounding errors of sums of equal terms
+// do not cancel, so that one chain over all rows would lose digits in proportion to their number.
+constexpr int64_t kChain = 128;
+
+// c (Rows x Vectors*kLanes) += a^T b, or -= where Subtract, over `depth` rows, whose sum is formed first: a's entries (k, 0..Rows) and b's
+// vectors (k, 0..Vectors*kLanes).
 template <int Rows, int Vectors, bool Subtract = false>
 inline void add_outer_products(const double* a, int64_t lda, const double* b, int64_t ldb, int64_t depth, double* c, int64_t ldc) {
   Vec sums[Rows][Vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) sums[r][v] = load(c + r * ldc + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = zeros();
   for (int64_t k = 0; k < depth; ++k, a += lda, b += ldb) {
     Vec row[Vectors];
 #pragma GCC unroll 3
@@ -29,26 +34,28 @@ inline void add_outer_products(const double* a, int64_t lda, const double* b, in
     for (int r = 0; r < Rows; ++r) {
       const Vec factor = broadcast(a[r]);
 #pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) sums[r][v] = Subtract ? fnma(factor, row[v], sums[r][v]) : fma(factor, row[v], sums[r][v]);
+      for (int v = 0; v < Vectors; ++v) sums[r][v] = fma(factor, row[v], sums[r][v]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) store(c + r * ldc + v * kLanes, sums[r][v]);
+    for (int v = 0; v < Vectors; ++v) {
+      const Vec before = load(c + r * ldc + v * kLanes);
+      store(c + r * ldc + v * kLanes, Subtract ? sub(before, sums[r][v]) : add(before, sums[r][v]));
+    }
 }
 
 // The same for `vectors` vectors in all: threes, and at the end twos rather than a single one, which would wait for its own sums.
 template <int Rows, bool Subtract = false>
-inline void add_outer_strip(const double* a, int64_t lda, const double* b, int64_t ldb, int64_t depth, double* c, int64_t ldc, int64_t vectors) {
+inline void add_outer_strip(const double* a, int64_t lda, const double* b, int64_t ldb, int64_t depth, double* c, int64_t ldc,
+                            int64_t vectors) {
   int64_t at = 0;
   for (; vectors - at > 4 || vectors - at == 3; at += 3)
     add_outer_products<Rows, 3, Subtract>(a, lda, b + at * kLanes, ldb, depth, c + at * kLanes, ldc);
   for (; vectors - at >= 2; at += 2) add_outer_products<Rows, 2, Subtract>(a, lda, b + at * kLanes, ldb, depth, c + at * kLanes, ldc);
   if (at < vectors) add_outer_products<Rows, 1, Subtract>(a, lda, b + at * kLanes, ldb, depth, c + at * kLanes, ldc);
 }
-
-constexpr int64_t kGramDepth = 128;  // rows of P taken at once
 
 // Lower triangle of g += a^T b, or -= where Subtract, over `depth` rows.
 template <bool Subtract>
@@ -64,8 +71,8 @@ inline void add_gram_rows(const double* a, const double* b, int64_t ldp, int64_t
 }
 
 inline void gram(const double* p, int64_t rows, int64_t ldp, int64_t n, double* g, int64_t ldg) {
-  for (int64_t k = 0; k < rows; k += kGramDepth) {
-    const int64_t depth = rows - k < kGramDepth ? rows - k : kGramDepth;
+  for (int64_t k = 0; k < rows; k += kChain) {
+    const int64_t depth = rows - k < kChain ? rows - k : kChain;
     add_gram_rows<false>(p + k * ldp, p + k * ldp, ldp, depth, n, g, ldg);
   }
 }

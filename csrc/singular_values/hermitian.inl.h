@@ -9,9 +9,10 @@
 namespace sf::SF_ISA {
 namespace {
 
-inline void gram_complex(const double* p_re, const double* p_im, int64_t rows, int64_t ldp, int64_t n, double* g_re, double* g_im, int64_t ldg) {
-  for (int64_t k = 0; k < rows; k += kGramDepth) {
-    const int64_t depth = rows - k < kGramDepth ? rows - k : kGramDepth;
+inline void gram_complex(const double* p_re, const double* p_im, int64_t rows, int64_t ldp, int64_t n, double* g_re, double* g_im,
+                         int64_t ldg) {
+  for (int64_t k = 0; k < rows; k += kChain) {
+    const int64_t depth = rows - k < kChain ? rows - k : kChain;
     const double *re = p_re + k * ldp, *im = p_im + k * ldp;
     add_gram_rows<false>(re, re, ldp, depth, n, g_re, ldg);
     add_gram_rows<false>(im, im, ldp, depth, n, g_re, ldg);

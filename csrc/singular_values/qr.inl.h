@@ -26,44 +26,52 @@ struct BlockReflector {
 // a's rows: row -= a_j s (where Update), and on return dots = sum over rows of a_next row (with the updated row).
 template <bool Update>
 inline void sweep_slab(double* a, int64_t rows, int64_t j, int64_t next, const double* s, double* dots) {
-  Vec sj[kSlabVectors], even[kSlabVectors], odd[kSlabVectors];
+  Vec sj[kSlabVectors], total[kSlabVectors];
 #pragma GCC unroll 4
   for (int c = 0; c < kSlabVectors; ++c) {
     sj[c] = load(s + c * kLanes);
-    even[c] = odd[c] = zeros();
+    total[c] = zeros();
   }
-  int64_t i = 0;
-  for (; i + 1 < rows; i += 2, a += 2 * kSlab) {
-    const Vec a0 = broadcast(a[j]), a1 = broadcast(a[kSlab + j]);
-    Vec first[kSlabVectors], second[kSlabVectors];
+  for (int64_t from = 0; from < rows; from += kChain) {
+    const int64_t to = rows - from < kChain ? rows : from + kChain;
+    Vec even[kSlabVectors], odd[kSlabVectors];
 #pragma GCC unroll 4
-    for (int c = 0; c < kSlabVectors; ++c) {
-      first[c] = load(a + c * kLanes);
-      second[c] = load(a + kSlab + c * kLanes);
-      if constexpr (Update) {
-        first[c] = fnma(a0, sj[c], first[c]);
-        second[c] = fnma(a1, sj[c], second[c]);
-        store(a + c * kLanes, first[c]);
-        store(a + kSlab + c * kLanes, second[c]);
+    for (int c = 0; c < kSlabVectors; ++c) even[c] = odd[c] = zeros();
+    int64_t i = from;
+    for (; i + 1 < to; i += 2, a += 2 * kSlab) {
+      const Vec a0 = broadcast(a[j]), a1 = broadcast(a[kSlab + j]);
+      Vec first[kSlabVectors], second[kSlabVectors];
+#pragma GCC unroll 4
+      for (int c = 0; c < kSlabVectors; ++c) {
+        first[c] = load(a + c * kLanes);
+        second[c] = load(a + kSlab + c * kLanes);
+        if constexpr (Update) {
+          first[c] = fnma(a0, sj[c], first[c]);
+          second[c] = fnma(a1, sj[c], second[c]);
+          store(a + c * kLanes, first[c]);
+          store(a + kSlab + c * kLanes, second[c]);
+        }
+      }
+      const Vec b0 = broadcast(a[next]), b1 = broadcast(a[kSlab + next]);
+#pragma GCC unroll 4
+      for (int c = 0; c < kSlabVectors; ++c) {
+        even[c] = fma(b0, first[c], even[c]);
+        odd[c] = fma(b1, second[c], odd[c]);
       }
     }
-    const Vec b0 = broadcast(a[next]), b1 = broadcast(a[kSlab + next]);
+    if (i < to) {
+      const Vec a0 = broadcast(a[j]);
 #pragma GCC unroll 4
-    for (int c = 0; c < kSlabVectors; ++c) {
-      even[c] = fma(b0, first[c], even[c]);
-      odd[c] = fma(b1, second[c], odd[c]);
+      for (int c = 0; c < kSlabVectors; ++c) store(a + c * kLanes, fnma(a0, sj[c], load(a + c * kLanes)));
+      const Vec b0 = broadcast(a[next]);
+#pragma GCC unroll 4
+      for (int c = 0; c < kSlabVectors; ++c) even[c] = fma(b0, load(a + c * kLanes), even[c]);
     }
-  }
-  if (i < rows) {
-    const Vec a0 = broadcast(a[j]);
 #pragma GCC unroll 4
-    for (int c = 0; c < kSlabVectors; ++c) store(a + c * kLanes, fnma(a0, sj[c], load(a + c * kLanes)));
-    const Vec b0 = broadcast(a[next]);
-#pragma GCC unroll 4
-    for (int c = 0; c < kSlabVectors; ++c) even[c] = fma(b0, load(a + c * kLanes), even[c]);
+    for (int c = 0; c < kSlabVectors; ++c) total[c] = add(total[c], add(even[c], odd[c]));
   }
 #pragma GCC unroll 4
-  for (int c = 0; c < kSlabVectors; ++c) store(dots + c * kLanes, add(even[c], odd[c]));
+  for (int c = 0; c < kSlabVectors; ++c) store(dots + c * kLanes, total[c]);
 }
 
 // QR of [r; a] for `columns` <= kSlab columns: a becomes the reflectors, t (leading dimension kBlock) and head their block form.
@@ -104,8 +112,8 @@ inline void add_strip_products(const double* a, const double* strip, int64_t lds
 
 // out (Rows x Vectors) = in - V w: v points to the rows in the first slab.
 template <int Rows, int Vectors>
-inline void subtract_products(const double* v, int64_t slabs, int64_t slab_size, const double* w, const double* in, int64_t ldin, double* out,
-                              int64_t ldout) {
+inline void subtract_products(const double* v, int64_t slabs, int64_t slab_size, const double* w, const double* in, int64_t ldin,
+                              double* out, int64_t ldout) {
   Vec sums[Rows][Vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
@@ -155,8 +163,12 @@ inline void apply_block(const double* v, int64_t slabs, int64_t rows, const doub
       store(w + i * kStrip + j, i < reflectors ? mul(broadcast(head[i]), load(r + i * ldr + j)) : zeros());
       store(tw + i * kStrip + j, zeros());
     }
-  for (int64_t i = 0; i < size; i += kTileRows)
-    add_strip_products<kTileRows>(v + i / kSlab * rows * kSlab + i % kSlab, strip, ldstrip, vectors, rows, w + i * kStrip);
+  for (int64_t k = 0; k < rows; k += kChain) {
+    const int64_t depth = rows - k < kChain ? rows - k : kChain;
+    for (int64_t i = 0; i < size; i += kTileRows)
+      add_strip_products<kTileRows>(v + (i / kSlab * rows + k) * kSlab + i % kSlab, strip + k * ldstrip, ldstrip, vectors, depth,
+                                    w + i * kStrip);
+  }
   for (int64_t i = 0; i < size; i += kTileRows) {
     if (vectors == 3)
       add_outer_products<kTileRows, 3>(t + i, kBlock, w, kStrip, i + kTileRows, tw + i * kStrip, kStrip);
@@ -193,8 +205,12 @@ inline void join_slab(const double* v, int64_t s, int64_t rows, double* t) {
   alignas(64) double cross[kBlock * kSlab] = {}, product[kBlock * kSlab];
   const int64_t before = s * kSlab;
   const double* slab = v + s * rows * kSlab;
-  for (int64_t i = 0; i < before; i += kTileRows)
-    add_outer_strip<kTileRows>(v + i / kSlab * rows * kSlab + i % kSlab, kSlab, slab, kSlab, rows, cross + i * kSlab, kSlab, kSlabVectors);
+  for (int64_t k = 0; k < rows; k += kChain) {
+    const int64_t depth = rows - k < kChain ? rows - k : kChain;
+    for (int64_t i = 0; i < before; i += kTileRows)
+      add_outer_strip<kTileRows>(v + (i / kSlab * rows + k) * kSlab + i % kSlab, kSlab, slab + k * kSlab, kSlab, depth, cross + i * kSlab,
+                                 kSlab, kSlabVectors);
+  }
   for (int64_t i = 0; i < before; ++i) row_times_slab(t + i * kBlock + i, before - i, cross + i * kSlab, kSlab, product + i * kSlab);
   for (int64_t i = 0; i < before; ++i) {
     double* out = t + i * kBlock + before;
@@ -203,14 +219,15 @@ inline void join_slab(const double* v, int64_t s, int64_t rows, double* t) {
   }
 }
 
-// Slabs `to`..`end` -= the effect of the reflectors of slabs `from`..`to`, whose t is complete; r: the rows from `from` on, all columns of the block.
+// Slabs `to`..`end` -= the effect of the reflectors of slabs `from`..`to`, whose t is complete; r: the rows from `from` on, all columns of
+// the block.
 inline void apply_slabs(double* v, int64_t from, int64_t to, int64_t end, int64_t rows, double* r, int64_t ldr, const BlockReflector& h) {
   constexpr int kStep = kSlabVectors < 2 ? 1 : 2;
   const int64_t first = from * kSlab;
   for (int64_t column = to * kSlab; column < end * kSlab; column += kStep * kLanes) {
     double* strip = v + column / kSlab * kSlab * rows + column % kSlab;
-    apply_block(v + first * rows, to - from, rows, h.t + first * kBlock + first, h.head + first, (to - from) * kSlab, r + first * ldr + column, ldr,
-                strip, kSlab, kStep, strip, kSlab);
+    apply_block(v + first * rows, to - from, rows, h.t + first * kBlock + first, h.head + first, (to - from) * kSlab,
+                r + first * ldr + column, ldr, strip, kSlab, kStep, strip, kSlab);
   }
 }
 

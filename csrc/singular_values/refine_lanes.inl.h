@@ -14,6 +14,9 @@ void newton_block(const double* d, const double* e, int64_t n, double* values, u
   const Vec reach = mul(top, broadcast(64 * kEps));                                                 // steps beyond cannot be right
   const Vec promise = mul(square_root(top), broadcast(2.5 * sqrt(static_cast<double>(n)) * kEps));  // a quarter of what "high" promises
   const double size = static_cast<double>(n);
+  double chosen[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) chosen[lane] = *doubtful >> lane & 1u ? 1.0 : 0.0;
+  const Mask wanted = less(zeros(), load(chosen));  // the others keep their values
   unsigned unsure = 0;
   for (int64_t k = 0; k < n; k += kTogether) {
     Vec x[kTogether], t[kTogether], slope[kTogether], sum[kTogether];
@@ -41,7 +44,7 @@ void newton_block(const double* d, const double* e, int64_t n, double* values, u
       const Vec step = div(broadcast(1.0), sum[j]);
       const Mask sane = less_equal(magnitude(step), reach);
       const Vec moved = most(select(sane, sub(x[j], step), x[j]), zeros());
-      store(values + (k + j) * kLanes, moved);
+      store(values + (k + j) * kLanes, select(wanted, moved, x[j]));
       // There is an eigenvalue within n |f/f'| of x; a step of a few ulps of the value itself is the rounding noise of a converged one.
       // What this does not show to be in order (clusters far below the largest, values that drown) is left to bisection.
       const Vec allowed = mul(promise, square_root(moved));  // of the value's error: half of 2 s |ds|
@@ -51,7 +54,7 @@ void newton_block(const double* d, const double* e, int64_t n, double* values, u
       unsure |= ~bits(fine);
     }
   }
-  *doubtful = unsure & ((1u << kLanes) - 1u);
+  *doubtful &= unsure;
 }
 
 void newton(const double* d, const double* e, int64_t n, double* values, int blocks, unsigned* doubtful) {

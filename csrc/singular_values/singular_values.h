@@ -38,4 +38,7 @@ constexpr std::int64_t kOneStage = 320;
 // Values of every matrix, descending, in s (batch x min(rows, cols)). Throws Cancelled.
 void singular_values(Matrices a, double* s, const SingularValueOptions& options, SingularValueStages* stages = nullptr);
 
+// The same of complex matrices given by their real and imaginary parts, always with "standard" accuracy.
+void complex_singular_values(Matrices re, Matrices im, double* s, const SingularValueOptions& options, SingularValueStages* stages = nullptr);
+
 }  // namespace sf

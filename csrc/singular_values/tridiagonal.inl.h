@@ -15,13 +15,14 @@ namespace {
 inline Vec lane_sums(const Vec* rows) {
 #if defined(__AVX512F__)
   __m256d half[8];
-  for (int r = 0; r < 8; ++r) half[r] = _mm256_add_pd(_mm512_castpd512_pd256(rows[r]), _mm512_extractf64x4_pd(rows[r], 1));
+  for (int r = 0; r < 8; ++r)
+    half[r] = _mm256_add_pd(_mm512_maskz_extractf64x4_pd(0xF, rows[r], 0), _mm512_maskz_extractf64x4_pd(0xF, rows[r], 1));
   __m256d out[2];
   for (int r = 0; r < 2; ++r) {
     const __m256d low = _mm256_hadd_pd(half[4 * r], half[4 * r + 1]), high = _mm256_hadd_pd(half[4 * r + 2], half[4 * r + 3]);
     out[r] = _mm256_add_pd(_mm256_permute2f128_pd(low, high, 0x21), _mm256_blend_pd(low, high, 0xC));
   }
-  return _mm512_insertf64x4(_mm512_castpd256_pd512(out[0]), out[1], 1);
+  return _mm512_maskz_insertf64x4(0xFF, _mm512_castpd256_pd512(out[0]), out[1], 1);
 #elif defined(__AVX2__)
   const Vec low = _mm256_hadd_pd(rows[0], rows[1]), high = _mm256_hadd_pd(rows[2], rows[3]);
   return add(_mm256_permute2f128_pd(low, high, 0x21), _mm256_blend_pd(low, high, 0xC));
@@ -36,8 +37,8 @@ inline Vec lane_sums(const Vec* rows) {
 
 // Rows 0..size: A -= v w^T + w v^T, y = A x. All vectors are zero from `size` to the end of its group of rows; y must be zero
 // on entry and holds nothing of use there on return.
-inline void update_and_multiply(double* g, int64_t size, int64_t n, int64_t ldg, const double* v, const double* w, const double* x, double* y,
-                                double* spare_row) {
+inline void update_and_multiply(double* g, int64_t size, int64_t n, int64_t ldg, const double* v, const double* w, const double* x,
+                                double* y, double* spare_row) {
   for (int64_t i = 0; i < size; i += kTileRows) {
     double* row[kTileRows];
     Vec minus_v[kTileRows], minus_w[kTileRows], factor[kTileRows], sums[kTileRows];

@@ -17,7 +17,7 @@ class Finding:
     """A measured pattern, read.
 
     severity: "info", "warning" or "severe". where: tensor, module or analysis. title: the reading in a few words. evidence: the numbers.
-    comparison: what a random matrix of the shape or the layers of the same kind show. advice: what to do. source: who says so.
+    comparison: what the baseline, a random matrix of the shape or the layers of the same role show. advice: what to do. source: who says so.
     """
 
     severity: Severity

@@ -21,7 +21,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "near one, high": Threshold(2.0, f"{EIGENVALUE_SPECTRA}: all eigenvalues near 1; the interval is ours"),
     "amplifies, lambda_max": Threshold(4.0, f"{EIGENVALUE_SPECTRA}: well above 1; the number is ours"),
     "dampens, lambda_max": Threshold(0.25, f"{EIGENVALUE_SPECTRA}: well below 1; the number is ours"),
-    "scale, times peers": Threshold(2.5, "ours, gain or size of the entries relative to the median of the other layers"),
+    "scale, times peers": Threshold(2.5, "ours, gain or size of the entries relative to the median of the other layers, or to the baseline"),
     "scale, spreads": Threshold(2.0, "ours, 1.48 MAD of the logarithms over the other layers"),
     "peers, number": Threshold(3, "ours: fewer layers are no comparison"),
     "peers, d_min": Threshold(8, "ours: smaller matrices say little"),
@@ -50,7 +50,12 @@ THRESHOLDS: dict[str, Threshold] = {
     "flat, share": Threshold(0.9, f"{EIGENVALUE_SPECTRA}: many small eigenvalues; the share is ours"),
     "flat, times lambda_1": Threshold(0.01, "ours: small means below this share of the largest"),
     "negative": Threshold(0.1, "ours: |lambda_min| over lambda_max"),
-    "gradient, top share": Threshold(0.5, f"{EIGENVALUE_SPECTRA}: concentrated spectrum; share of the ten largest, ours"),
+    "gradient, effective rank": Threshold(
+        0.5, f"{EIGENVALUE_SPECTRA}: concentrated spectrum; effective rank over the classes less one (Gur-Ari et al. 2018: fresh networks fill these), ours"
+    ),
+    "collapsed, direction": Threshold(0.01, "Jing et al. 2022: dimensional collapse, directions without spread; the share of the widest direction is ours"),
+    "collapsed, directions": Threshold(0.5, "ours: at most this share of the directions the classes need"),
+    "collapsed, point": Threshold(1e-4, "Chen & He 2021: complete collapse, one feature for all samples; the number is ours"),
     "collapsed, nc1": Threshold(0.1, "Papyan, Han & Donoho 2020: NC1 tends to 0; the number is ours"),
 }
 

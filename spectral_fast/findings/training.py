@@ -1,4 +1,4 @@
-"""Findings of gradients, curvature and neural collapse: the analyses that need data."""
+"""Findings of gradients and curvature."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import numpy as np
 
 from .finding import Finding
 from .stability import Stability
-from .thresholds import EIGENVALUE_SPECTRA, source_of, value_of
+from .thresholds import source_of, value_of
 
 if TYPE_CHECKING:
-    from ..collapse import NeuralCollapse
     from ..curvature import CurvatureSpectra
     from ..gradients import GradientSpectrum
 
-__all__ = ["collapse_findings", "curvature_findings", "gradient_findings"]
+__all__ = ["curvature_findings", "gradient_findings"]
 
 _LOSS = "loss"  # where curvature findings are
 
@@ -84,7 +83,7 @@ def curvature_findings(c: CurvatureSpectra, stability: Stability | None = None) 
                     title="directions of negative curvature: not a minimum",
                     evidence=f"lambda_min {low:.3g}, lambda_1 {top:.3g}",
                     comparison="at a minimum no eigenvalue is negative",
-                    advice="train on; the GGN's eigenvalues stand beside the Hessian's",
+                    advice="train on" + ("; the GGN's eigenvalues stand beside the Hessian's" if c.ggn_top is not None else ""),
                     source=source_of("negative"),
                     analysis="curvature",
                 )
@@ -108,12 +107,13 @@ def _unconverged(c: CurvatureSpectra) -> Finding:
     )
 
 
-def gradient_findings(g: GradientSpectrum, batch_size: int | None = None) -> tuple[Finding, ...]:
-    """Findings of the gradient covariance. batch_size: the loader's, where known."""
+def gradient_findings(g: GradientSpectrum, batch_size: int | None = None, n_classes: int | None = None) -> tuple[Finding, ...]:
+    """Findings of the gradient covariance. batch_size: the loader's, n_classes: those that occur; where known."""
     if g.status != "ok":
         return ()
     found: list[Finding] = []
-    if g.top_share > value_of("gradient, top share"):
+    # gradients through logits of C classes fill C - 1 directions at least, also in fresh networks: fewer is what has been learned
+    if n_classes is not None and g.effective_rank < value_of("gradient, effective rank") * (n_classes - 1):
         scale = f", {g.noise_scale:.3g}" if math.isfinite(g.noise_scale) else ""
         found.append(
             Finding(
@@ -121,9 +121,9 @@ def gradient_findings(g: GradientSpectrum, batch_size: int | None = None) -> tup
                 where="gradients",
                 title="low-rank learning: normal, watch for stagnation",
                 evidence=f"the ten largest eigenvalues hold {g.top_share:.0%} of the trace; effective rank {g.effective_rank:.1f}, {g.n_samples} samples",
-                comparison=f"equal directions would give {min(1.0, 10 / max(1, g.n_samples - 1)):.0%}",
+                comparison=f"in fresh networks the effective rank is about {n_classes - 1}, the number of classes less one, or more",
                 advice=f"batch size near the noise scale{scale}",
-                source=source_of("gradient, top share"),
+                source=source_of("gradient, effective rank"),
                 analysis="gradients",
             )
         )
@@ -152,42 +152,6 @@ def gradient_findings(g: GradientSpectrum, batch_size: int | None = None) -> tup
                 advice="batch size near the noise scale",
                 source="McCandlish et al. 2018",
                 analysis="gradients",
-            )
-        )
-    return tuple(found)
-
-
-def collapse_findings(n: NeuralCollapse) -> tuple[Finding, ...]:
-    """Findings of neural collapse."""
-    if n.status != "ok":
-        return ()
-    found: list[Finding] = []
-    present = int(np.count_nonzero(n.class_counts))  # absent classes have no mean, so no direction
-    full = min(present - 1, n.feature_dim - 1)  # a normalisation layer before the classifier takes one direction away
-    if n.nc1_rank < full:
-        found.append(
-            Finding(
-                severity="warning",
-                where=n.layer,
-                title="class means span too few directions: dimensional collapse",
-                evidence=f"rank {n.nc1_rank} of the between-class covariance",
-                comparison=f"{present} classes in {n.feature_dim} dimensions allow {full}",
-                advice="a wider layer, or regularization that spreads the features",
-                source=EIGENVALUE_SPECTRA,
-                analysis="collapse",
-            )
-        )
-    if n.nc1 < value_of("collapsed, nc1") and n.n_samples >= 2 * present:  # a class of one sample has collapsed by itself
-        found.append(
-            Finding(
-                severity="info",
-                where=n.layer,
-                title="features have collapsed to their class means",
-                evidence=f"NC1 {n.nc1:.3g}, NC2 angles {n.nc2_angles:.3g}, NC3 {n.nc3:.3g}, NC4 {n.nc4:.3g}",
-                comparison="0 is full collapse",
-                advice="normal in the terminal phase of training; transfer to other tasks may suffer",
-                source=source_of("collapsed, nc1"),
-                analysis="collapse",
             )
         )
     return tuple(found)

@@ -58,14 +58,32 @@ def singular_values(
 ) -> NDArray[np.float64]:
     """See :func:`spectral_fast.kernels.numpy_kernels.singular_values`.
 
-    Matrices are read in place, whatever their strides; float16, float32, float64 and, as uint16 with ``bits="bfloat16"``, bfloat16. Other dtypes,
-    foreign byte orders and unaligned data are copied to float64 first. seconds: receives the thread seconds spent in each stage.
+    Matrices are read in place, whatever their strides; float16, float32, float64, complex128 and, as uint16 with ``bits="bfloat16"``, bfloat16.
+    Other dtypes, foreign byte orders and unaligned data are copied to float64 or complex128 first. seconds: receives the thread seconds spent
+    in each stage.
     """
-    if bits is None and a.dtype.name not in ("float16", "float32", "float64"):
-        a = a.astype(np.float64)
+    if bits is None and a.dtype.name not in ("float16", "float32", "float64", "complex128"):
+        a = a.astype(np.complex128 if a.dtype.kind == "c" else np.float64)
     elif not (a.dtype.isnative and a.flags.aligned):
         a = a.astype(a.dtype.newbyteorder("="))
-    s, spent = _native.singular_values(a, format=bits or a.dtype.name, accuracy=accuracy, level=level, threads=threads)
+    if a.dtype.kind == "c":
+        s, spent = _complex_singular_values(a, accuracy, level, threads)
+    else:
+        s, spent = _native.singular_values(a, format=bits or a.dtype.name, accuracy=accuracy, level=level, threads=threads)
     if seconds is not None:
         seconds.update(spent)
     return s
+
+
+# Complex matrices with more columns than the first and at most the second have kernels of their own for "standard".
+_HERMITIAN = (32, 320)
+
+
+def _complex_singular_values(a: NDArray[Any], accuracy: str, level: str | None, threads: int) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """x + iy has the values of the real matrix [[x, -y], [y, x]], there twice each: four times the numbers, where nothing better is at hand."""
+    n = min(a.shape[1:])
+    if accuracy == "standard" and _HERMITIAN[0] < n <= _HERMITIAN[1]:
+        return _native.complex_singular_values(a.real, a.imag, level=level, threads=threads)
+    twice = np.block([[a.real, -a.imag], [a.imag, a.real]])
+    s, spent = _native.singular_values(twice, format="float64", accuracy=accuracy, level=level, threads=threads)
+    return np.ascontiguousarray(s[:, ::2]), spent

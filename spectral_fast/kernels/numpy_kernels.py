@@ -50,7 +50,7 @@ def power_law(values: NDArray[np.float64], offsets: NDArray[np.int64]) -> tuple[
 def singular_values(a: NDArray[Any], *, accuracy: str = "standard") -> NDArray[np.float64]:
     """All singular values of every matrix of a batch.
 
-    a: (batch, m, n) real numbers of any dtype and strides; each matrix is converted to float64 by itself.
+    a: (batch, m, n) real or complex numbers of any dtype and strides; each matrix is converted to float64 or complex128 by itself.
     accuracy, with c = 10 sqrt(min(m, n)) and eps = 2^-52: "standard" promises |s_hat^2 - s^2| <= c eps s_1^2 for every value, hence
     |s_hat - s| <= min(sqrt(c eps) s_1, c eps s_1^2 / s); "high" promises |s_hat - s| <= c eps s_1. Here both are LAPACK's gesdd (Gu &
     Eisenstat 1995) without vectors, which keeps the second.
@@ -68,7 +68,7 @@ def singular_values(a: NDArray[Any], *, accuracy: str = "standard") -> NDArray[n
         return s
     for i in range(batch):
         w = a[i]
-        top = max(float(w.max()), -float(w.min()))
+        top = max(max(float(part.max()), -float(part.min())) for part in ((w.real, w.imag) if w.dtype.kind == "c" else (w,)))
         if not np.isfinite(top):
             s[i] = np.nan
         elif top == 0.0:
@@ -77,7 +77,7 @@ def singular_values(a: NDArray[Any], *, accuracy: str = "standard") -> NDArray[n
             exponent = int(np.frexp(top)[1])
             # two steps: 2^-exponent alone overflows for denormal matrices
             half = exponent // 2
-            scaled = np.multiply(w, 2.0**-half, dtype=np.float64)
+            scaled = np.multiply(w, 2.0**-half, dtype=np.complex128 if w.dtype.kind == "c" else np.float64)
             scaled *= 2.0 ** (half - exponent)
             s[i] = np.ldexp(np.linalg.svd(scaled, compute_uv=False), exponent)
     return s

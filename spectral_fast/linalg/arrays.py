@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FORMATS", "FloatFormat", "RawArray", "as_float64", "as_numpy", "dtype_name", "is_torch", "like", "storage_format"]
+__all__ = ["FORMATS", "FloatFormat", "RawArray", "as_float64", "as_numpy", "bfloat16_bits", "dtype_name", "is_torch", "like", "storage_format"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,15 @@ def as_numpy(x: Any) -> NDArray[Any]:
     if a.dtype.name == "bfloat16" or a.dtype.name in _FP8:  # ml_dtypes
         return np.asarray(a.astype(np.float32))
     return a
+
+
+def bfloat16_bits(x: Any) -> NDArray[np.uint16]:
+    """The bits of bfloat16 numbers, a view where they are on the CPU. x: as for :func:`as_numpy`, of format bfloat16."""
+    if isinstance(x, RawArray):
+        return x.bits
+    if is_torch(x):
+        return np.asarray(x.detach().cpu().view(sys.modules["torch"].int16).numpy()).view(np.uint16)
+    return np.asarray(x).view(np.uint16)
 
 
 def as_float64(x: Any) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ClassMoments", "NC1", "NC2", "between_rank_tolerance", "cdnv", "nc1", "nc2", "nc3", "nearest_mean", "norm_spread"]
+__all__ = ["ClassMoments", "NC1", "NC2", "between_rank_tolerance", "cdnv", "nc1", "nc2", "nc3", "nearest_mean", "norm_spread", "relative_spread"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -71,11 +71,15 @@ def _class_sums(x: F64, local: NDArray[np.intp], n: int) -> F64:
 
 @dataclass(frozen=True)
 class NC1:
-    """value = tr(S_W S_B^+) (/ C), rank of S_B used, tolerance on the singular values of A below which a direction was dropped."""
+    """value = tr(S_W S_B^+) (/ C), rank of S_B used, tolerance on the singular values of A below which a direction was dropped.
+
+    values: (min(C, d),) singular values of A, descending.
+    """
 
     value: float
     rank: int
     tolerance: float
+    values: F64
 
 
 def between_rank_tolerance(means: F64, feature_eps: float) -> float:
@@ -98,11 +102,11 @@ def nc1(scatter: F64, n_samples: int, centred_means: F64, tolerance: float, *, p
     s, vt = np.linalg.svd(centred_means, full_matrices=False)[1:]
     rank = min(int(np.count_nonzero(s > tolerance)), n_classes - 1)
     if rank == 0:
-        return NC1(math.nan, 0, tolerance)
+        return NC1(math.nan, 0, tolerance, s)
     kept = vt[:rank]
     within = np.einsum("ij,ij->i", kept @ scatter, kept) / n_samples
     value = n_classes * float(np.sum(within / s[:rank] ** 2))
-    return NC1(value / n_classes if per_class else value, rank, tolerance)
+    return NC1(value / n_classes if per_class else value, rank, tolerance, s)
 
 
 def cdnv(spread: F64, counts: I64, centred_means: F64) -> float:
@@ -120,6 +124,19 @@ def cdnv(spread: F64, counts: I64, centred_means: F64) -> float:
             return math.inf
         total += float(np.sum((var[c + 1 :] + var[c]) / (2.0 * distance2)))
     return total / (n_classes * (n_classes - 1) / 2)
+
+
+def relative_spread(scatter: F64, means: F64, counts: I64) -> float:
+    """Root mean square distance of the samples to their mean over the length of that mean: 0 where all features are one point.
+
+    scatter (d, d) within the classes, means (C, d) and counts (C,) of the classes that occur. inf for features of mean zero.
+    """
+    n_samples = int(counts.sum())
+    centre = (counts / n_samples) @ means
+    between = counts @ np.einsum("ij,ij->i", means - centre, means - centre)
+    distance = math.sqrt(max(0.0, float(np.trace(scatter) + between) / n_samples))
+    length = float(np.linalg.norm(centre))
+    return 0.0 if distance == 0.0 else distance / length if length > 0.0 else math.inf
 
 
 @dataclass(frozen=True)

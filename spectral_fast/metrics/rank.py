@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..linalg.arrays import FORMATS, FloatFormat, as_numpy, storage_format
 from ..linalg.svd import svd_bound, svdvals
 
-__all__ = ["RULES", "StorageNoise", "matrix_rank", "numerical_rank", "rank_tolerances", "storage_noise"]
+__all__ = ["RULES", "StorageNoise", "matrix_rank", "numerical_rank", "rank_tolerances", "storage_noise", "undecided"]
 
 RULES = ("numpy", "numerical_recipes", "loose", "log8", "storage")
 
@@ -188,14 +188,32 @@ def numerical_rank(s: NDArray[np.float64], shape: tuple[int, int], dtype: str, r
     return int(np.count_nonzero(descending > rank_tolerances(descending, shape, dtype, storage_tol=storage_tol)[rule]))
 
 
+_WIDEST_MINIMUM = 0.01  # share of s_min that its error bound may be where s_min is told from rounding
+
+
+def undecided(s: NDArray[np.float64], bound: NDArray[np.float64], tolerances: Iterable[float], storage_tol: float) -> bool:
+    """Whether values with these error bounds leave a rank open, or a smallest value that is above the noise worse than to 1 %.
+
+    s, bound: (d_min,), descending values. tolerances: of the rank rules in use; storage_tol: below it nothing can be told from rounding.
+    """
+    if s.size == 0 or not np.isfinite(s[0]):
+        return False
+    if s[-1] > storage_tol and bound[-1] > _WIDEST_MINIMUM * s[-1]:
+        return True
+    return any(bool(((s - bound <= tol) & (tol < s + bound)).any()) for tol in tolerances)
+
+
 def matrix_rank(a: Any, rule: str = "storage") -> int:
     """Numerical rank of one matrix under a rule.
 
     a: (m, n) floating-point array, torch tensor or RawArray, in the format it is stored in; rule: one of :data:`RULES`.
 
-    For ``rule="storage"`` the tolerance is the larger of the storage noise and the error bound of the computed values.
+    For ``rule="storage"`` the tolerance is the larger of the storage noise and the error bound of values of "high" accuracy. Values are computed
+    with "standard" accuracy first, and again with "high" where their error bounds leave the rank open.
     Raises ValueError for an unknown rule, another number of dimensions, or entries that are not finite; TypeError for other element types.
     """
+    if rule not in RULES:
+        raise ValueError(f"rule: got {rule!r}; known: {', '.join(RULES)}")
     stored = storage_format(a)
     if stored is None:
         raise TypeError(f"a: got dtype {getattr(a, 'dtype', type(a).__name__)}; wanted a floating-point format")
@@ -204,7 +222,13 @@ def matrix_rank(a: Any, rule: str = "storage") -> int:
         raise ValueError(f"a: got shape {w.shape}; wanted (m, n)")
     if not np.isfinite(w).all():
         raise ValueError("a: has entries that are not finite")
-    s = np.asarray(svdvals(w, accuracy="high"))
     noise = storage_noise(w, stored).tolerance if rule == "storage" else None
+    shape = (w.shape[0], w.shape[1])
+    values, bound = svdvals(w, return_bound=True)
+    s = np.asarray(values)
+    tolerance = rank_tolerances(s, shape, stored.name, storage_tol=noise)[rule]
+    if undecided(s, np.asarray(bound), [tolerance], np.inf):
+        values, bound = svdvals(w, accuracy="high", return_bound=True)
+        s = np.asarray(values)
     floor = None if noise is None else max(noise, float(svd_bound(s).max(initial=0.0)))
-    return numerical_rank(s, (w.shape[0], w.shape[1]), stored.name, rule, storage_tol=floor)
+    return numerical_rank(s, shape, stored.name, rule, storage_tol=floor)

@@ -81,6 +81,7 @@ def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
         ("features", f"{integer(c.feature_dim)} inputs of {plain(c.layer)}"),
         ("data", f"{integer(c.n_samples)} samples, {integer(c.n_classes)} classes{sizes}"),
         ("accuracy", share(c.accuracy)),
+        ("spread", f"{number(c.spread, 3)} x the length of their mean; class means differ along {integer(c.nc1_rank)} directions above rounding"),
     ]
     if c.status != "ok":
         pairs.insert(0, ("status", f"{c.status}: {plain(c.reason)}"))

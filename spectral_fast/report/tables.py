@@ -90,6 +90,7 @@ def _matrix_row(m: MatrixSpectrum) -> Row:
         "mp_soft_rank": m.mp.soft_rank,
         "mp_status": m.mp.status,
         **{f"random_{key}": value for key, value in m.null.items()},
+        **{f"baseline_{key}": value for key, value in m.baseline.items()},
         "tied": ", ".join(m.tied),
         "status": m.status,
         "reason": m.reason,

@@ -21,11 +21,13 @@ _SHORT_DTYPES = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16
 _DTYPE_BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 _NAMES_SHOWN = 4
 
-LEGEND = (
-    "condition '>=': s_min lies below the rounding noise of the stored numbers, so this is a lower bound. eff. rank: effective rank. "
-    "rank: singular values above that noise / how many there are; ~0: share below it. f32/11b: stored as float32, but only 11 bits of the "
-    "significand are used. alpha: exponent of the power-law tail of s², ± standard error. spikes: values above all that random entries like those of "
-    "the bulk would give (5 % for all matrices together); soft rank: edge of the bulk / largest s²."
+# What a table's columns mean; a part is shown where something in the table needs it.
+_CONDITION = "condition '>=': s_min lies below the rounding noise of the stored numbers, so this is a lower bound."
+_RANK = "eff. rank: effective rank. rank: singular values above the rounding noise of the stored numbers / how many there are; ~0: share below it."
+_BITS = "f32/11b: stored as float32, but only 11 bits of the significand are used."
+_ALPHA = "alpha: exponent of the power-law tail of s², ± standard error."
+_SPIKES = (
+    "spikes: values above all that random entries like those of the bulk would give (5 % for all matrices together); soft rank: edge of the bulk / largest s²."
 )
 
 
@@ -41,6 +43,9 @@ def weight_section(spectra: WeightSpectra, title: str = TITLE, rows: int | None 
     stored = {dtype_text(m) for m in matrices}
     if len(stored) == 1:
         pairs.append(("stored as", stored.pop()))
+    if spectra.baseline:
+        partners = sum(bool(m.baseline) for m in matrices)
+        pairs.append(("baseline", f"{plain(spectra.baseline)}: {integer(partners)} of {integer(len(matrices))} matrices compared with theirs"))
     blocks: list[Block] = [Facts(pairs)]
     if matrices:
         shown = matrices if rows is None else matrices[:rows]
@@ -49,6 +54,7 @@ def weight_section(spectra: WeightSpectra, title: str = TITLE, rows: int | None 
             blocks.append(Note(f"and {len(matrices) - len(shown)} more matrices: to_pandas(), to_json() and save_html() list every one.", "note"))
     blocks += [Note(f"{plain(m.name)}: {m.status}: {plain(m.reason)}", "note") for m in matrices if m.status != "ok"]
     blocks += skipped_notes(spectra.skipped)
+    blocks += skipped_notes(spectra.not_compared, "not compared")
     return Section(title, blocks, "weights")
 
 
@@ -62,7 +68,15 @@ def _matrix_table(matrices: Sequence[MatrixSpectrum]) -> Table:
         return [number(m.metrics.get(key), digits) for m in matrices]
 
     status = [m.status for m in matrices]
+    conditions, alphas, spikes = [condition_text(m) for m in matrices], [alpha_text(m).replace(" ", "") for m in matrices], [spikes_text(m) for m in matrices]
     stored = [dtype_text(m) for m in matrices]  # one format for all is said once, above the table
+    legend = (
+        (_CONDITION, any(c.startswith(">=") for c in conditions)),
+        (_RANK, any(m.ranks for m in matrices)),
+        (_BITS, any("/" in d for d in stored)),
+        (_ALPHA, any(a != NOTHING for a in alphas)),
+        (_SPIKES, any(s != NOTHING for s in spikes)),
+    )
     return Table(
         columns=(
             Column("name (.weight)" if all_weights else "name", names, "left", shrink=18),
@@ -71,17 +85,17 @@ def _matrix_table(matrices: Sequence[MatrixSpectrum]) -> Table:
             Column("dtype", stored if len(set(stored)) > 1 else [""] * len(stored), "left", drop=6),
             Column("spectral\nnorm", metric("spectral_norm")),
             Column("s_min", metric("s_min"), drop=3),
-            Column("condition\nnumber", [condition_text(m) for m in matrices]),
+            Column("condition\nnumber", conditions),
             Column("stable\nrank", metric("stable_rank"), drop=5),
             Column("eff.\nrank", metric("effective_rank"), drop=2),
             Column("rank", [rank_text(m) for m in matrices]),
             Column("~0", [share(m.metrics.get("near_zero_fraction")) for m in matrices], drop=8),
-            Column("alpha", [alpha_text(m).replace(" ", "") for m in matrices], drop=1),
-            Column("spikes", [spikes_text(m) for m in matrices], drop=9),
+            Column("alpha", alphas, drop=1),
+            Column("spikes", spikes, drop=9),
             Column("soft\nrank", [number(m.mp.soft_rank, 2) for m in matrices], drop=10),
             Column("status", status if any(s != "ok" for s in status) else [""] * len(status), "left"),
         ),
-        legend=LEGEND,
+        legend=" ".join(text for text, used in legend if used),
     )
 
 
@@ -152,7 +166,9 @@ def matrix_section(m: MatrixSpectrum) -> Section:
     if shown:
         values = [condition_text(m) if key == "condition_number" else number(m.metrics[key], 5) for _, key in shown]
         null = [number(m.null.get(key), 5) if key in m.null else "" for _, key in shown]
-        blocks.append(Table((Column("quantity", [label for label, _ in shown], "left"), Column("value", values), Column("random matrix", null))))
+        base = [number(m.baseline.get(key), 5) if m.baseline else "" for _, key in shown]
+        columns = (Column("quantity", [label for label, _ in shown], "left"), Column("value", values), Column("random matrix", null))
+        blocks.append(Table((*columns, Column("baseline", base))))
     if m.ranks:
         rules = list(m.ranks)
         blocks.append(
@@ -167,7 +183,7 @@ def matrix_section(m: MatrixSpectrum) -> Section:
     return Section(f"MATRIX {plain(m.name)}", blocks, "weights")
 
 
-def skipped_notes(skipped: Sequence[Skipped]) -> list[Block]:
+def skipped_notes(skipped: Sequence[Skipped], lead: str = "skipped") -> list[Block]:
     """One note per reason, with the first few names; JSON and tables list them all."""
     reasons: dict[str, list[str]] = {}
     for item in skipped:
@@ -177,5 +193,5 @@ def skipped_notes(skipped: Sequence[Skipped]) -> list[Block]:
     for reason, names in reasons.items():
         more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
         count = f"{len(names)} x " if len(names) > 1 else ""
-        notes.append(Note(f"{count}{reason}: {', '.join(names[:_NAMES_SHOWN])}{more}", "skipped"))
+        notes.append(Note(f"{count}{reason}: {', '.join(names[:_NAMES_SHOWN])}{more}", lead))
     return notes

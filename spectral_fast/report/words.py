@@ -59,13 +59,16 @@ def shorten_all(texts: Sequence[str], width: int) -> list[str]:
     deepest = max((t.count(".") for t in texts), default=0)
     shorter = list(texts)
     for depth in range(deepest + 1):
-        shorter = [_initials(t, depth) for t in texts]
+        initials = [_initials(t, depth) for t in texts]
+        if len(set(initials)) < len(set(texts)):  # different names must not look the same
+            break
+        shorter = initials
         if all(cells(t) <= width for t in shorter):
             return shorter
     cut = [_without_middle(t, width) for t in shorter]
     if len(set(cut)) == len(set(texts)):
         return cut
-    # Different names must not look the same: those that would get their number in the list.
+    # Those that would look the same get their number in the list; tables tell their full names below.
     marks = [f"~{i + 1}" if cut.count(c) > 1 else "" for i, c in enumerate(cut)]
     return [_take(_without_middle(t, max(3, width - len(m))), width - len(m)) + m if m else c for t, m, c in zip(shorter, marks, cut, strict=True)]
 
@@ -220,12 +223,22 @@ def table(columns: Sequence[Column], width: int, indent: int = 3) -> list[str]:
     titles = [c.title.split("\n") for c in kept]
     height = max((len(t) for t in titles), default=0)
     rows = [[([""] * (height - len(t)) + t)[i] for t in titles] for i in range(height)]
-    rows += [list(r) for r in zip(*(shorten_all(c.texts, widths[id(c)]) if c.shrink else c.texts for c in kept), strict=True)]
+    texts = [shorten_all(c.texts, widths[id(c)]) if c.shrink else c.texts for c in kept]
+    rows += [list(r) for r in zip(*texts, strict=True)]
     lines = [(" " * indent + (" " * gap).join(_pad(text, widths[id(c)], c.align) for text, c in zip(row, kept, strict=True))).rstrip() for row in rows]
     if dropped:
         names = ", ".join(c.title.replace("\n", " ") for c in columns if c in dropped)
         lines += paragraph(f"(left out at this width: {names})", width, indent=indent)
+    numbered = {
+        short.rpartition("~")[2]: full for c, shown in zip(kept, texts, strict=True) for full, short in zip(c.texts, shown, strict=True) if _marked(short, full)
+    }
+    if numbered:
+        lines += paragraph(f"(in full: {', '.join(f'~{mark} {full}' for mark, full in numbered.items())})", width, indent=indent)
     return lines
+
+
+def _marked(short: str, full: str) -> bool:
+    return short != full and short.rpartition("~")[2].isdigit()
 
 
 def _natural(c: Column) -> int:

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..linalg.arrays import FORMATS, as_numpy
-from ..linalg.svd import svd_bound, svdvals
+from ..linalg.svd import svd_bound
 from ..metrics.rank import StorageNoise, storage_noise
 from ..results import Skipped
 from .adapter_config import AdapterConfig
+from .batches import core_values
 from .circuits import lora_svdvals
 from .sources import TensorEntry
 
@@ -125,7 +126,7 @@ def product_spectrum(pair: LoraPair) -> ProductSpectrum:
         nan = np.full(min(*pair.shape, pair.rank), math.nan)
         return ProductSpectrum(nan, math.nan, StorageNoise(math.nan, coarser.precision, coarser.name), f"{' and '.join(bad)} not finite")
     noise_b, noise_a = storage_noise(b, formats[0]), storage_noise(a, formats[1])
-    norm_b, norm_a = (float(np.asarray(svdvals(w)).max(initial=0.0)) for w in (b, a))
+    norm_b, norm_a = (float(core_values(w).max(initial=0.0)) for w in (b, a))
     tolerance = noise_b.tolerance * norm_a + noise_a.tolerance * norm_b + noise_b.tolerance * noise_a.tolerance
     s = np.asarray(lora_svdvals(b, a)) * abs(scale)
     bound = float(svd_bound(np.full(s.shape, abs(scale) * norm_a * norm_b)).max(initial=0.0))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..linalg.arrays import as_float64, like
-from ..linalg.svd import svdvals
+from .batches import core_values
 
 __all__ = ["head_circuits", "lora_svdvals"]
 
@@ -103,4 +103,4 @@ def _triangle(factor: F64) -> tuple[F64, NDArray[np.int64]]:
 def _product(r_left: F64, e_left: NDArray[np.int64], r_right: F64, e_right: NDArray[np.int64]) -> F64:
     """Singular values of the products of factors given by their triangles (..., <= r, r)."""
     core = np.asarray(r_left @ np.swapaxes(r_right, -1, -2))
-    return np.asarray(np.ldexp(np.asarray(svdvals(core), dtype=np.float64), (e_left + e_right)[..., None]))
+    return np.asarray(np.ldexp(core_values(core), (e_left + e_right)[..., None]))

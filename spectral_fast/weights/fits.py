@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ldexp
+from math import ldexp, log2, log10, nan
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics.marchenko_pastur import MarchenkoPasturFit, marchenko_pastur_fits, mp_unresolved
-from ..metrics.power_law import PowerLawFit, fit_power_laws
+from ..metrics.power_law import PowerLawFit, fit_power_laws, log_alpha_norm
 
-__all__ = ["fit_bulks", "fit_tails"]
+__all__ = ["TAIL_METRICS", "fit_bulks", "fit_tails", "tail_metrics"]
+
+TAIL_METRICS = ("alpha_weighted", "log_alpha_norm")
 
 _Spectra = Sequence[NDArray[np.float64]]
 
@@ -23,6 +25,23 @@ def fit_tails(spectra: _Spectra, floors: Sequence[float]) -> list[PowerLawFit]:
     squares = [np.ldexp(s, -e) ** 2 for s, e in zip(spectra, shifts, strict=True)]
     fits = fit_power_laws(squares, [ldexp(f, -e) ** 2 for f, e in zip(floors, shifts, strict=True)])
     return [_tail_scaled(fit, 2 * e) if e else fit for fit, e in zip(fits, shifts, strict=True)]
+
+
+def tail_metrics(s: NDArray[np.float64], fit: PowerLawFit) -> dict[str, float]:
+    """alpha_weighted = alpha log10 s_1² and log_alpha_norm = log10 sum s^(2 alpha) (Martin & Mahoney 2021), by the names of TAIL_METRICS.
+
+    s: (d_min,) descending; all of it counts, not the tail alone. Both NaN where there is no fit (``fit.status``, ``fit.reason``).
+    """
+    if fit.status != "ok":
+        return dict.fromkeys(TAIL_METRICS, nan)
+    # scaled to s_1 between 1/2 and 1, so that the squares stay in range
+    exponent = int(np.frexp(s[0])[1])
+    unit = np.ldexp(s, -exponent)
+    shift = 2.0 * exponent / log2(10.0)
+    return {
+        "alpha_weighted": fit.alpha * (2.0 * log10(float(unit[0])) + shift),
+        "log_alpha_norm": log_alpha_norm(unit * unit, fit.alpha) + fit.alpha * shift,
+    }
 
 
 def fit_bulks(spectra: _Spectra, shapes: Sequence[tuple[int, int]], floors: Sequence[float], products: Sequence[bool]) -> list[MarchenkoPasturFit]:

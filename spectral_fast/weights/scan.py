@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..progress import ProgressOption, progress_reporter
-from .sources import open_source
-from .spectra import WeightSpectra, weight_spectra
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["scan"]
+from ..linalg.arrays import as_numpy
+from ..metrics.random_matrix import permutation_null
+from ..progress import Progress, ProgressOption, progress_reporter
+from ..results import Skipped, Status
+from .baseline import beside_baseline, open_baseline
+from .batches import Pending, ShapeBatches, SingularValues
+from .measure import look_at, matrix_spectra, product_of
+from .slices import cut_differently, slice_values
+from .sources import TensorList, TensorRecord, open_source
+from .spectra import MatrixSpectrum, WeightSpectra
+from .structure import plan_matrices
+
+__all__ = ["NULLS", "check_null", "scan", "weight_spectra"]
+
+NULLS = (None, "permutation")
 
 
 def scan(
@@ -21,6 +35,7 @@ def scan(
     slices: bool = False,
     null: str | None = None,
     seed: int = 0,
+    baseline: Any = None,
 ) -> WeightSpectra:
     """Spectra of every weight matrix: norms, condition, rank under every rule, power law, bulk and spikes, beside a random matrix of the same shape.
 
@@ -34,11 +49,127 @@ def scan(
               as the spectra of the convolutions.
     null:     "permutation": also the spectra of 20 shuffles of every matrix's entries (``MatrixSpectrum.permutation``), at 20 times the cost.
     seed:     of the shuffles.
+    baseline: another source, or the result of a scan or a diagnosis: findings then compare every matrix with the one of the same name there, such as
+              the weights before fine-tuning, instead of with a random matrix (``MatrixSpectrum.baseline``). Matrices that have no partner of their
+              shape are compared as without a baseline and listed in ``WeightSpectra.not_compared``.
 
     Returns WeightSpectra; tensors that hold no weight matrix are in its ``skipped`` with the reason, matrices with NaN or Inf among its
     ``matrices`` with status "failed" and the place of the first.
-    Raises TypeError for another kind of source, checkpoints.CheckpointError (a ValueError) for a missing file or one that cannot be read, ValueError
-    when ``layers`` matches nothing, for an unknown ``null`` or ``backend``.
+    Raises TypeError for another kind of source or baseline, checkpoints.CheckpointError (a ValueError) for a missing file or one that cannot be read,
+    ValueError when ``layers`` matches nothing, for an unknown ``null`` or ``backend``.
     """
-    with open_source(source) as tensors, progress_reporter(progress) as report:
-        return weight_spectra(tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed)
+    check_null(null)
+    # the baseline is opened first: what is wrong with it should not wait for the spectra
+    with open_baseline(baseline) as reference, open_source(source) as tensors, progress_reporter(progress) as report:
+        spectra = weight_spectra(tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed)
+        return beside_baseline(spectra, reference, weight_spectra, layers=layers, progress=report, backend=backend)
+
+
+def check_null(null: str | None) -> None:
+    """Raises ValueError for an unknown null."""
+    if null not in NULLS:
+        raise ValueError(f"null: got {null!r}; known: {', '.join(map(repr, NULLS))}")
+
+
+def weight_spectra(
+    tensors: TensorList,
+    *,
+    layers: str | Sequence[str] | None = None,
+    progress: Progress | None = None,
+    backend: str = "auto",
+    slices: bool = False,
+    null: str | None = None,
+    seed: int = 0,
+) -> WeightSpectra:
+    """Spectra of all matrices in ``tensors``; arguments as of :func:`scan`. progress: called as progress(done, total, what).
+
+    Matrices of one shape are computed in one call; a tensor that cannot be read or is not finite is listed and the rest goes on. On Ctrl-C
+    what is done is returned with status "incomplete".
+    """
+    check_null(null)
+    start = time.perf_counter()
+    plans, skipped = plan_matrices(tensors.entries, layers, tensors.adapter)
+    skipped = [*tensors.skipped, *skipped]
+    clock = {"read": 0.0, "noise": 0.0, "singular values": 0.0, "slices": 0.0, "permutation null": 0.0, "power law": 0.0, "marchenko-pastur": 0.0}
+    done: list[Pending] = []
+    cuts: dict[str, NDArray[np.float64]] = {}
+    values = SingularValues(backend)
+    batches = ShapeBatches(values)
+    interrupted = False
+
+    def flush(shape: tuple[int, int]) -> None:
+        t = time.perf_counter()
+        pending, arrays = batches.compute(shape)
+        clock["singular values"] += time.perf_counter() - t
+        t = time.perf_counter()
+        if null == "permutation":
+            for p, w in zip(pending, arrays, strict=True):
+                p.permutation = permutation_null(w, seed=seed, backend=backend) if p.s is not None else None
+        clock["permutation null"] += time.perf_counter() - t
+        done.extend(pending)
+        if progress:
+            progress(len(done), len(plans), pending[-1].plan.name)
+
+    try:
+        tensor: NDArray[Any] | None = None
+        current: object = None
+        for plan in plans:
+            t = time.perf_counter()
+            if plan.lora is not None:
+                try:
+                    done.append(product_of(plan, plan.lora))
+                except (ValueError, OSError) as e:
+                    skipped.append(Skipped(plan.name, f"cannot be read: {e}", plan.shape))
+                clock["singular values"] += time.perf_counter() - t
+                continue
+            if current is not plan.entry:
+                current, tensor = plan.entry, None
+                try:
+                    tensor = as_numpy(plan.entry.read())
+                except (ValueError, OSError) as e:
+                    skipped.append(Skipped(plan.entry.name, f"cannot be read: {e}", plan.entry.shape))
+                except MemoryError:
+                    skipped.append(Skipped(plan.entry.name, "cannot be read: not enough memory", plan.entry.shape))
+            if tensor is None:
+                continue
+            w = tensor.reshape(plan.view)[plan.part]
+            clock["read"] += time.perf_counter() - t
+            t = time.perf_counter()
+            if slices and plan.entry.name not in cuts and cut_differently(plan.kind, plan.shape, plan.entry.shape):
+                cuts.update(dict.fromkeys((plan.entry.name, *plan.tied), slice_values(tensor, plan.in_out, values)))
+            clock["slices"] += time.perf_counter() - t
+            t = time.perf_counter()
+            pending = look_at(plan, w)
+            clock["noise"] += time.perf_counter() - t
+            if pending.why:
+                done.append(pending)
+            elif batches.add(pending, w):
+                flush(plan.shape)
+        for shape in batches.shapes():
+            flush(shape)
+    except KeyboardInterrupt:
+        interrupted = True
+    matrices, power_law_backend = matrix_spectra(done, {p.name: i for i, p in enumerate(plans)}, clock)
+    finished = {m.name for m in matrices}
+    lost = {s.name for s in skipped}
+    if interrupted:
+        skipped += [Skipped(p.name, "interrupted before it was done", p.shape) for p in plans if p.name not in finished and p.entry.name not in lost]
+    status: Status = "incomplete" if interrupted else "ok" if matrices else "skipped"
+    reason = f"interrupted after {len(matrices)} of {len(plans)} matrices" if interrupted else "" if matrices else "no weight matrix found"
+    return WeightSpectra(
+        status=status,
+        reason=reason,
+        backend=f"singular values: {values.backend}{_redone(matrices)}, power law: {power_law_backend}",
+        source=tensors.label,
+        matrices=tuple(matrices),
+        skipped=tuple(skipped),
+        seconds=time.perf_counter() - start,
+        timings=clock,
+        slices=cuts,
+        tensors=tuple(TensorRecord(e.name, e.shape, e.owner, e.module) for e in tensors.entries),
+    )
+
+
+def _redone(matrices: Sequence[MatrixSpectrum]) -> str:
+    n = sum(m.redone for m in matrices)
+    return f" ({n} of {len(matrices)} again with high accuracy)" if n else ""

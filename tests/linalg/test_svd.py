@@ -24,11 +24,18 @@ def prescribed(seed: int, m: int, n: int, s: np.ndarray) -> np.ndarray:
 def test_prescribed_spectra(shape: tuple[int, int], spectrum: str) -> None:
     d = min(shape)
     s = {"flat": np.linspace(2, 1, d), "graded": np.geomspace(1, 1e-15, d), "deficient": np.where(np.arange(d) < (d + 1) // 2, 1.0, 0.0)}[spectrum]
-    values, bound = sf.svdvals(prescribed(0, *shape, s), return_bound=True)
+    a = prescribed(0, *shape, s)
+    values, bound = sf.svdvals(a, accuracy="high", return_bound=True)
     # forming U diag(s) V^T rounds too: (d + 2) products of entries below 1 in each of max(m, n) rows
     formed = 4 * np.sqrt(max(shape)) * 2.0**-52 * s[0]
     assert (np.abs(values - s) <= bound + formed).all()
-    assert (bound == 10 * np.sqrt(d) * 2.0**-52 * values[0]).all()
+    c_eps = 10 * np.sqrt(d) * 2.0**-52
+    assert (bound == c_eps * values[0]).all()
+    values, bound = sf.svdvals(a, return_bound=True)
+    assert (np.abs(values - s) <= bound + formed).all()
+    assert (bound <= 1.001 * np.sqrt(c_eps) * values[0]).all()
+    large = values > 1e-3 * values[0]
+    assert (bound[large] <= 1.001 * c_eps * values[0] ** 2 / values[large]).all()
 
 
 def hilbert(n: int) -> np.ndarray:

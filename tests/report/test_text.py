@@ -60,6 +60,29 @@ def test_weight_table() -> None:
     assert "skipped: vector: no spectrum: first.bias (40)" in text
 
 
+def test_legends_explain_only_what_is_there() -> None:
+    w = np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32)
+    plain = squeezed(summarize(scan({"w": w}, progress=False)))
+    assert "alpha: exponent" in plain and "spikes: values" in plain
+    assert "condition '>='" not in plain and "f32/11b" not in plain
+    small = squeezed(summarize(scan({"w": np.eye(3)}, progress=False)))
+    assert "alpha: exponent" not in small and "rank: singular values" in small
+    assert "condition '>='" in squeezed(summarize(made.weights()))
+
+
+def test_a_baseline_shows_in_the_report() -> None:
+    rng = np.random.default_rng(0)
+    state = {f"{i}.weight": rng.standard_normal((12, 10)) for i in range(2)}
+    spectra = scan(state, baseline={**state, "1.weight": np.eye(4)}, progress=False)
+    text = squeezed(summarize(spectra))
+    assert "baseline state dict: 1 of 2 matrices compared with theirs" in text
+    assert "not compared: 12 x 10 here, 4 x 4 in the baseline: 1.weight (12x10)" in text
+    one = summarize(spectra.matrices[0])
+    row = next(line for line in one.split("\n") if line.split()[:2] == ["spectral", "norm"])
+    assert row.split()[2] == row.split()[4], "value and baseline are the same matrix"
+    assert "alpha weighted" in one and "log alpha norm" in one
+
+
 def test_effective_precision_is_told() -> None:
     w = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float16).astype(np.float32)
     assert "f32/11b" in summarize(made.weights({"half.weight": w}))

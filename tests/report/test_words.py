@@ -93,6 +93,19 @@ def test_shortened_names_keep_what_tells_them_apart() -> None:
     assert len(set(shorten_all([f"{'x' * 40}{i}{'y' * 40}" for i in range(12)], 12))) == 12
 
 
+def test_initials_that_would_make_names_alike_are_not_taken() -> None:
+    short = shorten_all(["encoder.block.weight", "embedding.block.weight"], 14)
+    assert len(set(short)) == 2 and all(cells(s) <= 14 for s in short)
+
+
+def test_numbered_names_are_told_in_full() -> None:
+    names = [f"{'x' * 40}{i}{'y' * 40}" for i in range(3)]
+    lines = table([Column("name", names, "left", shrink=12), Column("value", ["1", "2", "3"])], width=40)
+    shown = " ".join(lines)
+    assert all(f"~{i + 1} " in shown for i in range(3)) and "".join(lines).replace(" ", "").count("y" * 40) == 3
+    assert "in full" not in " ".join(table(columns(), width=60))
+
+
 def test_wide_characters_count_twice() -> None:
     assert (cells("abc"), cells("層"), cells("e\u0301")) == (3, 2, 1)
 

@@ -14,7 +14,8 @@ import torch
 from problems import mlp, orthogonal, train
 
 import spectral_fast as sf
-from spectral_fast.cli import DEMO_TRAIN, _digits, _train
+from spectral_fast.cli.demo_network import DEMO_TRAIN, digits
+from spectral_fast.cli.demo_network import train as train_demo
 
 Data = tuple[torch.Tensor, torch.Tensor]
 
@@ -22,8 +23,8 @@ Data = tuple[torch.Tensor, torch.Tensor]
 @pytest.fixture(scope="module")
 def demo() -> tuple[torch.nn.Module, Data]:
     """The demo's 64-32-10 network and the images it did not train on."""
-    images, labels = _digits()
-    model, accuracies = _train(images, labels, 40, 0)
+    images, labels = digits()
+    model, accuracies = train_demo(images, labels, 40, 0)
     assert min(accuracies) > 0.97
     return model, (torch.from_numpy(images[DEMO_TRAIN:]), torch.from_numpy(labels[DEMO_TRAIN:]))
 

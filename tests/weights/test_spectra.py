@@ -6,6 +6,7 @@ import json
 import math
 
 import ml_dtypes
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -27,7 +28,8 @@ def test_prescribed_spectrum_is_found() -> None:
     s = np.geomspace(7.0, 0.01, 20)
     m = sf.scan({"w.weight": prescribed(rng, 30, 20, s)}).spectrum("w.weight")
     np.testing.assert_allclose(m.s, s, atol=m.bound)
-    assert m.bound < 1e-13 * 7.0 * 10
+    # of the smallest value, the widest: c eps s_1^2 / s_min
+    assert m.bound <= 1.001 * 10 * np.sqrt(20) * 2.0**-52 * 7.0**2 / 0.01 and not m.redone
     assert m.metrics["condition_number"] == pytest.approx(700.0, rel=1e-10)
     assert m.metrics["condition_number_is_lower_bound"] is False
     assert m.ranks == {"numpy": 20, "numerical_recipes": 20, "loose": 20, "log8": 20, "storage": 20}
@@ -93,6 +95,26 @@ def test_squares_that_would_overflow_or_vanish_cost_nothing(scale: float) -> Non
     assert extreme.status == "ok" and extreme.power_law.alpha == plain.power_law.alpha
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 2.0**-700, 2.0**600])
+def test_tail_metrics_against_their_formulas_in_higher_precision(scale: float) -> None:
+    w = np.random.default_rng(6).standard_normal((40, 30)) * scale
+    m = sf.scan({"w": w}).spectrum("w")
+    with mpmath.workdps(40):
+        alpha = mpmath.mpf(m.power_law.alpha)
+        evals = [mpmath.mpf(float(s)) ** 2 for s in m.s]
+        assert m.metrics["alpha_weighted"] == pytest.approx(float(alpha * mpmath.log10(evals[0])), rel=1e-12)
+        assert m.metrics["log_alpha_norm"] == pytest.approx(float(mpmath.log10(sum(e**alpha for e in evals))), rel=1e-12)
+
+
+def test_tail_metrics_without_a_fit_are_no_numbers_and_the_status_says_why() -> None:
+    spectra = sf.scan({"few": np.eye(3), "zero": np.zeros((9, 9)), "bad": np.full((9, 9), np.nan)})
+    for m in spectra:
+        assert m.power_law.status == "unresolved" and m.power_law.reason
+        assert math.isnan(m.metrics["alpha_weighted"]) and math.isnan(m.metrics["log_alpha_norm"])
+    row = spectra.to_pandas().set_index("name").loc["few"]
+    assert row["alpha_status"] == "unresolved" and math.isnan(row["alpha_weighted"]) and math.isnan(row["log_alpha_norm"])
+
+
 def test_transposed_and_strided_tensors_are_read_right() -> None:
     base = torch.randn(10, 14, dtype=torch.float64)
     spectra = sf.scan({"a": base, "t": base.t(), "s": base[::2, 1::3]})
@@ -139,3 +161,17 @@ def test_names_and_json() -> None:
 def test_nothing_to_analyse_is_said() -> None:
     spectra = sf.scan({"bias": np.ones(3)})
     assert (len(spectra), spectra.status, spectra.reason) == (0, "skipped", "no weight matrix found")
+
+
+def test_what_standard_accuracy_leaves_open_is_computed_again() -> None:
+    rng = np.random.default_rng(3)
+    n = 96  # a size whose "standard" route squares
+    decided, open_rank, open_minimum = np.geomspace(1.0, 1e-2, n), np.geomspace(1.0, 1e-9, n), np.geomspace(1.0, 3e-7, n)
+    spectra = sf.scan({name: prescribed(rng, n, n, s) for name, s in {"a.weight": decided, "b.weight": open_rank, "c.weight": open_minimum}.items()})
+    native = spectra.backend.startswith("singular values: native")
+    assert [m.redone for m in spectra.matrices] == ([False, True, True] if native else [False] * 3)
+    assert spectra.redone_share == (2 / 3 if native else 0.0)
+    assert ("(2 of 3 again with high accuracy)" in spectra.backend) == native
+    for m, s in zip(spectra.matrices, (decided, open_rank, open_minimum), strict=True):
+        assert np.abs(m.s - s).max() <= m.bound + 1e-14
+        assert m.ranks["storage"] == n and not m.metrics["condition_number_is_lower_bound"]

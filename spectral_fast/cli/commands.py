@@ -12,21 +12,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import Enum
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .demo_network import DEMO_TRAIN, digits, train
+from .inputs import BadInput, check_outputs, made_by
+
 if TYPE_CHECKING:
-    from .findings import Finding
-    from .results import Result
+    from ..findings import Finding
+    from ..results import Result
 
 
 __all__ = ["app", "main"]
 
 OK, FOUND, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-DEMO_TRAIN = 1437  # images the demo trains on; the other 360 are held out
 
 app = typer.Typer(
     name="spectral-fast",
@@ -38,14 +39,14 @@ app = typer.Typer(
 )
 
 
-class BadInput(Exception):
-    """What the user gave cannot be used; the message is the whole error."""
-
-
 class FailOn(str, Enum):
     warning = "warning"
     severe = "severe"
     never = "never"
+
+
+class Null(str, Enum):
+    permutation = "permutation"
 
 
 class Budget(str, Enum):
@@ -56,13 +57,15 @@ class Budget(str, Enum):
 
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the numbers as JSON; '-' prints them instead of the report.")]
 HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page.")]
+BaselineOption = Annotated[str | None, typer.Option("--baseline", metavar="PATH", help="A checkpoint to compare the weights with, instead of random matrices.")]
+NullOption = Annotated[Null | None, typer.Option("--null", help="Also compare with shuffles of every matrix's entries; 20 times the cost.")]
 FailOption = Annotated[FailOn, typer.Option("--fail-on", help="Exit with 1 when a finding is at least so grave.")]
 
 
 @app.callback(invoke_without_command=True)
 def _start(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        from . import __version__
+        from .. import __version__
 
         print(__version__)
         raise typer.Exit(OK)
@@ -79,17 +82,17 @@ def demo(
     as_json: JsonOption = None,
 ) -> int:
     """Train a small network on scikit-learn's digits and diagnose it."""
-    _check_outputs(out, as_json)
-    from .report.words import share
+    check_outputs(out, as_json)
+    from ..report.words import share
 
-    images, labels = _digits()
-    model, accuracies = _train(images, labels, epochs, seed)
+    images, labels = digits()
+    model, accuracies = train(images, labels, epochs, seed)
     if as_json != "-":
         print(f"trained a 64-32-10 network for {epochs} epochs on {DEMO_TRAIN:,} images of digits")
         print(f"accuracy: {share(accuracies[0])} on these, {share(accuracies[1])} on {len(labels) - DEMO_TRAIN} others\n")
     import torch
 
-    from .diagnosis import diagnose as run
+    from ..diagnosis import diagnose as run
 
     used = slice(0, DEMO_TRAIN)
     result = run(model, (torch.from_numpy(images[used]), torch.from_numpy(labels[used])), seed=seed)
@@ -105,21 +108,36 @@ def diagnose(
     max_batches: Annotated[int | None, typer.Option("--max-batches", min=1, help="Use only so many batches of the loader.")] = None,
     budget: Annotated[Budget, typer.Option("--budget", help="Caps on products and samples.")] = Budget.standard,
     seed: Annotated[int, typer.Option("--seed", help="Of the estimates.")] = 0,
+    null: NullOption = None,
+    baseline: BaselineOption = None,
     as_json: JsonOption = None,
     html: HtmlOption = None,
     fail_on: FailOption = FailOn.never,
 ) -> int:
     """Diagnose a model with its data. The current directory is on the import path."""
-    _check_outputs(html, as_json)
-    model, loader, given = _made_by(factory)
-    from .diagnosis import diagnose as run
+    check_outputs(html, as_json)
+    model, loader, given = made_by(factory)
+    from ..diagnosis import diagnose as run
 
     loss_fn = given if callable(given) else None
     named = loss if loss is not None else given if isinstance(given, str) else None
     if loss is not None and loss_fn is not None:
         raise BadInput(f"--loss: {factory} returns its own loss function; leave one of them out")
     wanted = [part.strip() for part in include.split(",") if part.strip()]
-    result = run(model, loader, named, loss_fn=loss_fn, include=wanted, k=k, max_batches=max_batches, budget=budget.value, seed=seed)
+    given_null = None if null is None else null.value
+    result = run(
+        model,
+        loader,
+        named,
+        loss_fn=loss_fn,
+        include=wanted,
+        k=k,
+        max_batches=max_batches,
+        budget=budget.value,
+        seed=seed,
+        null=given_null,
+        baseline=baseline,
+    )
     return _finish(result, result.findings, as_json, html, fail_on.value)
 
 
@@ -127,104 +145,52 @@ def diagnose(
 def scan(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint: .safetensors, .pt, .pth, .bin, or a directory holding one.")],
     layers: Annotated[str | None, typer.Option("--layers", metavar="GLOB", help="Only tensors whose name matches.")] = None,
+    null: NullOption = None,
+    baseline: BaselineOption = None,
     as_json: JsonOption = None,
     html: HtmlOption = None,
     fail_on: FailOption = FailOn.never,
 ) -> int:
     """Spectra of every matrix in a checkpoint. Needs no model code and no data."""
-    _check_outputs(html, as_json)
-    from .findings import weight_findings
-    from .weights.scan import scan as run
+    check_outputs(html, as_json)
+    from ..findings import weight_findings
+    from ..weights.scan import scan as run
 
-    spectra = run(str(path), layers=layers)
+    spectra = run(str(path), layers=layers, null=None if null is None else null.value, baseline=baseline)
     return _finish(spectra, weight_findings(spectra), as_json, html, fail_on.value)
 
 
 @app.command()
 def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> int:
     """Versions, backends in use, and why not a faster one."""
-    from .kernels.select import show_config
-    from .report.terminal import listing
+    from ..kernels.select import show_config
+    from ..report.terminal import listing
 
     config = show_config()
-    print(json.dumps(config, indent=2, default=str) if as_json else "\n".join(listing(config)))
+    document = {"versions": _versions(), **config}
+    print(json.dumps(document, indent=2, default=str) if as_json else "\n".join(listing(document)))
     return OK
 
 
-def _check_outputs(page: Path | None, as_json: str | None) -> None:
-    """Fail before the work rather than after it."""
-    for option, path in (("page", page), ("--json", Path(as_json) if as_json not in (None, "-") else None)):
-        if path is None:
-            continue
-        if path.is_dir():
-            raise BadInput(f"{option}: {path} is a directory")
-        if not path.absolute().parent.is_dir():
-            raise BadInput(f"{option}: {path.parent} is not a directory")
+def _versions() -> dict[str, str]:
+    """Versions of Python and of what is installed; nothing is imported for it."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
 
+    from .. import __version__
 
-def _made_by(reference: str) -> tuple[Any, Any, Any]:
-    """(model, loader, loss) of ``package.module:factory``; a loader or loss that is not returned is None."""
-    module_name, colon, function_name = reference.partition(":")
-    if not colon or not module_name or not function_name or module_name.endswith(".py"):
-        raise BadInput(f"{reference}: wanted package.module:factory, such as training.setup:model_and_loader")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's module may raise anything
-        raise BadInput(f"{module_name}: cannot be imported: {type(error).__name__}: {error}") from error
-    factory = getattr(module, function_name, None)
-    if not callable(factory):
-        raise BadInput(f"{module_name}: has no function {function_name!r}")
-    try:
-        made = factory()
-    except (Exception, SystemExit) as error:
-        raise BadInput(f"{reference}: raised {type(error).__name__}: {error}") from error
-    parts = made if isinstance(made, tuple) else (made,)
-    if not 1 <= len(parts) <= 3:
-        raise BadInput(f"{reference}: returned {len(parts)} values; wanted (model, loader) or (model, loader, loss)")
-    model, loader, loss = (*parts, None, None)[:3]
-    if loss is not None and not isinstance(loss, str) and not callable(loss):
-        raise BadInput(f"{reference}: its loss is a {type(loss).__name__}; wanted a name or a function(outputs, targets)")
-    return model, loader, loss
-
-
-def _digits() -> tuple[Any, Any]:
-    """(1797, 64) float32 images in [0, 1] and (1797,) int64 labels in a fixed random order."""
-    import numpy as np
-
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "sklearn":  # there, but broken
-            raise
-        raise BadInput('the demo needs scikit-learn: pip install "spectral_fast[demo]"') from error
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))
-    return np.ascontiguousarray(data.data[order] / 16.0, dtype=np.float32), np.ascontiguousarray(data.target[order], dtype=np.int64)
-
-
-def _train(images: Any, labels: Any, epochs: int, seed: int) -> tuple[Any, tuple[float, float]]:
-    """A 64-32-10 network after ``epochs`` of Adam in batches of 64; its accuracy on the training images and on the others."""
-    import torch
-
-    torch.manual_seed(seed)
-    x, y = torch.from_numpy(images), torch.from_numpy(labels)
-    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
-    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(epochs):
-        for chosen in torch.split(torch.randperm(DEMO_TRAIN), 64):
-            adam.zero_grad()
-            torch.nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()  # type: ignore[no-untyped-call]
-            adam.step()
-    with torch.no_grad():
-        right = (model(x).argmax(1) == y).double()
-    return model, (float(right[:DEMO_TRAIN].mean()), float(right[DEMO_TRAIN:].mean()))
+    found = {"spectral_fast": __version__, "python": platform.python_version()}
+    for name in ("numpy", "scipy", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def _finish(result: Result, findings: Sequence[Finding], as_json: str | None, page: Path | None, fail_on: str) -> int:
     """Print the report and write the files; the exit code. fail_on: "warning", "severe" or "never"."""
-    from .report.terminal import complain, show
+    from ..report.terminal import complain, show
 
     if as_json is not None:
         document = result.to_dict()
@@ -250,7 +216,7 @@ def _finish(result: Result, findings: Sequence[Finding], as_json: str | None, pa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    from .report.terminal import complain
+    from ..report.terminal import complain
 
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
@@ -289,7 +255,3 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, (BadInput, ValueError, TypeError, OSError, ImportError)):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (not foreseen; SPECTRAL_FAST_TRACEBACK=1 shows where)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from .findings import SEVERITIES, Finding, collapse_findings, curvature_findings, gradient_findings, stability_of, weight_findings
-from .progress import Progress, ProgressOption, progress_reporter
-from .results import Result, Skipped, Status
-from .weights.sources import open_source
-from .weights.spectra import WeightSpectra, weight_spectra
+from ..findings import SEVERITIES, collapse_findings, curvature_findings, gradient_findings, stability_of, weight_findings
+from ..progress import Progress, ProgressOption, progress_reporter
+from ..results import Skipped
+from ..weights.baseline import Reference, beside_baseline, open_baseline
+from ..weights.scan import check_null, weight_spectra
+from ..weights.sources import open_source
+from ..weights.spectra import WeightSpectra
+from .result import Diagnosis
+from .steps import Steps
 
 if TYPE_CHECKING:
-    from .collapse import NeuralCollapse
-    from .curvature import CurvatureSpectra
-    from .gradients import GradientSpectrum
-    from .probing.batches import Batches
-    from .probing.losses import Loss
-    from .weights.ablate import Ablation
+    from ..collapse import NeuralCollapse
+    from ..curvature import CurvatureSpectra
+    from ..gradients import GradientSpectrum
+    from ..probing.batches import Batches
+    from ..probing.losses import Loss
 
-__all__ = ["ANALYSES", "BUDGETS", "Diagnosis", "diagnose"]
+__all__ = ["ANALYSES", "BUDGETS", "Budget", "diagnose"]
 
 ANALYSES = ("weights", "gradients", "curvature", "collapse")
 
@@ -44,69 +45,6 @@ BUDGETS = {
     "standard": Budget(400, 4, 48, 512, 8_192),
     "thorough": Budget(4_000, 16, 96, 2_048, 65_536),
 }
-
-# What a title says -> the part of the spectrum it speaks of, and so the treatment that shows whether that part matters.
-_TREATMENTS = {
-    "clip_spikes": ("amplifies", "spike", "stands out", "heavy tail"),
-    "drop_noise": ("rank collapse", "few of its dimensions", "ill-conditioned", "light tail", "dampens", "dead", "duplicate"),
-}
-
-
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Diagnosis(Result):
-    """What the spectra of a model say.
-
-    weights, gradients, curvature, collapse: the analyses, None where not done (``skipped`` says why). findings: severest first.
-    model, data, loss: what was diagnosed, kept for ``test``; not part of to_dict, and left out of pickles.
-    """
-
-    model_name: str
-    weights: WeightSpectra | None = None
-    gradients: GradientSpectrum | None = None
-    curvature: CurvatureSpectra | None = None
-    collapse: NeuralCollapse | None = None
-    findings: tuple[Finding, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-    seconds: float = 0.0
-    notes: tuple[str, ...] = ()
-    model: Any = field(default=None, repr=False)
-    data: Any = field(default=None, repr=False)
-    loss: Any = field(default=None, repr=False)
-
-    def test(self, finding: Finding, gamma: float | Sequence[float] | None = None, *, progress: ProgressOption = None) -> Ablation:
-        """Does it matter? The change of the loss when the part of the spectrum that a weight finding speaks of is taken away.
-
-        finding: one of ``findings``. What stands out is clipped to the edge of the bulk; of what is small the noise is dropped, in a sweep up to the
-        measured noise scale (``ablate``). gamma: where to cut instead. The samples are those of the diagnosis.
-        Raises ValueError for a finding that has no such part (the message lists those that have), without a loader, and where the weight is not
-        any more what it was at the diagnosis.
-        """
-        from .weights.ablate import ablate
-
-        treatment = self._treatment(finding)
-        if treatment is None:
-            possible = ", ".join(f"{f.where}: {f.title}" for f in self.findings if self._treatment(f) is not None) or "none"
-            raise ValueError(f"finding: {finding.where}: {finding.title}: speaks of no part of a weight's spectrum. Can be tested here: {possible}")
-        if self.model is None or self.data is None:
-            raise ValueError("loader: this diagnosis has no model and data with it; diagnose(model, loader) keeps them")
-        result = ablate(self.model, self.data, finding.where, gamma, loss=self.loss, treatment=treatment, progress=progress)
-        before = self.weights.spectrum(finding.where) if self.weights is not None else None
-        if before is not None and np.abs(result.s - before.s).max() > 2 * before.bound:
-            raise ValueError(f"finding: {finding.where} has changed since this diagnosis; diagnose again")
-        return result
-
-    def _treatment(self, finding: Finding) -> str | None:
-        known = {m.name for m in self.weights.matrices if m.status == "ok" and m.kind != "lora"} if self.weights is not None else set()
-        if finding.analysis != "weights" or finding.where not in known:
-            return None
-        return next((treatment for treatment, words in _TREATMENTS.items() if any(w in finding.title for w in words)), None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("model", "data", "loss")}
-
-    def worst(self) -> str | None:
-        """The severest finding's severity, None without findings."""
-        return max((f.severity for f in self.findings), key=SEVERITIES.index, default=None)
 
 
 def diagnose(
@@ -128,6 +66,8 @@ def diagnose(
     progress: ProgressOption = None,
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     optimizer: Any = None,
+    null: str | None = None,
+    baseline: Any = None,
 ) -> Diagnosis:
     """Weight spectra, gradient covariance, Hessian and neural collapse of a model, and what they mean.
 
@@ -143,6 +83,9 @@ def diagnose(
     layer:   the classifier, for neural collapse; None finds it.
     unpack:  batch -> (inputs, targets), for loaders of another form.
     optimizer: a ``torch.optim.SGD``, whose stability threshold lambda_1 is compared with.
+    null:    "permutation": also the spectra of 20 shuffles of every weight's entries, at 20 times the cost of the weights.
+    baseline: what the weights are compared with instead of random matrices: a model, a state dict, a path, or the result of a scan or diagnosis;
+             matrices are matched by name, those without a partner are listed (``weights.not_compared``).
     progress: None: a bar on a terminal after a second; False: none; or a function called as progress(done, total, what).
 
     Returns a Diagnosis; ``print`` it, or ``save_html``. An analysis that cannot be done is listed in its ``skipped`` with the reason; on
@@ -151,13 +94,14 @@ def diagnose(
     """
     start = time.perf_counter()
     _check(model, include, budget, k, tol, params, layer)
+    _check_weights(include, null, baseline)
     caps = BUDGETS[budget]
-    run = _Run()
-    with progress_reporter(progress) as report:
+    run = Steps()
+    with open_baseline(baseline) as reference, progress_reporter(progress) as report:
         # the loader is read and the loss settled first: what is wrong with them should not wait for the weights
         data = _batches(model, loader, caps, max_batches, unpack, device) if loader is not None else None
         settled = _loss(model, data, loss, loss_fn) if data is not None and {"gradients", "curvature"} & set(include) else None
-        weights = run("weights", include, lambda: _weights(model, report))
+        weights = run("weights", include, lambda: _weights(model, reference, null, seed, report))
         if data is None:
             for name in ANALYSES[1:]:
                 if name in include:
@@ -171,7 +115,7 @@ def diagnose(
     stability = None if optimizer is None else stability_of(optimizer)
     findings = [
         *(weight_findings(weights) if weights else ()),
-        *(gradient_findings(gradients, _batch_size(loader)) if gradients else ()),
+        *(gradient_findings(gradients, _batch_size(loader), collapse.n_classes if collapse else None) if gradients else ()),
         *(curvature_findings(curvature, stability if not isinstance(stability, str) else None) if curvature else ()),
         *(collapse_findings(collapse) if collapse else ()),
     ]
@@ -202,10 +146,17 @@ def _words(caps: Budget) -> str:
     )
 
 
+def _check_weights(include: Sequence[str], null: str | None, baseline: Any) -> None:
+    check_null(null)
+    for name, given in (("null", null), ("baseline", baseline)):
+        if given is not None and "weights" not in include:
+            raise ValueError(f"{name}: is about the weights, and include has no 'weights'")
+
+
 def _check(model: Any, include: Sequence[str], budget: str, k: int, tol: float, params: Any, layer: str | None) -> None:
     import torch
 
-    from .probing.functional import select_parameters, unwrap
+    from ..probing.functional import select_parameters, unwrap
 
     if not isinstance(model, torch.nn.Module):
         hint = "; for a state dict or a file use spectral_fast.scan" if isinstance(model, (str, dict)) else ""
@@ -225,58 +176,6 @@ def _check(model: Any, include: Sequence[str], budget: str, k: int, tol: float, 
         select_parameters(unwrap(model), params)
 
 
-T = TypeVar("T", bound=Result)
-
-
-class _Run:
-    """Runs one analysis after the other; a failure or an interruption costs that analysis only."""
-
-    def __init__(self) -> None:
-        self.skipped: list[Skipped] = []
-        self.interrupted = False
-        self.done = 0
-        self.failed: list[str] = []
-
-    def outcome(self) -> tuple[Status, str]:
-        """Status and reason of the whole: what failed is in both, so that no caller takes a failure for a clean bill."""
-        if self.interrupted:
-            return "incomplete", "interrupted"
-        if self.failed:
-            return ("incomplete" if self.done else "failed"), f"failed: {', '.join(self.failed)}"
-        return ("ok", "") if self.done else ("skipped", "nothing to analyse")
-
-    def __call__(self, name: str, include: Sequence[str], analysis: Callable[[], T]) -> T | None:
-        if name not in include:
-            self.skipped.append(Skipped(name, "not asked for (include)"))
-            return None
-        if self.interrupted:
-            self.skipped.append(Skipped(name, "interrupted before it began"))
-            return None
-        try:
-            result = analysis()
-        except KeyboardInterrupt:
-            self.interrupted = True
-            self.skipped.append(Skipped(name, "interrupted"))
-            return None
-        except Exception as e:  # one analysis may fail on a model that the others can read: listed, never lost
-            self.skipped.append(Skipped(name, f"failed: {type(e).__name__}: {_one_line(e)}"))
-            self.failed.append(name)
-            return None
-        if result.status == "incomplete" and "interrupt" in result.reason:
-            self.interrupted = True
-        if result.status in ("skipped", "failed"):
-            self.skipped.append(Skipped(name, result.reason if result.status == "skipped" else f"failed: {result.reason}"))
-        if result.status == "failed":
-            self.failed.append(name)
-        elif result.status != "skipped":
-            self.done += 1
-        return result
-
-
-def _one_line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:300]
-
-
 @dataclass(frozen=True)
 class _Data:
     """The fixed sample set, and a smaller one for per-sample gradients."""
@@ -286,15 +185,15 @@ class _Data:
 
 
 def _loss(model: Any, data: _Data, loss: Any, loss_fn: Any) -> Loss:
-    from .probing.losses import resolve_loss
-    from .probing.state import leave_no_trace
+    from ..probing.losses import resolve_loss
+    from ..probing.state import leave_no_trace
 
     with leave_no_trace(model):
         return resolve_loss(model, data.full, loss, loss_fn)
 
 
 def _batches(model: Any, loader: Any, caps: Budget, max_batches: int | None, unpack: Callable[[Any], tuple[Any, Any]] | None, device: Any) -> _Data:
-    from .probing.batches import Batches
+    from ..probing.batches import Batches
 
     full = Batches(loader, device=_device(model, device), max_batches=max_batches, max_samples=caps.max_samples, unpack=unpack)
     return _Data(full, full.head(caps.gradient_samples))
@@ -304,25 +203,28 @@ def _device(model: Any, device: Any) -> Any:
     return device if device is not None else next((p.device for p in model.parameters()), None)
 
 
-def _weights(model: Any, progress: Progress) -> WeightSpectra:
+def _weights(model: Any, reference: Reference, null: str | None, seed: int, progress: Progress) -> WeightSpectra:
+    def reported(done: int, total: int, what: str) -> None:
+        progress(done, total, f"weights: {what}")
+
     with open_source(model) as tensors:
-        return weight_spectra(tensors, progress=lambda done, total, what: progress(done, total, f"weights: {what}"))
+        return beside_baseline(weight_spectra(tensors, null=null, seed=seed, progress=reported), reference, weight_spectra, progress=reported)
 
 
 def _gradients(model: Any, data: _Data, caps: Budget, max_memory: int | float | None, shared: dict[str, Any]) -> GradientSpectrum:
-    from .gradients import gradient_covariance
+    from ..gradients import gradient_covariance
 
     return gradient_covariance(model, data.small, max_memory=max_memory, **shared)
 
 
 def _curvature(model: Any, data: _Data, caps: Budget, k: int, tol: float, shared: dict[str, Any]) -> CurvatureSpectra:
-    from .curvature.analysis import curvature
+    from ..curvature.analysis import curvature
 
     return curvature(model, data.full, k=k, tol=tol, max_matvecs=caps.max_matvecs, probes=caps.probes, steps=caps.steps, **shared)
 
 
 def _collapse(model: Any, data: _Data, layer: str | None, device: Any, max_memory: int | float | None, progress: Progress) -> NeuralCollapse:
-    from .collapse import neural_collapse
+    from ..collapse import neural_collapse
 
     return neural_collapse(model, data.full, layer=layer, device=device, max_memory=max_memory, progress=progress)
 

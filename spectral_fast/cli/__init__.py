@@ -1,0 +1,5 @@
+"""The ``spectral-fast`` command."""
+
+from .commands import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,183 @@
+"""``neural_collapse``: how far the features at a classifier's input have collapsed to their class means (Papyan, Han & Donoho 2020).
+
+One pass over the data gives counts, means and scatter (Chan merge in float64): NC1 to NC3. NC4 compares each sample with the
+finished means: from features kept in their own dtype where they fit, by a second pass otherwise; the notes say which.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..metrics.collapse_moments import between_rank_tolerance, cdnv, nc1, nc2, nc3, nearest_mean, norm_spread, relative_spread
+from ..probing.batches import Batches, to_tensors
+from ..probing.capture import find_classifier
+from ..probing.functional import FunctionalModel, unwrap
+from ..probing.losses import resolve_loss
+from ..probing.memory import memory_limit
+from ..probing.operator import compute_dtype
+from ..probing.state import eval_notes, leave_no_trace
+from ..progress import ProgressOption, progress_reporter
+from ..results import Status
+from .features import CannotAnalyse, FeaturePass, check_targets
+from .result import F64, I64, NAN, NeuralCollapse
+
+__all__ = ["GLOBAL_MEANS", "neural_collapse"]
+
+GLOBAL_MEANS = ("classes", "samples")
+
+
+def neural_collapse(
+    model: nn.Module,
+    loader: Any,
+    *,
+    layer: str | None = None,
+    global_mean: str = "classes",
+    per_class: bool = True,
+    max_batches: int | None = None,
+    max_memory: int | float | None = None,
+    unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+    device: torch.device | str | None = None,
+    progress: ProgressOption = None,
+) -> NeuralCollapse:
+    """NC1 to NC4 in evaluation mode; the model is left as it was.
+
+    layer: the module whose input is looked at; None: the linear layer whose output is the model's output. global_mean: of "classes"
+    or of "samples". per_class=False: NC1 without the division by C. max_memory: bytes, None: 60 % of what is free; decides whether
+    features are kept for NC4. Targets are class indices of the model; those of -100 are left out; (B, T) targets with (B, T, d) features count per
+    position.
+
+    Targets that are no classes, models without such a layer and fewer than two classes give status "skipped" with the reason.
+    Raises ValueError for an unknown layer or global_mean and for targets outside the model's classes. Ctrl-C returns what the
+    samples seen so far give, status "incomplete".
+    """
+    started = time.perf_counter()
+    if global_mean not in GLOBAL_MEANS:
+        raise ValueError(f"global_mean: unknown {global_mean!r}; known: {', '.join(GLOBAL_MEANS)}")
+    model = unwrap(model)
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    where = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
+    limit = memory_limit(max_memory, torch.device("cpu"))
+    notes = list(eval_notes(model))
+    with leave_no_trace(model), progress_reporter(progress) as report, torch.no_grad():
+        precision = compute_dtype(model) if first is not None else None
+        dtype = None if precision is None else precision.dtype
+        batches = Batches(loader, device=where, dtype=dtype, max_batches=max_batches, unpack=unpack)
+        # half precision is too coarse for the ranks of the scatter matrices
+        run: Callable[..., Any] = FunctionalModel(model, {}, where, dtype) if precision is not None and precision.casts else model
+        if precision is not None and precision.note:
+            notes.append(precision.note)
+        if batches.note:
+            notes.append(batches.note)
+        name = layer or ""
+        try:
+            check_targets(batches[0])
+            try:
+                # the model itself runs here, so in its own precision
+                sample = batches[0] if run is model or first is None else replace(batches[0], inputs=to_tensors(batches[0].inputs, where, first.dtype))
+                name, module = find_classifier(model, sample, layer)
+            except ValueError as error:
+                if layer is not None:
+                    raise
+                raise CannotAnalyse(str(error)) from error
+            seen = FeaturePass(model, run, name, module, batches, limit)
+            seen.shifted = _shifted(model, run, batches)
+            interrupted = seen.run(report)
+            return _numbers(seen, global_mean, per_class, interrupted, notes, started)
+        except CannotAnalyse as error:
+            seconds = time.perf_counter() - started
+            return NeuralCollapse(status=error.status, reason=str(error), layer=name, global_mean=global_mean, seconds=seconds, notes=tuple(notes))
+
+
+def _shifted(model: nn.Module, run: Callable[..., Any], batches: Batches) -> bool:
+    """Whether the model's own loss compares position t with label t + 1, as causal language models do."""
+    first = batches[0]
+    if first.label_key != "labels" or not isinstance(first.targets, Tensor) or first.targets.ndim < 2:
+        return False
+    own = resolve_loss(model, batches, run=run)
+    if own.from_model and own.form is None:
+        raise CannotAnalyse("the model computes its own loss in an unknown form, so which label belongs to which position is unknown; give unpack=")
+    return own.shifted
+
+
+def _numbers(seen: FeaturePass, global_mean: str, per_class: bool, interrupted: bool, notes: list[str], started: float) -> NeuralCollapse:
+    moments = seen.moments
+    if moments is None or seen.n_samples == 0:
+        raise CannotAnalyse("interrupted before the first batch was done" if interrupted else "no sample has a valid target")
+    present = np.flatnonzero(moments.counts)
+    n_present, dim = len(present), moments.means.shape[1]
+    if n_present < 2:
+        raise CannotAnalyse(f"neural collapse needs at least two classes, the samples hold {n_present}")
+    means, counts = moments.means[present], moments.counts[present]
+    centre = means.mean(axis=0) if global_mean == "classes" else (counts / counts.sum()) @ means
+    a = means - centre
+    _say_classes(seen, n_present, dim, counts, notes)
+    one = nc1(moments.scatter, seen.n_samples, a, between_rank_tolerance(means, seen.eps), per_class=per_class)
+    if one.rank < min(n_present - 1, dim):
+        notes.append(f"NC1: the class means span {one.rank} of {min(n_present - 1, dim)} directions above rounding")
+    two = nc2(a)
+    w = _classifier_rows(seen, present, notes)
+    nc4, stopped = _nc4(seen, centre, a, present, notes)
+    status: Status = "incomplete" if interrupted or stopped else "unresolved" if one.rank == 0 else "ok"
+    reason = {"incomplete": f"interrupted: {seen.done} of {len(seen.batches)} batches", "unresolved": "the class means are equal to rounding", "ok": ""}[status]
+    return NeuralCollapse(
+        status=status, reason=reason, backend="numpy", nc1=one.value, nc1_rank=one.rank, nc1_tolerance=one.tolerance,
+        mean_values=one.values, spread=relative_spread(moments.scatter, means, counts),
+        cdnv=cdnv(moments.spread[present], counts, a), nc2_norms=two.norms, nc2_norms_classifier=NAN if w is None else norm_spread(w),
+        nc2_angles=two.angles, nc2_etf=two.etf, nc3=NAN if w is None else nc3(w, a), nc4=nc4,
+        accuracy=seen.correct / seen.n_samples if seen.decided else NAN, n_classes=n_present, n_samples=seen.n_samples, feature_dim=dim,
+        layer=seen.name, etf_exists=n_present <= dim + 1, class_counts=moments.counts, means=means, global_mean=global_mean,
+        seconds=time.perf_counter() - started, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _say_classes(seen: FeaturePass, n_present: int, dim: int, counts: I64, notes: list[str]) -> None:
+    if n_present < seen.n_classes:
+        absent = [int(c) for c in np.flatnonzero(seen.moments.counts == 0)] if seen.moments is not None else []
+        named = ", ".join(map(str, absent[:10])) + (", .." if len(absent) > 10 else "")
+        notes.append(f"{len(absent)} of {seen.n_classes} classes do not occur and are left out: {named}")
+    if n_present > dim + 1:
+        notes.append(f"no simplex ETF of {n_present} classes exists in {dim} dimensions (C > d + 1): NC2 cannot reach 0")
+    single = int(np.count_nonzero(counts == 1))
+    if single:
+        notes.append(f"{single} classes have one sample and add nothing to the within-class scatter")
+
+
+def _classifier_rows(seen: FeaturePass, present: NDArray[np.intp], notes: list[str]) -> F64 | None:
+    """Rows (C, d) of the classes that occur, or None where the layer's weight is no C x d matrix."""
+    weight = getattr(seen.module, "weight", None)
+    dim = seen.moments.means.shape[1] if seen.moments is not None else 0
+    shape = tuple(weight.shape) if isinstance(weight, Tensor) else None
+    if not isinstance(weight, Tensor) or shape != (seen.n_classes, dim):
+        notes.append(f"NC3 and the classifier's norms need a weight of shape ({seen.n_classes}, {dim}); {seen.name!r} has {shape}")
+        return None
+    rows = weight.detach().double().cpu().numpy()[present]
+    if len(present) < seen.n_classes:
+        # the means of the classes that occur are centred among themselves; only rows centred likewise can match them
+        rows = rows - rows.mean(axis=0)
+        notes.append("NC3 and the classifier's norms: rows of the classes that occur, centred among themselves")
+    return np.asarray(rows)
+
+
+def _nc4(seen: FeaturePass, centre: F64, a: F64, present: NDArray[np.intp], notes: list[str]) -> tuple[float, bool]:
+    if not seen.decided:
+        notes.append("NC4: the model's output is not one score per class and target")
+        return NAN, False
+    differs = 0
+    try:
+        for part in seen.again():
+            nearest = present[nearest_mean(part.features.double().numpy(), centre, a)]
+            differs += int(np.count_nonzero(nearest != part.decisions))
+    except KeyboardInterrupt:
+        return NAN, True
+    dtype = str(seen.kept[0].features.dtype).removeprefix("torch.") if seen.kept else ""
+    kept = f"from features kept in {dtype} ({seen.kept_bytes / 1e6:.3g} MB)"
+    notes.append(f"NC4: {'second forward pass over the same batches' if seen.second_pass else kept}")
+    return differs / seen.n_samples, False

@@ -1,0 +1,150 @@
+"""The model run over its data: the labelled inputs of one layer, and their class moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..metrics.collapse_moments import ClassMoments
+from ..probing.batches import Batch, Batches, call_model, logits_of
+from ..probing.capture import capture_inputs
+from ..probing.losses import IGNORE_INDEX
+from ..progress import Progress
+from ..results import Status
+
+__all__ = ["CannotAnalyse", "FeaturePass", "Labelled", "check_targets"]
+
+I64 = NDArray[np.int64]
+NEEDS_CLASSES = "neural collapse needs integer class targets"
+
+
+class CannotAnalyse(Exception):
+    """Ends the analysis in a result without numbers: "skipped" (not the kind of data or model it is about) or "failed"."""
+
+    def __init__(self, reason: str, status: Status = "skipped") -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def check_targets(batch: Batch) -> None:
+    t = batch.targets
+    if not isinstance(t, Tensor) or t.is_floating_point() or t.is_complex():
+        raise CannotAnalyse(f"{NEEDS_CLASSES}, got {str(t.dtype).removeprefix('torch.') if isinstance(t, Tensor) else type(t).__name__}")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """features (B, d) in their own dtype on the CPU; targets and the model's decisions (B,), decisions -1 where outputs are no classes."""
+
+    features: Tensor
+    targets: I64
+    decisions: I64
+
+
+class FeaturePass:
+    """The model run over the batches: moments of the features, and the features themselves while they fit."""
+
+    def __init__(self, model: nn.Module, run: Callable[..., Any], name: str, module: nn.Module, batches: Batches, limit: int) -> None:
+        self.model, self.run_model, self.name, self.module, self.batches, self.limit = model, run, name, module, batches, limit
+        self.shifted = False  # a target belongs to the position before it
+        self.moments: ClassMoments | None = None
+        self.n_classes = 0
+        self.kept: list[Labelled] | None = []
+        self.kept_bytes = 0
+        self.done = 0  # batches in the moments
+        self.n_samples = 0
+        self.correct = 0
+        self.decided = True
+        self.eps = float(np.finfo(np.float64).eps)
+        self.second_pass = False
+
+    def run(self, report: Progress) -> bool:
+        """True when interrupted."""
+        try:
+            for i in range(len(self.batches)):
+                self._add(self._labelled(i))
+                report(i + 1, len(self.batches), "class moments")
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    def _labelled(self, i: int) -> Labelled:
+        batch = self.batches[i]
+        check_targets(batch)
+        with capture_inputs(self.model, self.name) as inputs:
+            outputs = call_model(self.run_model, batch)
+        if len(inputs) != 1:
+            raise CannotAnalyse(f"layer {self.name!r} is called {len(inputs)} times in one forward pass; its input is not one feature per sample")
+        features, targets = inputs[0], batch.targets
+        assert isinstance(targets, Tensor)
+        if targets.ndim == features.ndim and targets.shape[-1] == 1:
+            targets = targets.squeeze(-1)
+        if targets.ndim == 0 or features.shape[:-1] != targets.shape:
+            shapes = f"features {tuple(features.shape)}, targets {tuple(targets.shape)}"
+            raise CannotAnalyse(f"the input of {self.name!r} is not one vector per target: {shapes}")
+        if self.shifted:
+            features, targets = features[:, :-1], targets[:, 1:]
+        self.eps = max(torch.finfo(features.dtype).eps, self.eps)
+        labels = targets.reshape(-1).to(torch.int64).cpu()
+        decisions = self._decisions(outputs, targets)
+        valid = labels != IGNORE_INDEX
+        flat = features.reshape(-1, features.shape[-1]).cpu()
+        return Labelled(flat[valid], labels[valid].numpy(), decisions[valid].numpy())
+
+    def _decisions(self, outputs: Any, targets: Tensor) -> Tensor:
+        logits = logits_of(outputs)
+        if self.shifted:
+            logits = logits[:, :-1]
+        if logits.ndim == targets.ndim and logits.shape[1:] == targets.shape[1:]:
+            logits = logits.unsqueeze(-1)
+        if logits.shape[:-1] != targets.shape:
+            self.decided = False
+            return torch.full((targets.numel(),), -1)
+        flat = logits.reshape(-1, logits.shape[-1])
+        # one logit decides between classes 0 and 1
+        self._expect_classes(max(flat.shape[1], 2))
+        return (flat.argmax(dim=1) if flat.shape[1] > 1 else (flat[:, 0] > 0).to(torch.int64)).cpu()
+
+    def _expect_classes(self, n: int) -> None:
+        if self.n_classes not in (0, n):
+            raise CannotAnalyse(f"the model's output has {n} classes in one batch and {self.n_classes} in another")
+        self.n_classes = n
+
+    def _add(self, part: Labelled) -> None:
+        if self.n_classes == 0:
+            raise CannotAnalyse("the model's output is not one score per class")
+        bad = part.targets[(part.targets < 0) | (part.targets >= self.n_classes)]
+        if len(bad):
+            raise ValueError(f"loader: target {bad[0]} is outside the model's {self.n_classes} classes (0 .. {self.n_classes - 1})")
+        if self.moments is None:
+            dim = part.features.shape[1]
+            need = 8 * (2 * dim * dim + 2 * self.n_classes * dim)  # scatter, a block's scatter, means
+            if need > self.limit:
+                raise CannotAnalyse(f"needs {need / 1e9:.3g} GB for the scatter of {dim} features, {self.limit / 1e9:.3g} GB allowed (max_memory)")
+            self.moments = ClassMoments(self.n_classes, dim)
+        if not bool(torch.isfinite(part.features).all()):
+            raise CannotAnalyse(f"the input of {self.name!r} holds NaN or Inf in batch {self.done}", "failed")
+        self.moments.add(part.features.double().numpy(), part.targets)
+        self.done += 1
+        self.n_samples += len(part.targets)
+        self.correct += int(np.count_nonzero(part.targets == part.decisions))
+        if self.kept is not None:
+            self.kept_bytes += part.features.numel() * part.features.element_size()
+            self.kept.append(part)
+            if self.kept_bytes > self.limit // 2:
+                self.kept = None
+
+    def again(self) -> Iterator[Labelled]:
+        """The labelled features a second time: those kept, or another forward pass over the same batches."""
+        if self.kept is not None:
+            yield from self.kept
+            return
+        self.second_pass = True
+        for i in range(self.done):
+            yield self._labelled(i)

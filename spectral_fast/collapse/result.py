@@ -1,0 +1,57 @@
+"""``NeuralCollapse``: the numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..results import Result
+
+__all__ = ["NeuralCollapse"]
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+NAN = math.nan
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class NeuralCollapse(Result):
+    """Neural-collapse numbers at the input of `layer` (definitions.md, "Neural collapse"); all are 0 at full collapse, NaN where unknown.
+
+    C = n_classes counts the classes that occur in the samples, in every number here; class_counts: samples of every class of the
+    model, zeros included, so len(class_counts) is the model's number of classes.
+    nc1: tr(S_W S_B^+)/C, with nc1_rank directions of S_B above nc1_tolerance (a singular value of the centred means).
+    cdnv: class-distance normalized variance. nc2_norms, nc2_norms_classifier: std/mean of the lengths of class means and of
+    classifier rows; nc2_angles: mean |cos + 1/(C-1)|; nc2_etf: distance to a simplex ETF, which exists only if etf_exists (C <= d + 1).
+    mean_values: (min(C, d),) singular values of the centred class means, descending: along how many directions the classes differ. spread: root mean
+    square distance of the features to their mean over the length of that mean, 0 where all samples give one point.
+    nc3: distance of the normalised classifier and class means. nc4: share of samples where the model's decision differs from the
+    nearest class mean. accuracy: share decided right. means: (C, d) float64 class means of the classes that occur.
+    """
+
+    nc1: float = NAN
+    nc1_rank: int = 0
+    nc1_tolerance: float = NAN
+    cdnv: float = NAN
+    nc2_norms: float = NAN
+    nc2_norms_classifier: float = NAN
+    nc2_angles: float = NAN
+    nc2_etf: float = NAN
+    nc3: float = NAN
+    nc4: float = NAN
+    accuracy: float = NAN
+    n_classes: int = 0
+    n_samples: int = 0
+    feature_dim: int = 0
+    layer: str = ""
+    etf_exists: bool = False
+    class_counts: I64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    mean_values: F64 = field(default_factory=lambda: np.zeros(0))
+    spread: float = NAN
+    means: F64 = field(default_factory=lambda: np.zeros((0, 0)), repr=False)  # repr=False: too large for to_dict
+    global_mean: str = "classes"
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
