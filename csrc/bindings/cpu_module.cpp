@@ -7,9 +7,11 @@
 #include "bindings/arrays.h"
 #include "core/isa.h"
 #include "core/parallel.h"
+#include "marchenko_pastur/marchenko_pastur.h"
 #include "power_law/numerics.h"
 #include "power_law/power_law.h"
 #include "singular_values/singular_values.h"
+#include "storage_noise/storage_noise.h"
 
 namespace {
 
@@ -86,6 +88,47 @@ py::tuple complex_singular_values(const py::array& re, const py::array& im, cons
                  [&](double* out, const auto& options, auto* stages) { sf::complex_singular_values(x, y, out, options, stages); });
 }
 
+py::tuple marchenko_pastur(const py::array_t<double>& values, const py::array& d_max, const py::array& d_min, const py::array& start,
+                           const std::optional<std::string>& level, int threads) {
+  sf::require(values.ndim() == 2 && (values.flags() & py::array::c_style) != 0, "values: wanted a C-contiguous (spectra, width) array");
+  const std::int64_t spectra = values.shape(0), width = values.shape(1);
+  const auto big = sf::vector_view<std::int64_t>(d_max, "d_max"), small = sf::vector_view<std::int64_t>(d_min, "d_min");
+  const auto from = sf::vector_view<double>(start, "start");
+  std::vector<std::int64_t> large_sides, small_sides;
+  std::vector<double> starts;
+  sf::require(big.shape[0] == spectra && small.shape[0] == spectra && from.shape[0] == spectra, "d_max, d_min, start: wanted one for each spectrum");
+  for (std::int64_t s = 0; s < spectra; ++s) {
+    sf::require(1 <= small(s) && small(s) <= std::min(width, big(s)), "d_min: wanted 1 to the smaller of d_max and the number of values");
+    large_sides.push_back(big(s));
+    small_sides.push_back(small(s));
+    starts.push_back(from(s));
+  }
+  sf::require(threads >= 0, "threads: wanted a number >= 0, got " + std::to_string(threads));
+  const sf::Level l = sf::find_level(level.value_or(""));
+  py::array_t<double> log_var(spectra), distance(spectra);
+  const double* const x = values.data();
+  double *const v = log_var.mutable_data(), *const d = distance.mutable_data();
+  without_gil([&](const auto& interrupted) {
+    sf::marchenko_pastur(x, spectra, width, large_sides.data(), small_sides.data(), starts.data(), v, d, l, threads, interrupted);
+  });
+  return py::make_tuple(log_var, distance);
+}
+
+py::tuple storage_noise(const py::array& w, const std::string& format, std::int64_t floor, const std::optional<std::string>& level, int threads) {
+  const sf::Matrices a = sf::matrices_view(w, format, "w");
+  sf::require(a.batch == 1, "w: wanted one matrix, got " + std::to_string(a.batch));
+  const std::int64_t least = a.dtype == sf::DType::f64 ? -1022 : -126;
+  sf::require(least <= floor && floor <= -least, "floor: wanted an exponent of normal numbers, got " + std::to_string(floor));
+  sf::require(threads >= 0, "threads: wanted a number >= 0, got " + std::to_string(threads));
+  const sf::Level l = sf::find_level(level.value_or(""));
+  sf::EntryCounts c;
+  without_gil([&](const auto& interrupted) {
+    c = sf::storage_noise({a.data, a.dtype, a.rows, a.cols, a.row_stride, a.col_stride}, floor, l, threads, interrupted);
+  });
+  return py::make_tuple(c.bad, py::make_tuple(c.bad_row, c.bad_col), c.zero_rows, c.zero_columns, c.nonzero, c.top, c.precision, c.with_last_bit,
+                        c.last_place, c.with_last_place, c.row_sum, c.column_sum);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -100,6 +143,11 @@ PYBIND11_MODULE(_native, m) {
         "Values (batch, min(m, n)) and thread seconds by stage; see spectral_fast.kernels.numpy_kernels.singular_values.");
   m.def("complex_singular_values", &complex_singular_values, py::arg("re").noconvert(), py::arg("im").noconvert(), py::kw_only(),
         py::arg("level") = py::none(), py::arg("threads") = 0, "The same of re + i im, float64, with standard accuracy.");
+  m.def("marchenko_pastur", &marchenko_pastur, py::arg("values").noconvert(), py::arg("d_max").noconvert(), py::arg("d_min").noconvert(),
+        py::arg("start").noconvert(), py::kw_only(), py::arg("level") = py::none(), py::arg("threads") = 0,
+        "See spectral_fast.kernels.numpy_kernels.marchenko_pastur.");
+  m.def("storage_noise", &storage_noise, py::arg("w").noconvert(), py::kw_only(), py::arg("format"), py::arg("floor"), py::arg("level") = py::none(),
+        py::arg("threads") = 0, "The fields of EntryCounts of one matrix (1, m, n); see spectral_fast.kernels.numpy_kernels.storage_noise.");
   // shared numerics, for their tests
   m.def("exp_neg", &sf::exp_neg, py::arg("t"), "exp(-t), t >= 0");
   m.def("log_ratio", &sf::log_ratio, py::arg("a"), py::arg("b"), "ln(b/a), 0 < a <= b");

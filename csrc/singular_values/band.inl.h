@@ -46,9 +46,11 @@ inline void update_block(const BandTile& x, bool lower) {
 void update(const BandTile& tile) { update_block<false>(tile, false); }
 void update_paired(const BandTile& tile) { update_block<true>(tile, false); }
 
-// Y += T Z by blocks of columns of Z; every block of columns also asks for a part of the rows of `next`.
+// Y += T Z (or T^T Z) by blocks of columns of Z; every block of columns also asks for a part of the rows of `next`.
+template <bool kTransposed>
 inline void multiply_ahead(const BandTile& x, const double* z, double* y) {
   const int64_t ld = thin_ld(x.b), step = kWideVecs * kLanes, parts = (x.b + step - 1) / step;
+  const int64_t rows = kTransposed ? x.cols : x.rows, depth = kTransposed ? x.rows : x.cols;
   for (int64_t c = 0; c < x.b; c += step) {
     if (x.next != nullptr) {
       const int64_t part = c / step;
@@ -56,16 +58,23 @@ inline void multiply_ahead(const BandTile& x, const double* z, double* y) {
         for (int64_t j = 0; j < x.cols; j += 8) prefetch_line(x.next + i * x.ldt + j);
       }
     }
-    multiply<Into::add, false>(x.rows, x.b - c < step ? x.b - c : step, x.cols, x.t, x.ldt, z + c, ld, y + c, ld);
+    multiply<Into::add, kTransposed>(rows, x.b - c < step ? x.b - c : step, depth, x.t, x.ldt, z + c, ld, y + c, ld);
   }
 }
 
 void symmetric_tile(const BandTile& x) {
   const int64_t ld = thin_ld(x.b);
   if (x.pack_rows != nullptr) update_block<false>(x, false);
-  multiply_ahead(x, x.thin_cols, x.sum_rows);
+  multiply_ahead<false>(x, x.thin_cols, x.sum_rows);
   multiply<Into::add, true>(x.cols, x.b, x.rows, x.t, x.ldt, x.thin_rows, ld, x.sum_cols, ld);
 }
+
+void general_tile(const BandTile& x) {
+  if (x.pack_rows != nullptr) update_block<true>(x, false);
+  multiply_ahead<true>(x, x.thin_rows, x.sum_cols);
+}
+
+void product_tile(const BandTile& x) { multiply_ahead<false>(x, x.thin_cols, x.sum_rows); }
 
 void symmetric_diagonal(const BandTile& x) {
   const int64_t ld = thin_ld(x.b);
@@ -140,31 +149,6 @@ inline void apply_reflector(const double* v, double tau, int64_t rows, double* c
   }
 }
 
-void panel_qr(double* c, int64_t rows, int64_t b, int64_t ldc, double* r, double* tau) {
-  for (int64_t j = 0; j < b; ++j) {
-    double* column = c + j * ldc;
-    const int64_t above = j < rows ? j : rows;
-    for (int64_t i = 0; i < b; ++i) r[j * b + i] = 0.0;
-    for (int64_t i = 0; i < above; ++i) {
-      r[j * b + i] = column[i];
-      column[i] = 0.0;
-    }
-    tau[j] = 0.0;
-    if (j >= rows) continue;
-    r[j * b + j] = reflector(column + j, rows - j, tau[j]);
-    if (tau[j] != 0.0) apply_reflector(column + j, tau[j], rows - j, c + (j + 1) * ldc + j, ldc, b - j - 1);
-  }
-}
-
-void thin_gram(const double* a, const double* b_thin, int64_t rows, int64_t b, bool fresh, double* c) {
-  const int64_t ld = thin_ld(b);
-  if (fresh) {
-    multiply<Into::set, true>(b, b, rows, a, ld, b_thin, ld, c, b);
-  } else {
-    multiply<Into::add, true>(b, b, rows, a, ld, b_thin, ld, c, b);
-  }
-}
-
 void reflector_triangle(const double* s, const double* tau, int64_t b, double* t) {
   for (int64_t k = 0; k < b * b; ++k) t[k] = 0.0;
   for (int64_t j = 0; j < b; ++j) {
@@ -178,6 +162,58 @@ void reflector_triangle(const double* s, const double* tau, int64_t b, double* t
   }
 }
 
+// Columns in groups of kPanelColumns: those of a group one after another, column-major in `work`; then, as products, the columns right
+// of them.
+void panel_qr(double* c, int64_t rows, int64_t b, double* r, double* tau, double* work) {
+  const int64_t ld = thin_ld(b), ldw = (rows + 7) / 8 * 8 + 8, k = kPanelColumns;
+  double *square = work + k * ldw, *t = square + k * k, *w = t + k * k, *w2 = w + k * b;
+  for (int64_t i = 0; i < b * b; ++i) r[i] = 0.0;
+  for (int64_t first = 0; first < b; first += k) {
+    for (int64_t i = 0; i < first && i < rows; ++i) {
+      for (int64_t j = first; j < first + k; ++j) {
+        r[j * b + i] = c[i * ld + j];
+        c[i * ld + j] = 0.0;
+      }
+    }
+    const int64_t left = rows - first, after = b - first - k;
+    for (int64_t j = 0; j < k; ++j) tau[first + j] = 0.0;
+    if (left <= 0) continue;
+    double* block = c + first * ld + first;
+    transpose(block, left, k, ld, work, ldw);
+    for (int64_t j = 0; j < k && j < left; ++j) {
+      double* column = work + j * ldw;
+      for (int64_t i = 0; i < j; ++i) {
+        r[(first + j) * b + first + i] = column[i];
+        column[i] = 0.0;
+      }
+      r[(first + j) * b + first + j] = reflector(column + j, left - j, tau[first + j]);
+      if (tau[first + j] != 0.0) apply_reflector(column + j, tau[first + j], left - j, column + ldw + j, ldw, k - j - 1);
+    }
+    for (int64_t j = left; j < k; ++j) {  // more columns than rows
+      for (int64_t i = 0; i < left; ++i) {
+        r[(first + j) * b + first + i] = work[j * ldw + i];
+        work[j * ldw + i] = 0.0;
+      }
+    }
+    transpose(work, k, left, ldw, block, ld);
+    if (after == 0) continue;
+    multiply<Into::set, true>(k, k, left, block, ld, block, ld, square, k);
+    reflector_triangle(square, tau + first, k, t);
+    multiply<Into::set, true>(k, after, left, block, ld, block + k, ld, w, b);
+    multiply<Into::set, true>(k, after, k, t, k, w, b, w2, b);
+    multiply<Into::subtract, false>(left, after, k, block, ld, w2, b, block + k, ld);
+  }
+}
+
+void thin_gram(const double* a, const double* b_thin, int64_t rows, int64_t b, bool fresh, double* c) {
+  const int64_t ld = thin_ld(b);
+  if (fresh) {
+    multiply<Into::set, true>(b, b, rows, a, ld, b_thin, ld, c, b);
+  } else {
+    multiply<Into::add, true>(b, b, rows, a, ld, b_thin, ld, c, b);
+  }
+}
+
 void update_factors(const double* s, const double* t, int64_t b, double* m, double* work) {
   for (int64_t k = 0; k < b * b; ++k) m[k] = t[k];
   multiply<Into::set, false>(b, b, b, s, b, t, b, work, b);
@@ -185,10 +221,32 @@ void update_factors(const double* s, const double* t, int64_t b, double* m, doub
   for (int64_t k = 0; k < b * b; ++k) m[b * b + k] *= -0.5;
 }
 
+void paired_factors(const double* s, const double* t, int64_t b, double* m) {
+  for (int64_t k = 0; k < b * b; ++k) m[k] = t[k];
+  multiply<Into::set, false>(b, b, b, s, b, t, b, m + b * b, b);
+  for (int64_t k = 0; k < b * b; ++k) m[b * b + k] = -m[b * b + k];
+}
+
+// P (cols x b) = the transpose of: b rows of A minus V Z^T.
+void subtract_reflected(const double* a, int64_t lda, const double* v, const double* z, int64_t cols, int64_t b, double* p, double* work) {
+  const int64_t ld = thin_ld(b);
+  transpose(a, b, cols, lda, p, ld);
+  transpose(v, b, b, ld, work, b);
+  multiply<Into::subtract, false>(cols, b, b, z, ld, work, b, p, ld);
+}
+
+void add_sums(double* total, int64_t stride, int64_t count, int64_t size) {
+  for (int64_t i = 0; i < size; i += kLanes) {  // thin matrices: their size is a multiple of 8
+    Vec all = load(total + i);
+    for (int64_t k = 1; k <= count; ++k) all = add(all, load(total + k * stride + i));
+    store(total + i, all);
+  }
+}
+
 void combine(const double* y, const double* v, const double* m, int64_t rows, int64_t b, double* out) {
   const int64_t ld = thin_ld(b);
   multiply<Into::set, false>(rows, b, b, y, ld, m, b, out, ld);
-  multiply<Into::add, false>(rows, b, b, v, ld, m + b * b, b, out, ld);
+  if (v != nullptr) multiply<Into::add, false>(rows, b, b, v, ld, m + b * b, b, out, ld);
 }
 
 }  // namespace

@@ -2,7 +2,9 @@
 //
 // Blocks are column-major views into the band: entry (i, j) of the matrix is at i + j * (ld - 1) of the band's first entry. A step
 // takes the reflector I - tau v v^T that has just been made in the block before:
-//   symmetric D <- H D H (lower triangle),  B <- B H below it, and a new reflector that clears the first column of B but one entry.
+//   symmetric D <- H D H (lower triangle),  B <- B H below it, and a new reflector that clears the first column of B but one entry;
+//   general   D <- D H, a reflector from the left that clears its first column but one entry, applied to D and to B right of it,
+//             and a new reflector that clears the first row of B but one entry.
 #pragma once
 #include "singular_values/product.inl.h"
 
@@ -13,9 +15,8 @@ namespace {
 struct DiagonalMasks {
   Mask with[kLanes], below[kLanes];  // column c: lanes >= c, lanes > c
   DiagonalMasks() {
-    double lane[kLanes];
-    for (int k = 0; k < kLanes; ++k) lane[k] = k;
-    const Vec lanes = load(lane);
+    constexpr double kLane[8] = {0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0};
+    const Vec lanes = load(kLane);
     for (int c = 0; c < kLanes; ++c) {
       with[c] = less(broadcast(c - 0.5), lanes);
       below[c] = less(broadcast(c + 0.5), lanes);
@@ -35,6 +36,12 @@ inline void sums(const Vec (&a)[kCount], double* out) {
   for (int k = 0; k < kCount; ++k) out[k] = sum(a[k]);
 }
 
+// 1, 0, ..., 0
+inline Vec unit() {
+  double x[kLanes] = {1.0};
+  return load(x);
+}
+
 template <int kB>
 inline double dot(const double* x, const double* y) {
   Vec s[2] = {zeros(), zeros()};
@@ -45,23 +52,32 @@ inline double dot(const double* x, const double* y) {
   return sum(add(s[0], s[1]));
 }
 
-// x becomes v = (1, v'); see reflector() in band.inl.h, here for a whole block.
+// x becomes v = (1, v'); see reflector() in band.inl.h, here for a whole block, in vectors throughout: a scalar store into what is
+// loaded as a vector soon after would hold everything up.
 template <int kB>
-inline double block_reflector(double* x, double& tau) {
+inline double block_reflector(const double* x, double* v, double& tau) {
+  constexpr int kVecs = kB / kLanes;
+  const Vec one = unit();
   const double alpha = x[0];
-  x[0] = 0.0;
-  const double below = dot<kB>(x, x);
+  Vec part[kVecs], square[2] = {zeros(), zeros()};
+#pragma GCC unroll 16
+  for (int k = 0; k < kVecs; ++k) {
+    part[k] = load(x + k * kLanes);
+    if (k == 0) part[k] = select(less(zeros(), one), zeros(), part[k]);
+    square[k % 2] = fma(part[k], part[k], square[k % 2]);
+  }
+  const double below = sum(add(square[0], square[1]));
   if (!(below > kNothing)) {
-    for (int r = 0; r < kB; ++r) x[r] = 0.0;
-    x[0] = 1.0;
+#pragma GCC unroll 16
+    for (int k = 0; k < kVecs; ++k) store(v + k * kLanes, k == 0 ? one : zeros());
     tau = 0.0;
     return alpha;
   }
   const double size = sqrt(alpha * alpha + below), beta = alpha > 0.0 ? -size : size;
   tau = (beta - alpha) / beta;
   const Vec scale = broadcast(1.0 / (alpha - beta));
-  for (int r = 0; r < kB; r += kLanes) store(x + r, mul(scale, load(x + r)));
-  x[0] = 1.0;
+#pragma GCC unroll 16
+  for (int k = 0; k < kVecs; ++k) store(v + k * kLanes, fma(scale, part[k], k == 0 ? one : zeros()));
   return beta;
 }
 
@@ -87,6 +103,44 @@ inline void times_vector(const double* block, int64_t ld, const double* v, doubl
     }
 #pragma GCC unroll 8
     for (int k = 0; k < kVecs; ++k) store(z + r + k * kLanes, add(even[k], odd[k]));
+  }
+}
+
+// y = B^T u.
+template <int kB>
+inline void transposed_times_vector(const double* block, int64_t ld, const double* u, double* y) {
+  for (int c = 0; c < kB; c += 4) {
+    const double* p = block + c * ld;
+    Vec s[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) s[k] = zeros();
+#pragma GCC unroll 16
+    for (int r = 0; r < kB; r += kLanes) {
+      const Vec x = load(u + r);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) s[k] = fma(x, load(p + k * ld + r), s[k]);
+    }
+    sums(s, y + c);
+  }
+}
+
+// B -= u y^T + t v^T.
+template <int kB>
+inline void subtract_products(double* block, int64_t ld, const double* u, const double* y, const double* t, const double* v) {
+  for (int c = 0; c < kB; c += 4) {
+    double* p = block + c * ld;
+    Vec of_u[4], of_t[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) of_u[k] = broadcast(y[c + k]), of_t[k] = broadcast(v[c + k]);
+#pragma GCC unroll 16
+    for (int r = 0; r < kB; r += kLanes) {
+      const Vec a = load(u + r), b = load(t + r);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        double* at = p + k * ld + r;
+        store(at, fnma(of_t[k], b, fnma(of_u[k], a, load(at))));
+      }
+    }
   }
 }
 
@@ -130,32 +184,35 @@ inline void both_sides(double* block, int64_t ld, const double* v, const double*
 // y = D v from the lower triangle of D.
 template <int kB>
 inline void symmetric_times_vector(const double* block, int64_t ld, const double* v, const DiagonalMasks& masks, double* y) {
-  for (int r = 0; r < kB; r += kLanes) store(y + r, zeros());
-  for (int g = 0; g < kB; g += kLanes) {
-    const double* p = block + g * ld;
-    const Vec here = load(v + g);
-    Vec own = load(y + g), entry[kLanes], s[kLanes];
+  constexpr int kVecs = kB / kLanes;
+  Vec own[kVecs];
+#pragma GCC unroll 16
+  for (int g = 0; g < kVecs; ++g) own[g] = zeros();
+#pragma GCC unroll 16
+  for (int g = 0; g < kVecs; ++g) {
+    const double* p = block + g * kLanes * ld;
+    const Vec here = load(v + g * kLanes);
+    Vec entry[kLanes], s[kLanes];
 #pragma GCC unroll 8
     for (int k = 0; k < kLanes; ++k) {
-      const Vec a = load(p + k * ld + g);
-      entry[k] = broadcast(v[g + k]);
-      own = fma(select(masks.with[k], a, zeros()), entry[k], own);
+      const Vec a = load(p + k * ld + g * kLanes);
+      entry[k] = broadcast(v[g * kLanes + k]);
+      own[g] = fma(select(masks.with[k], a, zeros()), entry[k], own[g]);
       s[k] = mul(select(masks.below[k], a, zeros()), here);
     }
-    for (int r = g + kLanes; r < kB; r += kLanes) {
-      const Vec x = load(v + r);
-      Vec sum_r = load(y + r);
+#pragma GCC unroll 16
+    for (int r = g + 1; r < kVecs; ++r) {
+      const Vec x = load(v + r * kLanes);
 #pragma GCC unroll 8
       for (int k = 0; k < kLanes; ++k) {
-        const Vec a = load(p + k * ld + r);
-        sum_r = fma(a, entry[k], sum_r);
+        const Vec a = load(p + k * ld + r * kLanes);
+        own[r] = fma(a, entry[k], own[r]);
         s[k] = fma(a, x, s[k]);
       }
-      store(y + r, sum_r);
     }
     double t[kLanes];
     sums(s, t);
-    store(y + g, add(own, load(t)));
+    store(y + g * kLanes, add(own[g], load(t)));
   }
 }
 
@@ -185,12 +242,17 @@ inline void symmetric_update(double* block, int64_t ld, const double* v, const d
   }
 }
 
+// A cleared column: all that is left of it is its first entry.
+template <int kB>
+inline void store_entry(double* column, double x) {
+  store(column, mul(broadcast(x), unit()));
+  for (int r = kLanes; r < kB; r += kLanes) store(column + r, zeros());
+}
+
 template <int kB>
 void symmetric_start(double* column, int64_t, double* v) {
-  for (int r = 0; r < kB; ++r) v[r] = column[1 + r];
-  const double beta = block_reflector<kB>(v, v[kB]);
-  for (int r = 0; r < kB; ++r) column[1 + r] = 0.0;
-  column[1] = beta;
+  const double beta = block_reflector<kB>(column + 1, v, v[kB]);
+  store_entry<kB>(column + 1, beta);
 }
 
 template <int kB>
@@ -203,7 +265,7 @@ void symmetric_step(double* block, int64_t ld, bool last, double* v) {
     times_vector<kB>(below, step, v, z);
     const Vec of_z = broadcast(tau);  // v[0] = 1
     for (int r = 0; r < kB; r += kLanes) store(u + r, fnma(of_z, load(z + r), load(below + r)));
-    beta = block_reflector<kB>(u, tau_u);
+    beta = block_reflector<kB>(u, u, tau_u);
   }
   symmetric_times_vector<kB>(block, step, v, masks, y);
   const double half = 0.5 * tau * dot<kB>(v, y);
@@ -211,10 +273,45 @@ void symmetric_step(double* block, int64_t ld, bool last, double* v) {
   symmetric_update<kB>(block, step, v, y, masks);
   if (last) return;
   both_sides<kB>(below, step, v, z, tau, u, tau_u);
-  below[0] = beta;
-  for (int r = 1; r < kB; ++r) below[r] = 0.0;
+  store_entry<kB>(below, beta);
   for (int r = 0; r < kB; r += kLanes) store(v + r, load(u + r));
   v[kB] = tau_u;
+}
+
+template <int kB>
+void general_start(double* diagonal, int64_t ld, double* v) {
+  double* row = diagonal + ld - 1;
+  for (int r = 0; r < kB; ++r) v[r] = row[r * (ld - 1)];
+  const double beta = block_reflector<kB>(v, v, v[kB]);
+  for (int r = 0; r < kB; ++r) row[r * (ld - 1)] = 0.0;
+  row[0] = beta;
+}
+
+template <int kB>
+void general_step(double* block, int64_t ld, bool last, double* v) {
+  const int64_t step = ld - 1;
+  const double tau = v[kB];
+  double z[kB], u[kB], tau_u = 0.0;
+  times_vector<kB>(block, step, v, z);
+  const Vec of_z = broadcast(tau);  // v[0] = 1
+  for (int r = 0; r < kB; r += kLanes) store(u + r, fnma(of_z, load(z + r), load(block + r)));
+  double beta = block_reflector<kB>(u, u, tau_u);
+  both_sides<kB>(block, step, v, z, tau, u, tau_u);
+  store_entry<kB>(block, beta);
+  if (last) return;
+  double *right = block + kB * step, y[kB], t[kB];
+  transposed_times_vector<kB>(right, step, u, y);
+  for (int c = 0; c < kB; ++c) v[c] = right[c * step] - tau_u * y[c];  // u[0] = 1
+  beta = block_reflector<kB>(v, v, v[kB]);
+  times_vector<kB>(right, step, v, t);
+  const Vec back = broadcast(tau_u * dot<kB>(y, v));
+  for (int r = 0; r < kB; r += kLanes) {
+    store(t + r, mul(broadcast(v[kB]), fnma(back, load(u + r), load(t + r))));
+    store(y + r, mul(broadcast(tau_u), load(y + r)));
+  }
+  subtract_products<kB>(right, step, u, y, t, v);
+  right[0] = beta;
+  for (int c = 1; c < kB; ++c) right[c * step] = 0.0;
 }
 
 }  // namespace

@@ -31,8 +31,8 @@ inline void gram_block(const double* a, const double* b, int64_t depth, int64_t 
 }
 
 template <Into kInto>
-inline void gram_panels(const double* pack, int64_t depth, int64_t from, int64_t to, int64_t n, int64_t panel_i, int64_t panel_j,
-                        double* g, int64_t ldg) {
+inline void gram_panels(const double* pack, int64_t depth, int64_t from, int64_t to, int64_t n, int64_t panel_i, int64_t panel_j, double* g,
+                        int64_t ldg) {
   const double* b = pack + panel_j * depth * kPackWidth + from * kPackWidth;
   const int64_t j = panel_j * kPackWidth, vecs = n - j >= kPackWidth ? kStripVecs : (n - j + kLanes - 1) / kLanes;
   for (int64_t s = 0; s < kPackWidth && panel_i * kPackWidth + s < n; s += kStripRows) {

@@ -101,6 +101,12 @@ inline void multiply_columns(int64_t rows, int64_t depth, const double* a, int64
     multiply_block<kWideRows, kVecs, kRowsAdjacent>(acc, depth, a + r * a_row, a_stride, b, b_step);
     store_block<kInto>(acc, c + r * ldc, ldc);
   }
+  for (; r + 4 <= rows; r += 4) {
+    Vec acc[4][kVecs];
+    clear_block(acc);
+    multiply_block<4, kVecs, kRowsAdjacent>(acc, depth, a + r * a_row, a_stride, b, b_step);
+    store_block<kInto>(acc, c + r * ldc, ldc);
+  }
   for (; r + 2 <= rows; r += 2) {
     Vec acc[2][kVecs];
     clear_block(acc);
@@ -127,9 +133,10 @@ inline void multiply(int64_t rows, int64_t cols, int64_t depth, const double* a,
 
 // to (cols x rows) = the transpose of from (rows x cols).
 inline void transpose(const double* from, int64_t rows, int64_t cols, int64_t ld_from, double* to, int64_t ld_to) {
-  int64_t r = 0;
+  int64_t whole = 0;
 #if defined(__AVX2__)
-  for (; r + 4 <= rows; r += 4) {
+  whole = rows / 4 * 4;
+  for (int64_t r = 0; r < whole; r += 4) {
     const double* p = from + r * ld_from;
     int64_t c = 0;
     for (; c + 4 <= cols; c += 4) {
@@ -148,8 +155,9 @@ inline void transpose(const double* from, int64_t rows, int64_t cols, int64_t ld
     }
   }
 #endif
-  for (; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; ++c) to[c * ld_to + r] = from[r * ld_from + c];
+  for (int64_t r = whole; r < rows; ++r) {
+    const double* p = from + r * ld_from;
+    for (int64_t c = 0; c < cols; ++c) to[c * ld_to + r] = p[c];
   }
 }
 

@@ -12,7 +12,7 @@
 namespace sf::SF_ISA {
 namespace {
 
-constexpr int kScaleSteps = 8;  // |p| falls by no more than 2^-600 over these, whatever the matrix
+constexpr int kScaleSteps = 8;  // |p| falls by no more than 2^-850 over these and four more, whatever the matrix
 
 #if defined(__AVX512F__)
 using Counts = __m512i;
@@ -78,48 +78,70 @@ inline Vec reciprocal(Counts field) {
 inline void store_counts(int64_t* p, Counts n) { memcpy(p, n.lane, sizeof n.lane); }
 #endif
 
+template <int kVecs>
+struct SturmState {
+  Vec shift[kVecs], before[kVecs], now[kVecs];
+  Counts changes[kVecs];
+};
+
+template <bool kDiagonal, int kVecs>
+inline void sturm_step(SturmState<kVecs>& s, double d, double e2) {
+  const Vec off = broadcast(e2), diagonal = kDiagonal ? broadcast(d) : zeros();
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) {
+    const Vec next = fms(kDiagonal ? sub(diagonal, s.shift[v]) : s.shift[v], s.now[v], mul(off, s.before[v]));
+    s.changes[v] = count_change(s.changes[v], next, s.now[v]);
+    s.before[v] = s.now[v];
+    s.now[v] = next;
+  }
+}
+
 // kVecs vectors of shifts at a time. The minor p_n at each shift is value * 2^exponent.
 template <bool kDiagonal, int kVecs>
-inline void sturm_vectors(const double* d, const double* e2, int64_t n, const double* x, int64_t* counts, double* value, int64_t* exponents) {
-  Vec shift[kVecs], before[kVecs], now[kVecs];
-  Counts changes[kVecs], fields[kVecs];
+inline void sturm_vectors(const double* d, const double* e2, int64_t n, const double* x, int64_t* counts, double* value,
+                          int64_t* exponents) {
+  SturmState<kVecs> s;
+  Counts fields[kVecs];
 #pragma GCC unroll 8
   for (int v = 0; v < kVecs; ++v) {
-    shift[v] = load(x + v * kLanes);
-    if (!kDiagonal) shift[v] = sub(zeros(), shift[v]);
-    before[v] = zeros();
-    now[v] = broadcast(1.0);
-    changes[v] = fields[v] = no_counts();
+    s.shift[v] = kDiagonal ? load(x + v * kLanes) : sub(zeros(), load(x + v * kLanes));
+    s.before[v] = zeros();
+    s.now[v] = broadcast(1.0);
+    s.changes[v] = fields[v] = no_counts();
   }
-  int64_t scalings = 0;
-  for (int64_t i = 0; i < n;) {
-    const int64_t end = i + kScaleSteps < n ? i + kScaleSteps : n;
-    for (; i < end; ++i) {
-      const Vec off = broadcast(e2[i]), diagonal = kDiagonal ? broadcast(d[i]) : zeros();
+  int64_t scalings = 0, i = 0;
+  for (; i + kScaleSteps <= n; i += kScaleSteps, ++scalings) {
+    // the scale is that of some steps ago: nothing waits for it
+    Vec scale[kVecs];
+#pragma GCC unroll 8
+    for (int k = 0; k < kScaleSteps; ++k) {
+      sturm_step<kDiagonal, kVecs>(s, kDiagonal ? d[i + k] : 0.0, e2[i + k]);
+      if (k != kScaleSteps - 4) continue;
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) {
-        const Vec next = fms(kDiagonal ? sub(diagonal, shift[v]) : shift[v], now[v], mul(off, before[v]));
-        changes[v] = count_change(changes[v], next, now[v]);
-        before[v] = now[v];
-        now[v] = next;
+        const Counts field = exponent_field(most(magnitude(s.before[v]), magnitude(s.now[v])));
+        fields[v] = add_field(fields[v], field);
+        scale[v] = reciprocal(field);
       }
     }
-    ++scalings;
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
-      const Counts field = exponent_field(most(magnitude(before[v]), magnitude(now[v])));
-      fields[v] = add_field(fields[v], field);
-      const Vec scale = reciprocal(field);
-      before[v] = mul(scale, before[v]);
-      now[v] = mul(scale, now[v]);
+      s.before[v] = mul(scale[v], s.before[v]);
+      s.now[v] = mul(scale[v], s.now[v]);
     }
   }
+  for (; i < n; ++i) sturm_step<kDiagonal, kVecs>(s, kDiagonal ? d[i] : 0.0, e2[i]);
 #pragma GCC unroll 8
   for (int v = 0; v < kVecs; ++v) {
-    store_counts(counts + v * kLanes, changes[v]);
+    store_counts(counts + v * kLanes, s.changes[v]);
     store_counts(exponents + v * kLanes, fields[v]);
-    store(value + v * kLanes, now[v]);
-    for (int k = 0; k < kLanes; ++k) exponents[v * kLanes + k] -= 1023 * scalings;
+    store(value + v * kLanes, s.now[v]);
+    for (int k = 0; k < kLanes; ++k) {
+      // an exponent of its own, so that exponents can be compared
+      int own = 0;
+      value[v * kLanes + k] = frexp(value[v * kLanes + k], &own);
+      exponents[v * kLanes + k] += own - 1023 * scalings;
+    }
   }
 }
 
@@ -137,7 +159,8 @@ inline void sturm_all(const double* d, const double* e2, int64_t n, const double
   for (; i < shifts; i += kLanes) sturm_vectors<kDiagonal, 1>(d, e2, n, x + i, counts + i, value + i, exponents + i);
 }
 
-void sturm(const double* d, const double* e2, int64_t n, const double* x, int64_t shifts, int64_t* counts, double* value, int64_t* exponents) {
+void sturm(const double* d, const double* e2, int64_t n, const double* x, int64_t shifts, int64_t* counts, double* value,
+           int64_t* exponents) {
   if (d != nullptr) {
     sturm_all<true>(d, e2, n, x, shifts, counts, value, exponents);
   } else {

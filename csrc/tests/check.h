@@ -1,0 +1,37 @@
+// Checks of the stand-alone tests: one that does not hold is printed and counted, and the run goes on.
+#pragma once
+#include <cstdio>
+#include <string>
+
+namespace sf::tests {
+
+inline int checked = 0, failed = 0;
+
+inline void check(bool holds, const std::string& what) {
+  ++checked;
+  if (holds) return;
+  if (++failed <= 20) std::printf("FAILED: %s\n", what.c_str());
+}
+
+// Runs `code`, which has to throw an Error.
+template <class Error, class Code>
+void check_throws(const Code& code, const std::string& what) {
+  bool thrown = false;
+  try {
+    code();
+  } catch (const Error&) {
+    thrown = true;
+  }
+  check(thrown, what);
+}
+
+void test_threads();
+void test_power_law();
+void test_families();
+void test_views();
+void test_scales();
+void test_large();
+void test_largest();
+void test_complex();
+
+}  // namespace sf::tests
