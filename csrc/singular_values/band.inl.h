@@ -116,16 +116,20 @@ inline void apply_reflector(const double* v, double tau, int64_t rows, double* c
   for (int64_t j = 0; j < count; j += 4) {
     const int64_t at[4] = {j, j + 1 < count ? j + 1 : j, j + 2 < count ? j + 2 : j, j + 3 < count ? j + 3 : j};
     double *c0 = c + at[0] * ldc, *c1 = c + at[1] * ldc, *c2 = c + at[2] * ldc, *c3 = c + at[3] * ldc;
-    Vec s0 = zeros(), s1 = s0, s2 = s0, s3 = s0;
+    double w0 = 0.0, w1 = 0.0, w2 = 0.0, w3 = 0.0;
     int64_t i = 0;
-    for (; i + kLanes <= rows; i += kLanes) {
-      const Vec x = load(v + i);
-      s0 = fma(x, load(c0 + i), s0);
-      s1 = fma(x, load(c1 + i), s1);
-      s2 = fma(x, load(c2 + i), s2);
-      s3 = fma(x, load(c3 + i), s3);
+    while (i + kLanes <= rows) {
+      const int64_t end = i + kDepth * kLanes + kLanes <= rows ? i + kDepth * kLanes : rows;  // sums closed now and then: see kDepth
+      Vec s0 = zeros(), s1 = s0, s2 = s0, s3 = s0;
+      for (; i + kLanes <= end; i += kLanes) {
+        const Vec x = load(v + i);
+        s0 = fma(x, load(c0 + i), s0);
+        s1 = fma(x, load(c1 + i), s1);
+        s2 = fma(x, load(c2 + i), s2);
+        s3 = fma(x, load(c3 + i), s3);
+      }
+      w0 += sum(s0), w1 += sum(s1), w2 += sum(s2), w3 += sum(s3);
     }
-    double w0 = sum(s0), w1 = sum(s1), w2 = sum(s2), w3 = sum(s3);
     for (; i < rows; ++i) w0 += v[i] * c0[i], w1 += v[i] * c1[i], w2 += v[i] * c2[i], w3 += v[i] * c3[i];
     w0 *= tau, w1 *= tau, w2 *= tau, w3 *= tau;
     const double w[4] = {w0, w1, w2, w3};

@@ -89,6 +89,26 @@ inline void prefetch_line(const double* p) {
 #endif
 }
 
+// Rows of C op= rows of A times B. Sums are closed every kDepth terms: entries of equal sign and size (a matrix of ones, a common mean)
+// let the rounding errors of a sum grow like the number of its terms.
+constexpr int64_t kDepth = 72;
+
+template <Into kInto, bool kRowsAdjacent, int kRows, int kVecs>
+inline void multiply_rows(int64_t depth, const double* a, int64_t a_stride, const double* b, int64_t b_step, double* c, int64_t ldc) {
+  constexpr Into kThen = kInto == Into::set ? Into::add : kInto;
+  for (int64_t k = 0; k < depth || k == 0; k += kDepth) {
+    Vec acc[kRows][kVecs];
+    clear_block(acc);
+    const int64_t here = depth - k < kDepth ? depth - k : kDepth;
+    multiply_block<kRows, kVecs, kRowsAdjacent>(acc, here, a + k * (kRowsAdjacent ? a_stride : 1), a_stride, b + k * b_step, b_step);
+    if (k == 0) {
+      store_block<kInto>(acc, c, ldc);
+    } else {
+      store_block<kThen>(acc, c, ldc);
+    }
+  }
+}
+
 // C (rows x cols) op= A (rows x depth) B (depth x cols), cols a multiple of kLanes; B and C row-major, A as in multiply_block.
 template <Into kInto, bool kRowsAdjacent, int kVecs>
 inline void multiply_columns(int64_t rows, int64_t depth, const double* a, int64_t a_stride, const double* b, int64_t b_step, double* c,
@@ -96,29 +116,11 @@ inline void multiply_columns(int64_t rows, int64_t depth, const double* a, int64
   const int64_t a_row = kRowsAdjacent ? 1 : a_stride;
   int64_t r = 0;
   for (; r + kWideRows <= rows; r += kWideRows) {
-    Vec acc[kWideRows][kVecs];
-    clear_block(acc);
-    multiply_block<kWideRows, kVecs, kRowsAdjacent>(acc, depth, a + r * a_row, a_stride, b, b_step);
-    store_block<kInto>(acc, c + r * ldc, ldc);
+    multiply_rows<kInto, kRowsAdjacent, kWideRows, kVecs>(depth, a + r * a_row, a_stride, b, b_step, c + r * ldc, ldc);
   }
-  for (; r + 4 <= rows; r += 4) {
-    Vec acc[4][kVecs];
-    clear_block(acc);
-    multiply_block<4, kVecs, kRowsAdjacent>(acc, depth, a + r * a_row, a_stride, b, b_step);
-    store_block<kInto>(acc, c + r * ldc, ldc);
-  }
-  for (; r + 2 <= rows; r += 2) {
-    Vec acc[2][kVecs];
-    clear_block(acc);
-    multiply_block<2, kVecs, kRowsAdjacent>(acc, depth, a + r * a_row, a_stride, b, b_step);
-    store_block<kInto>(acc, c + r * ldc, ldc);
-  }
-  for (; r < rows; ++r) {
-    Vec acc[1][kVecs];
-    clear_block(acc);
-    multiply_block<1, kVecs, kRowsAdjacent>(acc, depth, a + r * a_row, a_stride, b, b_step);
-    store_block<kInto>(acc, c + r * ldc, ldc);
-  }
+  for (; r + 4 <= rows; r += 4) multiply_rows<kInto, kRowsAdjacent, 4, kVecs>(depth, a + r * a_row, a_stride, b, b_step, c + r * ldc, ldc);
+  for (; r + 2 <= rows; r += 2) multiply_rows<kInto, kRowsAdjacent, 2, kVecs>(depth, a + r * a_row, a_stride, b, b_step, c + r * ldc, ldc);
+  for (; r < rows; ++r) multiply_rows<kInto, kRowsAdjacent, 1, kVecs>(depth, a + r * a_row, a_stride, b, b_step, c + r * ldc, ldc);
 }
 
 template <Into kInto, bool kRowsAdjacent>
