@@ -55,7 +55,8 @@ py::tuple power_law(const py::array& values, const py::array& offsets, const std
 
 // Runs `work(out, options, stages)` for a batch; values (batch, d_min) and thread seconds by stage.
 template <class Work>
-py::tuple spectra(const sf::Matrices& a, const std::string& accuracy, const std::optional<std::string>& level, int threads, const Work& work) {
+py::tuple spectra(const sf::Matrices& a, const std::string& accuracy, const std::optional<std::string>& level, int threads,
+                  const Work& work) {
   sf::require(accuracy == "standard" || accuracy == "high", "accuracy: got " + accuracy + "; known: standard, high");
   sf::require(threads >= 0, "threads: wanted a number >= 0, got " + std::to_string(threads));
   sf::SingularValueOptions options;
@@ -74,8 +75,8 @@ py::tuple spectra(const sf::Matrices& a, const std::string& accuracy, const std:
   return py::make_tuple(s, seconds);
 }
 
-py::tuple singular_values(const py::array& a, const std::string& format, const std::string& accuracy, const std::optional<std::string>& level,
-                          int threads) {
+py::tuple singular_values(const py::array& a, const std::string& format, const std::string& accuracy,
+                          const std::optional<std::string>& level, int threads) {
   const sf::Matrices matrices = sf::matrices_view(a, format, "a");
   return spectra(matrices, accuracy, level, threads,
                  [&](double* out, const auto& options, auto* stages) { sf::singular_values(matrices, out, options, stages); });
@@ -88,33 +89,36 @@ py::tuple complex_singular_values(const py::array& re, const py::array& im, cons
                  [&](double* out, const auto& options, auto* stages) { sf::complex_singular_values(x, y, out, options, stages); });
 }
 
-py::tuple marchenko_pastur(const py::array_t<double>& values, const py::array& d_max, const py::array& d_min, const py::array& start,
+py::tuple marchenko_pastur(const py::array_t<double>& values, std::int64_t d_max, double start, double quantile, std::int64_t min_bulk,
                            const std::optional<std::string>& level, int threads) {
-  sf::require(values.ndim() == 2 && (values.flags() & py::array::c_style) != 0, "values: wanted a C-contiguous (spectra, width) array");
+  sf::require(values.ndim() == 2 && (values.flags() & py::array::c_style) != 0, "values: wanted a C-contiguous (spectra, d_min) array");
   const std::int64_t spectra = values.shape(0), width = values.shape(1);
-  const auto big = sf::vector_view<std::int64_t>(d_max, "d_max"), small = sf::vector_view<std::int64_t>(d_min, "d_min");
-  const auto from = sf::vector_view<double>(start, "start");
-  std::vector<std::int64_t> large_sides, small_sides;
-  std::vector<double> starts;
-  sf::require(big.shape[0] == spectra && small.shape[0] == spectra && from.shape[0] == spectra, "d_max, d_min, start: wanted one for each spectrum");
-  for (std::int64_t s = 0; s < spectra; ++s) {
-    sf::require(1 <= small(s) && small(s) <= std::min(width, big(s)), "d_min: wanted 1 to the smaller of d_max and the number of values");
-    large_sides.push_back(big(s));
-    small_sides.push_back(small(s));
-    starts.push_back(from(s));
-  }
+  sf::require(1 <= width && width <= d_max,
+              "d_max: wanted at least as much as there are values, at least one, got " + std::to_string(d_max));
+  sf::require(min_bulk >= 1, "min_bulk: wanted at least 1, got " + std::to_string(min_bulk));
   sf::require(threads >= 0, "threads: wanted a number >= 0, got " + std::to_string(threads));
   const sf::Level l = sf::find_level(level.value_or(""));
-  py::array_t<double> log_var(spectra), distance(spectra);
+  std::vector<sf::Bulk> bulks(static_cast<std::size_t>(spectra));
   const double* const x = values.data();
-  double *const v = log_var.mutable_data(), *const d = distance.mutable_data();
   without_gil([&](const auto& interrupted) {
-    sf::marchenko_pastur(x, spectra, width, large_sides.data(), small_sides.data(), starts.data(), v, d, l, threads, interrupted);
+    sf::marchenko_pastur(x, spectra, width, {d_max, start, quantile, min_bulk}, bulks.data(), l, threads, interrupted);
   });
-  return py::make_tuple(log_var, distance);
+  py::array_t<double> log_var(spectra), distance(spectra);
+  py::array_t<std::int64_t> spikes(spectra), rounds(spectra);
+  py::array_t<bool> settled(spectra);
+  for (std::int64_t s = 0; s < spectra; ++s) {
+    const sf::Bulk& bulk = bulks[static_cast<std::size_t>(s)];
+    log_var.mutable_data()[s] = bulk.log_var;
+    distance.mutable_data()[s] = bulk.distance;
+    spikes.mutable_data()[s] = bulk.spikes;
+    rounds.mutable_data()[s] = bulk.rounds;
+    settled.mutable_data()[s] = bulk.settled;
+  }
+  return py::make_tuple(log_var, distance, spikes, rounds, settled);
 }
 
-py::tuple storage_noise(const py::array& w, const std::string& format, std::int64_t floor, const std::optional<std::string>& level, int threads) {
+py::tuple storage_noise(const py::array& w, const std::string& format, std::int64_t floor, const std::optional<std::string>& level,
+                        int threads) {
   const sf::Matrices a = sf::matrices_view(w, format, "w");
   sf::require(a.batch == 1, "w: wanted one matrix, got " + std::to_string(a.batch));
   const std::int64_t least = a.dtype == sf::DType::f64 ? -1022 : -126;
@@ -125,8 +129,8 @@ py::tuple storage_noise(const py::array& w, const std::string& format, std::int6
   without_gil([&](const auto& interrupted) {
     c = sf::storage_noise({a.data, a.dtype, a.rows, a.cols, a.row_stride, a.col_stride}, floor, l, threads, interrupted);
   });
-  return py::make_tuple(c.bad, py::make_tuple(c.bad_row, c.bad_col), c.zero_rows, c.zero_columns, c.nonzero, c.top, c.precision, c.with_last_bit,
-                        c.last_place, c.with_last_place, c.row_sum, c.column_sum);
+  return py::make_tuple(c.bad, py::make_tuple(c.bad_row, c.bad_col), c.zero_rows, c.zero_columns, c.nonzero, c.top, c.precision,
+                        c.with_last_bit, c.last_place, c.with_last_place, c.row_sum, c.column_sum);
 }
 
 }  // namespace
@@ -143,11 +147,12 @@ PYBIND11_MODULE(_native, m) {
         "Values (batch, min(m, n)) and thread seconds by stage; see spectral_fast.kernels.numpy_kernels.singular_values.");
   m.def("complex_singular_values", &complex_singular_values, py::arg("re").noconvert(), py::arg("im").noconvert(), py::kw_only(),
         py::arg("level") = py::none(), py::arg("threads") = 0, "The same of re + i im, float64, with standard accuracy.");
-  m.def("marchenko_pastur", &marchenko_pastur, py::arg("values").noconvert(), py::arg("d_max").noconvert(), py::arg("d_min").noconvert(),
-        py::arg("start").noconvert(), py::kw_only(), py::arg("level") = py::none(), py::arg("threads") = 0,
+  m.def("marchenko_pastur", &marchenko_pastur, py::arg("values").noconvert(), py::arg("d_max"), py::arg("start"), py::arg("quantile"),
+        py::kw_only(), py::arg("min_bulk"), py::arg("level") = py::none(), py::arg("threads") = 0,
         "See spectral_fast.kernels.numpy_kernels.marchenko_pastur.");
-  m.def("storage_noise", &storage_noise, py::arg("w").noconvert(), py::kw_only(), py::arg("format"), py::arg("floor"), py::arg("level") = py::none(),
-        py::arg("threads") = 0, "The fields of EntryCounts of one matrix (1, m, n); see spectral_fast.kernels.numpy_kernels.storage_noise.");
+  m.def("storage_noise", &storage_noise, py::arg("w").noconvert(), py::kw_only(), py::arg("format"), py::arg("floor"),
+        py::arg("level") = py::none(), py::arg("threads") = 0,
+        "The fields of EntryCounts of one matrix (1, m, n); see spectral_fast.kernels.numpy_kernels.storage_noise.");
   // shared numerics, for their tests
   m.def("exp_neg", &sf::exp_neg, py::arg("t"), "exp(-t), t >= 0");
   m.def("log_ratio", &sf::log_ratio, py::arg("a"), py::arg("b"), "ln(b/a), 0 < a <= b");

@@ -1,5 +1,5 @@
-// The law beside the values of one spectrum, eight at a time: eight partial sums whatever the vectors' width, and no fused operations, so that
-// every instruction set gives the same bits.
+// The law beside the values of one spectrum, eight at a time: eight partial sums whatever the vectors' width, and no fused operations, so
+// that every instruction set gives the same bits.
 #include <math.h>
 
 #include "core/simd.h"
@@ -49,7 +49,8 @@ LawSums compare(const double* values, int64_t n, double scale, double ratio) {
   const double square_root_of_ratio = sqrt(ratio), one_by_n = 1.0 / static_cast<double>(n);
   const Vec one = broadcast(1.0), root = broadcast(square_root_of_ratio), c = broadcast(ratio), rest = broadcast(1.0 - ratio);
   const Vec centre = broadcast(1.0 + ratio), half = broadcast(0.5 / square_root_of_ratio), factor = broadcast(scale);
-  const Vec of_law = broadcast(1.0 / (kPi * ratio)), of_slope = broadcast(1.0 / (kPi * square_root_of_ratio)), of_theta = broadcast(0.5 / kPi);
+  const Vec of_law = broadcast(1.0 / (kPi * ratio)), of_slope = broadcast(1.0 / (kPi * square_root_of_ratio)),
+            of_theta = broadcast(0.5 / kPi);
   const Vec inv_n = broadcast(one_by_n), quarter = broadcast(0.25), half_step = broadcast(0.5 * one_by_n);
   Vec residual2[kParts], slope2[kParts], both[kParts], farthest[kParts];
   for (int k = 0; k < kParts; ++k) residual2[k] = slope2[k] = both[k] = farthest[k] = zeros();

@@ -56,7 +56,7 @@ std::int64_t exponent_guess(const Entries& w) {
 // Results of all tiles, in the order that the matrix's shape gives them.
 struct Tiled {
   std::int64_t rows, cols, chunk, row_chunks, col_chunks;
-  std::vector<double> row_sums, column_sums;               // [col_chunks][rows], [row_chunks][cols]
+  std::vector<double> row_sums, column_sums;              // [col_chunks][rows], [row_chunks][cols]
   std::vector<std::uint8_t> row_nonzero, column_nonzero;  // alike
   std::vector<TileCounts> counts;
 
@@ -78,7 +78,12 @@ struct Tiled {
     part.data = entry_address(w, i, j);
     part.rows = std::min(chunk, rows - i);
     part.cols = std::min(kTileCols, cols - j);
-    return {part, floor, shift, row_sums.data() + c * rows + i, column_sums.data() + r * cols + j, row_nonzero.data() + c * rows + i,
+    return {part,
+            floor,
+            shift,
+            row_sums.data() + c * rows + i,
+            column_sums.data() + r * cols + j,
+            row_nonzero.data() + c * rows + i,
             column_nonzero.data() + r * cols + j};
   }
 };

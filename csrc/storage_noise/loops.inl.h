@@ -1,5 +1,5 @@
-// One tile of a matrix, row by row, on the bits of its entries: everything but the sums is integer arithmetic, and the sums are of powers of
-// two added in an order that no instruction set changes.
+// One tile of a matrix, row by row, on the bits of its entries: everything but the sums is integer arithmetic, and the sums are of powers
+// of two added in an order that no instruction set changes.
 #include <string.h>
 
 #include "core/simd.h"
@@ -196,7 +196,8 @@ void examine_as(const Tile& tile, TileCounts* out) {
     tile.column_sums[j] = columns[j];
     tile.column_nonzero[j] = seen[j] != 0;
   }
-  *out = {largest, bad, nonzero, last_bit, last_bit < C::kField ? with_last_bit : 0, last_place, last_place < kNoPlace ? with_last_place : 0};
+  *out = {
+      largest, bad, nonzero, last_bit, last_bit < C::kField ? with_last_bit : 0, last_place, last_place < kNoPlace ? with_last_place : 0};
 }
 
 void examine(const Tile& tile, TileCounts* out) {

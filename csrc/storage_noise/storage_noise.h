@@ -44,9 +44,10 @@ constexpr std::int64_t kNoPlace = 1 << 20;  // of a tile of zeros
 
 struct Tile {
   Entries w;  // of at most kTileCols columns
-  // An entry of biased exponent e counts 2^(2 max(e, floor) + shift) in the sums, as a double's biased exponent; below 2^-1000 it counts as that.
+  // An entry of biased exponent e counts 2^(2 max(e, floor) + shift) in the sums, as a double's biased exponent; below 2^-1000 it counts as
+  // that.
   std::int64_t floor, shift;
-  double *row_sums, *column_sums;            // [rows], [cols]
+  double *row_sums, *column_sums;              // [rows], [cols]
   std::uint8_t *row_nonzero, *column_nonzero;  // 1 where an entry is not zero
 };
 

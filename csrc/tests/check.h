@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdio>
 #include <string>
+#include <vector>
+
+#include "core/isa.h"
 
 namespace sf::tests {
 
@@ -23,6 +26,15 @@ void check_throws(const Code& code, const std::string& what) {
     thrown = true;
   }
   check(thrown, what);
+}
+
+// The levels to run. Who shares what among threads does not depend on them, and under the thread sanitizer all is slow: the fastest there.
+inline std::vector<std::string> levels() {
+#if defined(__SANITIZE_THREAD__)
+  return {level_name(find_level(""))};
+#else
+  return runnable_levels();
+#endif
 }
 
 void test_threads();

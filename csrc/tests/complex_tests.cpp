@@ -22,8 +22,8 @@ void run(int64_t m, int64_t n) {
     const std::size_t at = static_cast<std::size_t>(k);
     x[at] = random.normal();
     y[at] = random.normal();
-    if (k / size == 1) y[at] = 0.0;                                               // a real one
-    if (k / size == 2) x[at] = 0.0, y[at] = static_cast<double>(1 + k % n);       // rank one
+    if (k / size == 1) y[at] = 0.0;                                          // a real one
+    if (k / size == 2) x[at] = 0.0, y[at] = static_cast<double>(1 + k % n);  // rank one
     if (k / size == 3) x[at] = std::ldexp(x[at], -900), y[at] = std::ldexp(y[at], -900);
   }
   for (int64_t b = 0; b < kBatch; ++b) {
@@ -38,7 +38,7 @@ void run(int64_t m, int64_t n) {
     }
   }
   const Matrices re = matrices(x, kBatch, m, n), im = matrices(y, kBatch, m, n);
-  for (const std::string& level : runnable_levels()) {
+  for (const std::string& level : levels()) {
     const std::string what = "complex " + std::to_string(m) + "x" + std::to_string(n) + " at " + level;
     const std::vector<double> got = complex_values(re, im, options_for(level, Accuracy::standard, 2));
     const std::vector<double> pairs = values_of(matrices(twice, kBatch, 2 * m, 2 * n), options_for(level, Accuracy::high, 2));

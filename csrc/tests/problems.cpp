@@ -52,7 +52,8 @@ Problem spread(const std::string& name, const Problem& inner, int64_t rows, int6
                const Column& column) {
   Problem p{name, std::vector<double>(static_cast<std::size_t>(m * n)), inner.s, inner.slack};
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < cols; ++j) p.a[static_cast<std::size_t>(row(i) * n + column(j))] = inner.a[static_cast<std::size_t>(i * cols + j)];
+    for (int64_t j = 0; j < cols; ++j)
+      p.a[static_cast<std::size_t>(row(i) * n + column(j))] = inner.a[static_cast<std::size_t>(i * cols + j)];
   }
   p.s.resize(static_cast<std::size_t>(std::min(m, n)), 0);
   return p;
@@ -176,12 +177,13 @@ std::vector<Problem> families(int64_t m, int64_t n, bool all, std::uint64_t seed
     for (int64_t k = 0; k < count; ++k) s.push_back(scale * (count - k) / count);
     return s;
   };
-  {  // zero rows and columns
+  {                                                                // zero rows and columns
     const int64_t rows = m - (m + 2) / 3, cols = n - (n + 2) / 4;  // all but every third, all but every fourth
     if (rows > 0 && cols > 0) {
       const Problem inner = prescribed("", descending(std::min(rows, cols), 1), rows, cols, random);
-      found.push_back(spread("holes", inner, rows, cols, m, n, [](int64_t i) { return i / 2 * 3 + i % 2 + 1; },
-                             [](int64_t j) { return j / 3 * 4 + j % 3 + (j % 3 > 0); }));
+      found.push_back(spread(
+          "holes", inner, rows, cols, m, n, [](int64_t i) { return i / 2 * 3 + i % 2 + 1; },
+          [](int64_t j) { return j / 3 * 4 + j % 3 + (j % 3 > 0); }));
     }
   }
   if (d >= 2) {  // two blocks of different size; the spectrum is that of both

@@ -21,9 +21,9 @@ class Random {
 
 struct Problem {
   std::string name;
-  std::vector<double> a;        // m x n, row-major
-  std::vector<long double> s;   // descending; empty: not known
-  long double slack = 0.0L;     // distance of s from the values of a as rounded to float64
+  std::vector<double> a;       // m x n, row-major
+  std::vector<long double> s;  // descending; empty: not known
+  long double slack = 0.0L;    // distance of s from the values of a as rounded to float64
 };
 
 // m x n with the values s (min(m, n) of them, descending) up to the slack, and dense vectors: reflectors from both sides.

@@ -112,9 +112,7 @@ void teams() {
   for (const int threads : {1, 2, 3}) team(threads);
   // inside a task, where no helper can be had
   std::atomic<int> ran{0};
-  parallel_for(4, 2, [&](int64_t) {
-    Team::run(2, {}, [&](Team& t) { t.each(10, [&](int64_t, int) { ran.fetch_add(1); }); });
-  });
+  parallel_for(4, 2, [&](int64_t) { Team::run(2, {}, [&](Team& t) { t.each(10, [&](int64_t, int) { ran.fetch_add(1); }); }); });
   check(ran.load() == 40, "team inside a task");
   const std::function<bool()> yes = [] { return true; };
   const auto endless = [&] {

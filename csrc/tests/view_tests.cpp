@@ -43,7 +43,7 @@ Numbers numbers(DType dtype, int64_t count, Random& random) {
       all.doubles.push_back(from_half(bits, fraction_bits, bias));
     }
   }
-  all.data = dtype == DType::f64 ? static_cast<const void*>(all.doubles.data())
+  all.data = dtype == DType::f64   ? static_cast<const void*>(all.doubles.data())
              : dtype == DType::f32 ? static_cast<const void*>(all.floats.data())
                                    : static_cast<const void*>(all.halves.data());
   return all;
@@ -88,7 +88,7 @@ void run(int64_t batch, int64_t m, int64_t n, DType dtype, Accuracy accuracy) {
         }
       }
     }
-    for (const std::string& level : runnable_levels()) {
+    for (const std::string& level : levels()) {
       const std::vector<double> got = values_of(a, options_for(level, accuracy, 2));
       const std::vector<double> expected = values_of(matrices(plain, batch, m, n), options_for(level, accuracy, 2));
       const int64_t d = std::min(m, n);
@@ -114,14 +114,14 @@ struct Example {
 
 // s(2^e A) = 2^e s(A) to the bit.
 void powers_of_two(const Example& shape, Accuracy accuracy) {
-  constexpr int64_t kBatch = 3;
+  constexpr int64_t kBatch = 2;
   Random random(5);
   std::vector<double> a;
   for (int64_t k = 0; k < kBatch * shape.m * shape.n; ++k) a.push_back(random.normal());
-  for (const std::string& level : runnable_levels()) {
+  for (const std::string& level : levels()) {
     const SingularValueOptions options = options_for(level, accuracy, 2);
     std::vector<double> plain = values_of(matrices(a, kBatch, shape.m, shape.n), options);
-    for (const int exponent : {-960, -400, 300, 1000}) {
+    for (const int exponent : {-960, 1000}) {
       std::vector<double> scaled = a, expected = plain;
       for (double& x : scaled) x = std::ldexp(x, exponent);
       for (double& x : expected) x = std::ldexp(x, exponent);

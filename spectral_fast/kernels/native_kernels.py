@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["default_level", "levels", "power_law", "singular_values", "threads", "why_not"]
+from .numpy_kernels import EntryCounts
+
+__all__ = ["default_level", "levels", "marchenko_pastur", "power_law", "singular_values", "storage_noise", "threads", "why_not"]
 
 why_not = ""  # why the compiled module cannot be used; empty when it can
 try:
@@ -45,6 +47,23 @@ def power_law(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """See :func:`spectral_fast.kernels.numpy_kernels.power_law`."""
     return _native.power_law(values, offsets, level=level, threads=threads)
+
+
+def marchenko_pastur(
+    values: NDArray[np.float64], d_max: int, start: float, quantile: float, *, min_bulk: int, level: str | None = None, threads: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """See :func:`spectral_fast.kernels.numpy_kernels.marchenko_pastur`."""
+    return _native.marchenko_pastur(values, d_max, start, quantile, min_bulk=min_bulk, level=level, threads=threads)
+
+
+_NAMES = {"e": "float16", "f": "float32", "d": "float64"}  # numpy makes up a dtype's name anew each time, slowly
+
+
+def storage_noise(w: NDArray[Any], *, floor: int, bits: str | None = None, level: str | None = None, threads: int = 0) -> EntryCounts:
+    """See :func:`spectral_fast.kernels.numpy_kernels.storage_noise`; also bfloat16, as uint16 with ``bits="bfloat16"``. Read once, in place."""
+    if not (w.dtype.isnative and w.flags.aligned):
+        w = w.astype(w.dtype.newbyteorder("="))
+    return EntryCounts(*_native.storage_noise(w[None], format=bits or _NAMES.get(w.dtype.char) or w.dtype.name, floor=floor, level=level, threads=threads))
 
 
 def singular_values(

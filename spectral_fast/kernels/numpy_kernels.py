@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["power_law", "singular_values"]
+from .numpy_bulk import marchenko_pastur, marchenko_pastur_law
+from .numpy_entries import EntryCounts, storage_noise
+
+__all__ = ["EntryCounts", "marchenko_pastur", "marchenko_pastur_law", "power_law", "singular_values", "storage_noise"]
 
 _LN2 = 0.6931471805599453
 _CHUNK = 1 << 18  # elements of the (starts x values) blocks: a few MB

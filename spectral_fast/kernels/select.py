@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 __all__ = ["BACKENDS", "OPS", "select", "show_config", "why_not"]
 
 # op -> the backends that have it; "auto" takes the first one of the device's list that has the op and can be used
 OPS: dict[str, tuple[str, ...]] = {
+    "marchenko_pastur": ("numpy", "native"),
     "power_law": ("numpy", "native", "cuda"),
     "singular_values": ("numpy", "native"),
+    "storage_noise": ("numpy", "native"),
 }
 
 # device -> backends, fastest first
@@ -81,5 +84,6 @@ def show_config() -> dict[str, Any]:
     }
 
 
+@cache
 def _module(backend: str) -> Any:
     return importlib.import_module(f"{__package__}.{backend}_kernels")

@@ -85,7 +85,13 @@ def dtype_name(x: Any) -> str:
         return x.dtype
     if is_torch(x):
         return str(x.dtype).removeprefix("torch.")
-    return str(np.asarray(x).dtype.name)
+    return _name(np.asarray(x).dtype)
+
+
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    """numpy makes up a dtype's name anew each time it is asked, in about as long as a small matrix takes to be looked at."""
+    return str(dtype.name)
 
 
 def storage_format(x: Any) -> FloatFormat | None:
@@ -142,7 +148,8 @@ def as_numpy(x: Any) -> NDArray[Any]:
             return _decode(RawArray(bits.view(np.uint16) if name == "bfloat16" else bits, name))
         return np.asarray(t.resolve_conj().resolve_neg().numpy())
     a = np.asarray(x)
-    if a.dtype.name == "bfloat16" or a.dtype.name in _FP8:  # ml_dtypes
+    name = _name(a.dtype)
+    if name == "bfloat16" or name in _FP8:  # ml_dtypes
         return np.asarray(a.astype(np.float32))
     return a
 

@@ -8,20 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..kernels.numpy_kernels import marchenko_pastur_law
+from ..kernels.select import select
 from ..linalg.arrays import as_float64
 from .tracy_widom import tracy_widom_quantile
 
 __all__ = ["MIN_BULK", "MarchenkoPasturFit", "marchenko_pastur", "marchenko_pastur_fits", "mp_cdf", "mp_density", "mp_unresolved"]
 
 MIN_BULK = 8  # fewer values say nothing about a law
-_MAX_ROUNDS = 50  # fits with another number of spikes; two or three are usual
-_MAX_STEPS = 60  # least-squares steps of one fit; three to five are usual
-_CLOSE = 1e-3  # last step in ln(var), in units of the standard error sqrt(2 / (d_max d_min)) that any estimate of it has
 _BLOCK = 1 << 18  # values fitted together: a few MB of work arrays
 _Floats = NDArray[np.float64]
 
@@ -141,7 +140,7 @@ def mp_density(x: ArrayLike, shape: tuple[int, int], var: float) -> _Floats:
 def mp_cdf(x: ArrayLike, shape: tuple[int, int], var: float) -> _Floats:
     """Share of the eigenvalues of WᵀW below x, any shape."""
     _, c, y = _standard(x, shape, var)
-    return np.asarray(_law(y, c)[0])
+    return np.asarray(marchenko_pastur_law(y, c)[0])
 
 
 def _standard(x: ArrayLike, shape: tuple[int, int], var: float) -> tuple[int, float, _Floats]:
@@ -149,21 +148,6 @@ def _standard(x: ArrayLike, shape: tuple[int, int], var: float) -> tuple[int, fl
         raise ValueError(f"shape, var: wanted positive numbers, got {shape}, {var}")
     d_max = max(shape)
     return d_max, min(shape) / d_max, as_float64(x) / (var * d_max)
-
-
-def _law(y: _Floats, c: Any) -> tuple[_Floats, _Floats, _Floats]:
-    """(distribution function, -d/d ln(var) of it, theta) at y = evals/(var d_max), c = d_min/d_max.
-
-    With y = 1 + c - 2 sqrt(c) cos(theta), theta in [0, pi], the integral of the density is elementary:
-    (sqrt(c) sin(theta) + c theta - (1 - c) psi)/(pi c), tan(psi) = sqrt(c) sin(theta)/(1 - sqrt(c) cos(theta)); y times the density is
-    sin(theta)/(pi sqrt(c)). Nothing is singular, at c = 1 neither.
-    """
-    root = np.sqrt(c)
-    cosine = np.clip((1.0 + c - y) / (2.0 * root), -1.0, 1.0)
-    theta = np.arccos(cosine)
-    sine = np.sqrt((1.0 - cosine) * (1.0 + cosine))
-    psi = np.arctan2(root * sine, 1.0 - root * cosine)
-    return (root * sine + c * theta - (1.0 - c) * psi) / (math.pi * c), sine / (math.pi * root), theta
 
 
 def _checked(values: ArrayLike, shape: tuple[int, int], name: str) -> _Floats:
@@ -201,44 +185,36 @@ def _fit_block(x: _Floats, d_max: int, q: float, level: float, n_matrices: int) 
     unit = 0.5 * x[:, (d_min - 1) // 2] + 0.5 * x[:, d_min // 2]
     with np.errstate(over="ignore"):
         y = np.minimum(x / unit[:, None], np.finfo(np.float64).max / 16)
-    k = np.zeros(count, dtype=np.int64)  # spikes taken out
-    log_var = np.full(count, -math.log(_median(d_max, d_min)))
-    rising = np.ones(count, dtype=bool)
-    failed = [""] * count
-    iterations = np.zeros(count, dtype=np.int64)
-    distance = np.zeros(count)
-    active = np.arange(count)
-    while active.size:
-        log_var[active], distance[active] = _least_squares(y[active], d_max - k[active], d_min - k[active], log_var[active])
-        iterations[active] += 1
-        mu, scale = _centre(d_max - k[active], d_min - k[active])
-        above = (y[active] > (np.exp(log_var[active]) * (mu + q * scale))[:, None]).sum(axis=1)
-        # k rises to its place; once it has fallen it may only fall, so that no sequence runs in a circle
-        stable = (above == k[active]) | (~rising[active] & (above > k[active]))
-        rising[active] &= above > k[active]
-        for i, taken in zip(active[~stable], above[~stable], strict=True):
-            if 2 * taken > d_min:
-                failed[i] = f"{taken} of {d_min} values rise above the law of the rest: there is no bulk"
-            elif d_min - taken < MIN_BULK:
-                failed[i] = f"{taken} of {d_min} values rise above the law of the rest: fewer than {MIN_BULK} are left for the bulk"
-            elif iterations[i] == _MAX_ROUNDS:
-                failed[i] = f"the number of spikes did not settle in {_MAX_ROUNDS} rounds"
-        k[active] = np.where(stable, k[active], above)
-        active = np.array([i for i in active[~stable] if not failed[i]], dtype=np.int64)
+    kernel, _ = select("marchenko_pastur")
+    log_var, distance, k, rounds, settled = kernel(y, d_max, -math.log(_median(d_max, d_min)), q, min_bulk=MIN_BULK)
     var = unit * np.exp(log_var)
     mu, scale = (var * part for part in _centre(d_max - k, d_min - k))
     lower, upper = (var * np.square(np.sqrt(d_max - k) + sign * np.sqrt(d_min - k)) for sign in (-1, 1))
     threshold = mu + q * scale
     n_spikes = (x > threshold[:, None]).sum(axis=1)
-    numbers = zip(*(part.tolist() for part in (var, lower, upper, threshold, mu, scale, upper / x[:, -1], distance, iterations, n_spikes)), strict=True)
+    numbers = zip(*(part.tolist() for part in (var, lower, upper, threshold, mu, scale, upper / x[:, -1], distance, rounds, n_spikes)), strict=True)
     fits = []
-    for row, why, (v, low, up, limit, centre, width, soft, far, rounds, spikes) in zip(x, failed, numbers, strict=True):
+    reasons = _no_bulk(d_min, k, rounds, settled)
+    for row, why, (v, low, up, limit, centre, width, soft, far, made, spikes) in zip(x, reasons, numbers, strict=True):
         if why:
             fits.append(mp_unresolved(why, level, n_matrices))
         else:
             top = row[d_min - spikes :][::-1].copy()
-            fits.append(MarchenkoPasturFit(v, low, up, spikes, top, limit, centre, width, soft, far, rounds, level, n_matrices))
+            fits.append(MarchenkoPasturFit(v, low, up, spikes, top, limit, centre, width, soft, far, made, level, n_matrices))
     return fits
+
+
+def _no_bulk(d_min: int, k: NDArray[np.int64], rounds: NDArray[np.int64], settled: NDArray[np.bool_]) -> list[str]:
+    """Why each spectrum has no bulk; empty where it has one."""
+    reasons = [""] * len(k)
+    for i in np.flatnonzero(~settled):
+        if 2 * k[i] > d_min:
+            reasons[i] = f"{k[i]} of {d_min} values rise above the law of the rest: there is no bulk"
+        elif d_min - k[i] < MIN_BULK:
+            reasons[i] = f"{k[i]} of {d_min} values rise above the law of the rest: fewer than {MIN_BULK} are left for the bulk"
+        else:
+            reasons[i] = f"the number of spikes did not settle in {rounds[i]} rounds"
+    return reasons
 
 
 def _centre(d_max: NDArray[np.int64], d_min: NDArray[np.int64]) -> tuple[_Floats, _Floats]:
@@ -257,36 +233,3 @@ def _median(d_max: int, d_min: int) -> float:
         below = sine + c * theta - (1.0 - c) * math.atan2(sine, 1.0 - cosine) < 0.5 * math.pi * c
         low, high = (theta, high) if below else (low, theta)
     return d_max * (1.0 + c - 2.0 * math.sqrt(c) * math.cos(low))
-
-
-def _least_squares(y: _Floats, d_max: NDArray[np.int64], d_min: NDArray[np.int64], start: _Floats) -> tuple[_Floats, _Floats]:
-    """ln(var) of every row's bulk, its d_min smallest values, and its distance from the law.
-
-    Gauss-Newton on sum_j (F(y_j) - (j + 1/2)/d_min)² with F the expected distribution function: the law, and to next order in 1/d_min
-    (1/4 - theta/(2 pi))/d_min, the real entries' shift of mass from the bulk to the edges (Bai & Silverstein 2004, eq. 1.20 as a density). Without it
-    var of a 64 x 64 matrix is 0.4 % too small. A step that does not reduce the sum is halved.
-    """
-    j = np.arange(y.shape[1], dtype=np.float64)
-    log_var, cost, step = start.copy(), np.full(len(y), np.inf), np.zeros(len(y))
-    distance = np.zeros(len(y))
-    close = _CLOSE * np.sqrt(2.0 / d_max / d_min)
-    active = np.arange(len(y))
-    for _ in range(_MAX_STEPS):
-        n, big = d_min[active].astype(np.float64)[:, None], d_max[active].astype(np.float64)[:, None]
-        bulk = j < n
-        tried = log_var[active] + step[active]
-        law, slope, theta = _law(y[active] * np.exp(-tried)[:, None] / big, n / big)
-        residual = np.where(bulk, law + (0.25 - theta / (2.0 * math.pi) - j - 0.5) / n, 0.0)
-        slope = np.where(bulk, slope, 0.0)
-        total = np.square(residual).sum(axis=1)
-        better = total < cost[active]
-        curvature = np.square(slope).sum(axis=1)
-        newton = np.divide((slope * residual).sum(axis=1), curvature, out=np.zeros_like(total), where=curvature > 0.0)
-        at = active[better]
-        log_var[at], cost[at], step[at] = tried[better], total[better], np.clip(newton[better], -1.0, 1.0)
-        distance[at] = np.where(bulk, np.abs(law - (j + 0.5) / n) + 0.5 / n, 0.0).max(axis=1)[better]
-        step[active[~better]] *= 0.5
-        active = active[np.abs(step[active]) > close[active]]
-        if not active.size:
-            break
-    return log_var, distance

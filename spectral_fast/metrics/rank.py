@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg.arrays import FORMATS, FloatFormat, as_numpy, storage_format
+from ..kernels.numpy_kernels import EntryCounts
+from ..kernels.select import select
+from ..linalg.arrays import FORMATS, FloatFormat, RawArray, as_numpy, storage_format
 from ..linalg.svd import svd_bound, svdvals
 
-__all__ = ["RULES", "StorageNoise", "matrix_rank", "numerical_rank", "rank_tolerances", "storage_noise", "undecided"]
+__all__ = ["RULES", "StorageNoise", "entries_and_noise", "matrix_rank", "numerical_rank", "rank_tolerances", "storage_noise", "undecided"]
 
 RULES = ("numpy", "numerical_recipes", "loose", "log8", "storage")
 
 _MIN_ENTRIES_FOR_PRECISION = 64
 _LAST_BIT_SHARE = (1 / 8, 7 / 8)  # a random last bit is set in half of the entries
-_BLOCK_ENTRIES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,119 +39,72 @@ class StorageNoise:
 
 
 def storage_noise(w: NDArray[Any], stored: FloatFormat) -> StorageNoise:
-    """Rounding noise of a stored matrix.
+    """Rounding noise of a stored matrix; arguments and formulas as of :func:`entries_and_noise`, all entries finite."""
+    return entries_and_noise(w, stored)[1]
 
-    w:      (m, n) finite values, float32 or float64, as decoded from the stored format.
+
+def entries_and_noise(w: NDArray[Any] | RawArray, stored: FloatFormat) -> tuple[EntryCounts, StorageNoise]:
+    """What the entries of a stored matrix tell, and its rounding noise.
+
+    w:      (m, n) values as they are stored, or as decoded from the stored format.
     stored: the format the values were kept in.
 
-    tau_ij² = ulp(w_ij)²/12, ulp in the stored format (at its effective precision);
+    tau_ij² = ulp(w_ij)²/12, ulp in the stored format (at its effective precision), never less than the spacing of its subnormal numbers or of the
+    entries' common grid;
     tolerance = max_i (sum_j tau_ij²)^½ + max_j (sum_i tau_ij²)^½ + 3 max_ij tau_ij, after Bandeira & van Handel (2016), Theorem 1.1,
-    for independent entries of uneven size.
+    for independent entries of uneven size. NaN where an entry is not finite (``EntryCounts.bad``).
     """
-    precision = effective_precision(w, stored)
-    if w.size == 0:
-        return StorageNoise(0.0, precision, stored.name)
-    carrier = _carrier(stored)
-    # ulp(x) = 2^(e + 1 - precision) for x in [2^e, 2^(e+1)), never less than the spacing of the subnormals or the common grid: one table entry per
-    # exponent field.
-    grid = common_grid(w, stored)
-    lowest = stored.emin if grid is None else max(stored.emin, grid + precision - 1)
-    exponent = np.maximum(np.arange(1 << carrier.exponent_bits) - carrier.bias, lowest)
-    top = max(int(np.frexp(max(float(w.max()), -float(w.min())))[1]) - 1, lowest)
-    # tau² relative to the largest one, exact powers of two, so that squares neither overflow nor vanish
-    tau2 = np.ldexp(1.0, np.clip(2 * (exponent - top), -1000, 0))
-    columns = np.zeros(w.shape[1])
-    largest_row = 0.0
-    for bits in _blocks(w, carrier):
-        relative = tau2[(bits >> carrier.field).astype(np.intp) & (len(exponent) - 1)]
-        columns += relative.sum(axis=0)
-        largest_row = max(largest_row, float(relative.sum(axis=1).max()))
-    tau = float(np.ldexp(1.0, top + 1 - precision)) / np.sqrt(12.0)
-    return StorageNoise(float(tau * (np.sqrt(largest_row) + np.sqrt(columns.max()) + 3.0)), precision, stored.name)
+    counts = entry_counts(w, stored)
+    if counts.bad:
+        return counts, StorageNoise(float("nan"), stored.precision, stored.name)
+    precision = effective_precision(counts, stored)
+    if 0 in w.shape:
+        return counts, StorageNoise(0.0, precision, stored.name)
+    # ulp(x) = 2^(e + 1 - precision) for x in [2^e, 2^(e+1)); the sums are of ulp² relative to its largest value, exact powers of two
+    sums = counts
+    grid = common_grid(counts)
+    if grid is not None and grid + precision - 1 > stored.emin:
+        sums = entry_counts(w, stored, grid + precision - 1)
+    tau = float(np.ldexp(1.0, sums.top + 1 - precision)) / math.sqrt(12.0)
+    return counts, StorageNoise(tau * (math.sqrt(sums.row_sum) + math.sqrt(sums.column_sum) + 3.0), precision, stored.name)
 
 
-@dataclass(frozen=True)
-class _Carrier:
-    """The numpy format the decoded values stand in: where its bits are."""
-
-    floating: type[np.floating[Any]]
-    unsigned: type[np.unsignedinteger[Any]]
-    field: int  # bits of the significand that are stored
-    exponent_bits: int
-
-    @property
-    def bias(self) -> int:
-        return (1 << (self.exponent_bits - 1)) - 1
-
-
-def _carrier(stored: FloatFormat) -> _Carrier:
-    return _Carrier(np.float64, np.uint64, 52, 11) if stored.name == "float64" else _Carrier(np.float32, np.uint32, 23, 8)
+def entry_counts(w: NDArray[Any] | RawArray, stored: FloatFormat, floor: int | None = None) -> EntryCounts:
+    """The kernel's counts of a matrix decoded from, or still in, the stored format. floor: of the exponents, the format's own for None."""
+    kernel, name = select("storage_noise")
+    least = stored.emin if floor is None else floor
+    if isinstance(w, RawArray):
+        if name == "native" and w.dtype == "bfloat16":
+            counts: EntryCounts = kernel(w.bits, floor=least, bits="bfloat16")
+            return counts
+        w = as_numpy(w)
+    if stored.name != "float64" and w.dtype.itemsize == 8:
+        w = w.astype(np.float32)  # exact: decoded from a narrower format
+    counts = kernel(w, floor=least)
+    return counts
 
 
-def _blocks(w: NDArray[Any], carrier: _Carrier) -> Iterator[NDArray[Any]]:
-    """The bits of ``w`` in blocks of rows of about a million entries, so that no temporary is as large as the matrix."""
-    rows = max(1, _BLOCK_ENTRIES // max(1, w.shape[1]))
-    for first in range(0, w.shape[0], rows):
-        yield np.ascontiguousarray(w[first : first + rows], dtype=carrier.floating).view(carrier.unsigned)
-
-
-def effective_precision(w: NDArray[Any], stored: FloatFormat) -> int:
-    """Bits of the significand that the entries of ``w`` really use (a cast hides the format values were rounded to).
+def effective_precision(counts: EntryCounts, stored: FloatFormat) -> int:
+    """Bits of the significand that the entries really use (a cast hides the format values were rounded to).
 
     A narrower precision is believed only when the entries look rounded to it: at least 64 nonzero entries, of which between 1/8 and 7/8 use
     its last bit (rounding leaves about half). An identity or a matrix of signs needs one bit, but nothing was rounded there.
     """
-    carrier = _carrier(stored)
-    significand = carrier.unsigned((1 << carrier.field) - 1)
-    last_stored = 1 << (carrier.field + 1 - stored.precision)
-    used = nonzero = 0
-    for bits in _blocks(w, carrier):
-        used |= int(np.bitwise_or.reduce(bits & significand, axis=None))
-        if used & last_stored:
-            return stored.precision
-        nonzero += int(np.count_nonzero(bits << carrier.unsigned(1)))  # the sign of a zero does not count
-    if used == 0 or nonzero < _MIN_ENTRIES_FOR_PRECISION:
-        return stored.precision
-    trailing = (used & -used).bit_length() - 1
-    last = sum(int(np.count_nonzero(bits & carrier.unsigned(1 << trailing))) for bits in _blocks(w, carrier))
-    return carrier.field + 1 - trailing if _looks_rounded(last, nonzero) else stored.precision
+    narrower = 1 < counts.precision < stored.precision
+    return counts.precision if narrower and _looks_rounded(counts.with_last_bit, counts.nonzero) else stored.precision
 
 
-def common_grid(w: NDArray[Any], stored: FloatFormat) -> int | None:
-    """g where all entries of ``w`` are multiples of 2^g and look rounded to that grid, else None.
+def common_grid(counts: EntryCounts) -> int | None:
+    """g where all entries are multiples of 2^g and look rounded to that grid, else None.
 
     The subnormal numbers of a narrow format are such a grid, and so are quantized weights: kept in a wider format they have no common number
     of significant bits, but a common last place. Believed under the conditions of :func:`effective_precision`.
     """
-    carrier = _carrier(stored)
-    rows = max(1, w.shape[0] * w.shape[1] // _BLOCK_ENTRIES)
-    lowest, count, nonzero = _last_places(w[::rows], carrier)
-    if nonzero == 0 or not _looks_rounded(count, nonzero):
-        return None  # most matrices: told from one block's worth of rows
-    for first in range(0, w.shape[0], max(1, _BLOCK_ENTRIES // w.shape[1])):
-        least, _, _ = _last_places(w[first : first + max(1, _BLOCK_ENTRIES // w.shape[1])], carrier)
-        if least < lowest:
-            return None
-    return lowest if nonzero >= _MIN_ENTRIES_FOR_PRECISION else None
-
-
-def _last_places(w: NDArray[Any], carrier: _Carrier) -> tuple[int, int, int]:
-    """Exponent of the lowest bit set in any entry, in how many entries it is set, and the number of nonzero entries."""
-    bits = np.ascontiguousarray(w, dtype=carrier.floating).view(carrier.unsigned).ravel()
-    bits = bits[(bits << carrier.unsigned(1)) != 0]
-    if bits.size == 0:
-        return 1 << 30, 0, 0
-    field = (bits >> carrier.unsigned(carrier.field)).astype(np.int64) & ((1 << carrier.exponent_bits) - 1)
-    significand = bits & carrier.unsigned((1 << carrier.field) - 1)
-    significand |= np.where(field > 0, carrier.unsigned(1 << carrier.field), carrier.unsigned(0))
-    low = significand & (~significand + carrier.unsigned(1))
-    place = np.frexp(low.astype(np.float64))[1] - 1 + np.maximum(field, 1) - carrier.bias - carrier.field
-    lowest = int(place.min())
-    return lowest, int(np.count_nonzero(place == lowest)), bits.size
+    return counts.last_place if _looks_rounded(counts.with_last_place, counts.nonzero) else None
 
 
 def _looks_rounded(last: int, nonzero: int) -> bool:
-    return _LAST_BIT_SHARE[0] * nonzero <= last <= _LAST_BIT_SHARE[1] * nonzero
+    return nonzero >= _MIN_ENTRIES_FOR_PRECISION and _LAST_BIT_SHARE[0] * nonzero <= last <= _LAST_BIT_SHARE[1] * nonzero
 
 
 def rank_tolerances(s: NDArray[np.float64], shape: tuple[int, int], dtype: str, *, storage_tol: float | None = None) -> dict[str, float]:
@@ -200,7 +155,8 @@ def undecided(s: NDArray[np.float64], bound: NDArray[np.float64], tolerances: It
         return False
     if s[-1] > storage_tol and bound[-1] > _WIDEST_MINIMUM * s[-1]:
         return True
-    return any(bool(((s - bound <= tol) & (tol < s + bound)).any()) for tol in tolerances)
+    at = np.array(list(tolerances))[:, None]
+    return bool(((s - bound <= at) & (at < s + bound)).any())
 
 
 def matrix_rank(a: Any, rule: str = "storage") -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.select import select
+from ..linalg.arrays import RawArray
 from ..linalg.svd import svd_bound, svdvals
 from ..metrics.rank import rank_tolerances, undecided
 
@@ -28,7 +29,8 @@ _BATCH_BYTES = 64 << 20
 _BATCH_FLOPS = 1e9
 
 F64 = NDArray[np.float64]
-Shape = tuple[int, int]
+Matrix = NDArray[Any] | RawArray
+Key = tuple[tuple[int, int], bool]  # shape, and whether the matrices are bits
 
 
 @dataclass
@@ -51,15 +53,19 @@ class Pending:
 
 
 class SingularValues:
-    """The kernel of one backend. backend: its name; exact: it keeps "high" accuracy whatever is asked."""
+    """The kernel of one backend. backend: its name; exact: it keeps "high" accuracy whatever is asked; reads_bits: it takes bfloat16 as it is stored."""
 
     def __init__(self, backend: str = "auto") -> None:
         self._kernel, self.backend = select("singular_values", backend)
         self.exact = self.backend == "numpy"
+        self.reads_bits = self.backend == "native"
 
-    def __call__(self, stack: NDArray[Any], accuracy: str = "high") -> tuple[F64, F64]:
-        """(b, m, n) -> values (b, d_min), descending, and the bound of every value's error, alike. NaN where a matrix is not finite."""
-        s = self._kernel(stack, accuracy=accuracy)
+    def __call__(self, stack: NDArray[Any], accuracy: str = "high", *, bits: bool = False) -> tuple[F64, F64]:
+        """(b, m, n) -> values (b, d_min), descending, and the bound of every value's error, alike. NaN where a matrix is not finite.
+
+        bits: the stack holds bfloat16 as uint16, where ``reads_bits``.
+        """
+        s = self._kernel(stack, accuracy=accuracy, bits="bfloat16") if bits else self._kernel(stack, accuracy=accuracy)
         return s, svd_bound(s, "high" if self.exact else accuracy)
 
 
@@ -73,33 +79,38 @@ class ShapeBatches:
 
     def __init__(self, values: SingularValues) -> None:
         self._values = values
-        self._waiting: dict[Shape, tuple[list[Pending], list[NDArray[Any]]]] = {}
+        self._waiting: dict[Key, tuple[list[Pending], list[Matrix]]] = {}
 
-    def add(self, pending: Pending, w: NDArray[Any]) -> bool:
-        """Let ``w`` (m, n) wait. Returns whether its shape is now worth a call."""
-        group, arrays = self._waiting.setdefault(pending.plan.shape, ([], []))
+    def add(self, pending: Pending, w: Matrix) -> Key | None:
+        """Let ``w`` (m, n), an array or bfloat16 bits, wait. Returns the key of its batch where that is now worth a call."""
+        shape = pending.plan.shape
+        key = (shape, isinstance(w, RawArray))
+        group, arrays = self._waiting.setdefault(key, ([], []))
         group.append(pending)
         arrays.append(w)
-        return len(arrays) * w.size * 8 > _BATCH_BYTES or len(arrays) * 4.0 * w.size * min(pending.plan.shape) > _BATCH_FLOPS
+        entries = len(arrays) * shape[0] * shape[1]
+        return key if entries * 8 > _BATCH_BYTES or entries * 4.0 * min(shape) > _BATCH_FLOPS else None
 
-    def shapes(self) -> list[Shape]:
-        """Shapes that still wait."""
+    def keys(self) -> list[Key]:
+        """Of the batches that still wait."""
         return list(self._waiting)
 
-    def compute(self, shape: Shape) -> tuple[list[Pending], list[NDArray[Any]]]:
-        """Fill in the values of all that wait with this shape; returns them with their matrices, and forgets them."""
-        pending, arrays = self._waiting.pop(shape)
+    def compute(self, key: Key) -> tuple[list[Pending], list[Matrix]]:
+        """Fill in the values of all that wait in this batch; returns them with their matrices, and forgets them."""
+        pending, arrays = self._waiting.pop(key)
         self._compute(pending, arrays)
         return pending, arrays
 
-    def _compute(self, pending: list[Pending], arrays: list[NDArray[Any]]) -> None:
+    def _compute(self, pending: list[Pending], arrays: list[Matrix]) -> None:
         """The spectra of one batch; where that fails, of its matrices one by one, so that a bad one costs only itself."""
-        stack = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
+        bits = isinstance(arrays[0], RawArray)
+        plain = [w.bits if isinstance(w, RawArray) else w for w in arrays]
+        stack = np.stack(plain) if len(plain) > 1 else plain[0][None]
         try:
-            values, bounds = self._values(stack, "standard")
+            values, bounds = self._values(stack, "standard", bits=bits)
             again = [] if self._values.exact else [i for i, p in enumerate(pending) if _undecided(p, values[i], bounds[i])]
             if again:
-                values[again], bounds[again] = self._values(stack[again] if len(again) < len(stack) else stack, "high")
+                values[again], bounds[again] = self._values(stack[again] if len(again) < len(stack) else stack, "high", bits=bits)
         except (MemoryError, np.linalg.LinAlgError) as e:
             if len(pending) > 1:
                 for p, w in zip(pending, arrays, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg.arrays import FORMATS
+from ..linalg.arrays import FORMATS, RawArray
 from ..metrics.marchenko_pastur import MarchenkoPasturFit, mp_unresolved
 from ..metrics.norms import SPECTRUM_METRICS, spectrum_metrics
 from ..metrics.power_law import PowerLawFit, fit_power_laws
 from ..metrics.random_matrix import random_matrix_reference
-from ..metrics.rank import StorageNoise, rank_tolerances, storage_noise
+from ..metrics.rank import entries_and_noise, rank_tolerances
 from .adapters import LoraPair, product_spectrum
 from .batches import Pending
 from .fits import TAIL_METRICS, fit_bulks, fit_tails, tail_metrics
@@ -24,16 +25,13 @@ from .structure import MatrixPlan
 __all__ = ["look_at", "matrix_spectra", "product_of"]
 
 
-def look_at(plan: MatrixPlan, w: NDArray[Any]) -> Pending:
+def look_at(plan: MatrixPlan, w: NDArray[Any] | RawArray) -> Pending:
     """What is needed of the entries themselves, before only the spectrum is kept."""
-    stored = FORMATS[plan.entry.dtype]
-    if not np.isfinite(w).all():
-        bad = np.argwhere(~np.isfinite(w))
-        i, j = (int(v) for v in bad[0])
-        why = f"{len(bad)} of {w.size} entries are not finite, the first at [{i}, {j}]"
-        return Pending(plan, StorageNoise(float("nan"), stored.precision, stored.name), why=why)
-    zero = (w.shape[0] - int(np.count_nonzero(w.any(axis=1))), w.shape[1] - int(np.count_nonzero(w.any(axis=0))))
-    return Pending(plan, storage_noise(w, stored), zero_rows=zero[0], zero_columns=zero[1])
+    counts, noise = entries_and_noise(w, FORMATS[plan.entry.dtype])
+    if counts.bad:
+        i, j = counts.first_bad
+        return Pending(plan, noise, why=f"{counts.bad} of {math.prod(plan.shape)} entries are not finite, the first at [{i}, {j}]")
+    return Pending(plan, noise, zero_rows=counts.zero_rows, zero_columns=counts.zero_columns)
 
 
 def product_of(plan: MatrixPlan, pair: LoraPair) -> Pending:
@@ -97,7 +95,7 @@ def _matrix(p: Pending, s: NDArray[np.float64], fit: PowerLawFit, mp: MarchenkoP
         s=s,
         bound=p.bound,
         metrics=metrics,
-        ranks={rule: int(np.count_nonzero(s > tol)) for rule, tol in tolerances.items()},
+        ranks=dict(zip(tolerances, (s.size - np.searchsorted(s[::-1], list(tolerances.values()), side="right")).tolist(), strict=True)),
         rank_tolerances=tolerances,
         power_law=fit,
         mp=mp,

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg.arrays import as_numpy
+from ..linalg.arrays import RawArray, as_numpy, bfloat16_bits, dtype_name
 from ..metrics.random_matrix import permutation_null
 from ..progress import Progress, ProgressOption, progress_reporter
 from ..results import Skipped, Status
 from .baseline import beside_baseline, open_baseline
-from .batches import Pending, ShapeBatches, SingularValues
+from .batches import Key, Pending, ShapeBatches, SingularValues
 from .measure import look_at, matrix_spectra, product_of
 from .slices import cut_differently, slice_values
 from .sources import TensorList, TensorRecord, open_source
 from .spectra import MatrixSpectrum, WeightSpectra
-from .structure import plan_matrices
+from .structure import MatrixPlan, plan_matrices
 
 __all__ = ["NULLS", "check_null", "scan", "weight_spectra"]
 
@@ -97,9 +97,9 @@ def weight_spectra(
     batches = ShapeBatches(values)
     interrupted = False
 
-    def flush(shape: tuple[int, int]) -> None:
+    def flush(key: Key) -> None:
         t = time.perf_counter()
-        pending, arrays = batches.compute(shape)
+        pending, arrays = batches.compute(key)
         clock["singular values"] += time.perf_counter() - t
         t = time.perf_counter()
         if null == "permutation":
@@ -111,7 +111,7 @@ def weight_spectra(
             progress(len(done), len(plans), pending[-1].plan.name)
 
     try:
-        tensor: NDArray[Any] | None = None
+        tensor: NDArray[Any] | RawArray | None = None
         current: object = None
         for plan in plans:
             t = time.perf_counter()
@@ -125,28 +125,30 @@ def weight_spectra(
             if current is not plan.entry:
                 current, tensor = plan.entry, None
                 try:
-                    tensor = as_numpy(plan.entry.read())
+                    tensor = _readable(plan.entry.read(), values)
                 except (ValueError, OSError) as e:
                     skipped.append(Skipped(plan.entry.name, f"cannot be read: {e}", plan.entry.shape))
                 except MemoryError:
                     skipped.append(Skipped(plan.entry.name, "cannot be read: not enough memory", plan.entry.shape))
             if tensor is None:
                 continue
-            w = tensor.reshape(plan.view)[plan.part]
+            w = _matrix(tensor, plan)
             clock["read"] += time.perf_counter() - t
             t = time.perf_counter()
             if slices and plan.entry.name not in cuts and cut_differently(plan.kind, plan.shape, plan.entry.shape):
-                cuts.update(dict.fromkeys((plan.entry.name, *plan.tied), slice_values(tensor, plan.in_out, values)))
+                cuts.update(dict.fromkeys((plan.entry.name, *plan.tied), slice_values(as_numpy(tensor), plan.in_out, values)))
             clock["slices"] += time.perf_counter() - t
             t = time.perf_counter()
             pending = look_at(plan, w)
             clock["noise"] += time.perf_counter() - t
             if pending.why:
                 done.append(pending)
-            elif batches.add(pending, w):
-                flush(plan.shape)
-        for shape in batches.shapes():
-            flush(shape)
+            else:
+                full = batches.add(pending, w)
+                if full:
+                    flush(full)
+        for key in batches.keys():
+            flush(key)
     except KeyboardInterrupt:
         interrupted = True
     matrices, power_law_backend = matrix_spectra(done, {p.name: i for i, p in enumerate(plans)}, clock)
@@ -168,6 +170,20 @@ def weight_spectra(
         slices=cuts,
         tensors=tuple(TensorRecord(e.name, e.shape, e.owner, e.module) for e in tensors.entries),
     )
+
+
+def _readable(values_read: Any, kernel: SingularValues) -> NDArray[Any] | RawArray:
+    """bfloat16 as its bits where the kernels read those, anything else as a numpy array."""
+    if kernel.reads_bits and dtype_name(values_read) == "bfloat16":
+        return RawArray(bfloat16_bits(values_read), "bfloat16")
+    return as_numpy(values_read)
+
+
+def _matrix(tensor: NDArray[Any] | RawArray, plan: MatrixPlan) -> NDArray[Any] | RawArray:
+    if isinstance(tensor, RawArray):
+        return RawArray(tensor.bits.reshape(plan.view)[plan.part], tensor.dtype)
+    w: NDArray[Any] = tensor.reshape(plan.view)[plan.part]
+    return w
 
 
 def _redone(matrices: Sequence[MatrixSpectrum]) -> str:

@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectral_fast.linalg.arrays import FORMATS
-from spectral_fast.metrics.rank import common_grid, effective_precision, matrix_rank, numerical_rank, rank_tolerances, storage_noise
+from spectral_fast.linalg.arrays import FORMATS, RawArray
+from spectral_fast.metrics.rank import (
+    common_grid,
+    effective_precision,
+    entries_and_noise,
+    entry_counts,
+    matrix_rank,
+    numerical_rank,
+    rank_tolerances,
+    storage_noise,
+)
 
 DTYPES = {
     "float32": np.float32,
@@ -97,11 +106,14 @@ def test_storage_noise_scales_without_overflow(scale: float) -> None:
 def test_effective_precision_sees_through_a_cast() -> None:
     rng = np.random.default_rng(1)
     w = rng.standard_normal((32, 32))
-    as_float32 = FORMATS["float32"]
-    assert effective_precision(w.astype(ml_dtypes.bfloat16).astype(np.float32), as_float32) == 8
-    assert effective_precision(w.astype(np.float16).astype(np.float32), as_float32) == 11
-    assert effective_precision(w.astype(np.float32).astype(np.float64), FORMATS["float64"]) == 24
-    assert effective_precision(w.astype(np.float32), as_float32) == 24
+
+    def bits(x: np.ndarray) -> int:
+        return effective_precision(entry_counts(x, FORMATS[x.dtype.name]), FORMATS[x.dtype.name])
+
+    assert bits(w.astype(ml_dtypes.bfloat16).astype(np.float32)) == 8
+    assert bits(w.astype(np.float16).astype(np.float32)) == 11
+    assert bits(w.astype(np.float32).astype(np.float64)) == 24
+    assert bits(w.astype(np.float32)) == 24
 
 
 @pytest.mark.parametrize(
@@ -111,8 +123,24 @@ def test_effective_precision_sees_through_a_cast() -> None:
 )
 def test_effective_precision_believes_no_structure(w: np.ndarray) -> None:
     """Few mantissa bits used by design are not rounding: the identity keeps its rank."""
-    assert effective_precision(w.astype(np.float32), FORMATS["float32"]) == 24
-    assert common_grid(w.astype(np.float32), FORMATS["float32"]) is None
+    counts = entry_counts(w.astype(np.float32), FORMATS["float32"])
+    assert effective_precision(counts, FORMATS["float32"]) == 24
+    assert common_grid(counts) is None
+
+
+def test_common_grid_of_quantized_weights() -> None:
+    """Multiples of 2^-9 up to 127, kept as float32: their last place is a fixed one, and each is off by its twelfth root."""
+    w = (np.random.default_rng(5).integers(-127, 128, size=(40, 30)) * 2.0**-9).astype(np.float32)
+    counts = entry_counts(w, FORMATS["float32"])
+    assert common_grid(counts) == -9
+    tau = 2.0**-9 / np.sqrt(12)
+    assert storage_noise(w, FORMATS["float32"]).tolerance == pytest.approx(tau * (np.sqrt(30) + np.sqrt(40) + 3), rel=1e-12)
+
+
+def test_bfloat16_bits_tell_what_their_values_do() -> None:
+    w = np.random.default_rng(5).standard_normal((70, 30)).astype(ml_dtypes.bfloat16)
+    stored = FORMATS["bfloat16"]
+    assert entries_and_noise(RawArray(w.view(np.uint16), "bfloat16"), stored) == entries_and_noise(w.astype(np.float32), stored)
 
 
 def test_rules_are_their_formulas() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import spectral_fast as sf
+from spectral_fast.linalg.arrays import RawArray
 from spectral_fast.metrics.rank import RULES
 
 
@@ -53,6 +54,35 @@ def test_bfloat16_kept_as_float32_is_noticed() -> None:
     m = sf.scan({"w": w}).spectrum("w")
     assert (m.dtype, m.effective_precision) == ("float32", 8)
     assert m.rank_tolerances["storage"] > 1e4 * m.rank_tolerances["numpy"] / 40
+
+
+def test_bfloat16_is_read_as_it_is_stored() -> None:
+    """Bits, torch tensors (turned ones too) and ml_dtypes, in a stack and beside float32 of one shape: all as the float32 of the same values."""
+    rng = np.random.default_rng(3)
+    w = rng.standard_normal((3, 40, 30)).astype(ml_dtypes.bfloat16)
+    wide = w.astype(np.float32)
+    torch_w = torch.from_numpy(wide).to(torch.bfloat16)
+    sources = {
+        "experts.weight": torch_w,
+        "turned.weight": torch_w[0].T.contiguous().T,
+        "bits.weight": RawArray(w[1].view(np.uint16), "bfloat16"),
+        "other.weight": w[2],
+        "float.weight": rng.standard_normal((40, 30)).astype(np.float32),
+    }
+    found, plain = (sf.scan(sources, backend=backend, null="permutation") for backend in ("auto", "numpy"))
+    assert len(found) == 7 and {m.status for m in found} == {"ok"}
+    for m, n in zip(found, plain, strict=True):
+        np.testing.assert_allclose(m.s, n.s, rtol=0, atol=m.bound + n.bound)
+        assert m.storage_noise == pytest.approx(n.storage_noise, rel=1e-13)
+        assert (m.dtype, m.effective_precision) == (("float32", 24) if m.name == "float.weight" else ("bfloat16", 8))
+        assert m.permutation is not None and n.permutation is not None
+        np.testing.assert_allclose(m.permutation.samples[:, :2], n.permutation.samples[:, :2], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(found.spectrum("turned.weight").s, found.spectrum("experts.weight[0]").s)
+
+    spoiled = torch_w[0].clone()
+    spoiled[7, 5] = math.inf
+    m = sf.scan({"bad.weight": spoiled}).spectrum("bad.weight")
+    assert m.status == "failed" and "1 of 1200 entries" in m.reason and "[7, 5]" in m.reason
 
 
 def test_one_bad_matrix_costs_only_itself() -> None:
