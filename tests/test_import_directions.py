@@ -158,13 +158,13 @@ def test_the_rules_bite(tmp_path, module, source, wrong):
 
 
 def test_cpp_includes_go_to_the_right():
-    # bindings -> op -> core; an op's CPU and CUDA sources meet in headers only
+    # bindings, tests -> op -> core; an op's CPU and CUDA sources meet in headers only
     csrc = PACKAGE.parent / "csrc"
     for path in sorted(p for p in csrc.rglob("*") if p.suffix in {".h", ".cpp", ".cu"}):
         own = path.parent.name
         for target in re.findall(r'#include "([^"]+)"', path.read_text(encoding="utf-8")):
             room = target.split("/")[0]
-            assert room in {own, "core"} or own == "bindings", f"{path.relative_to(csrc)} includes {target}"
+            assert room in {own, "core"} or own in {"bindings", "tests"}, f"{path.relative_to(csrc)} includes {target}"
             assert target.endswith(".h"), f"{path.relative_to(csrc)} includes the source {target}"
 
 

@@ -46,8 +46,8 @@ struct LaneLoops {
   // lane that did not converge.
   void (*root_free_qr)(double* diagonal, double* off2, int64_t n, int blocks, unsigned* failed);
 
-  // One Newton step for every eigenvalue of B^T B, from values good to a few ulps of the largest, in the lanes named by doubtful[block]; the
-  // bits that stay are those of lanes with a value whose error may still exceed what "high" promises for it.
+  // One Newton step for every eigenvalue of B^T B, from values good to a few ulps of the largest, in the lanes named by doubtful[block];
+  // the bits that stay are those of lanes with a value whose error may still exceed what "high" promises for it.
   void (*newton)(const double* d, const double* e, int64_t n, double* values, int blocks, unsigned* doubtful);
 
   // Singular values of one bidiagonal (arrays with the given stride) in s[0 .. n), ascending, by bisection to within 2^-53 of the

@@ -39,6 +39,7 @@ constexpr std::int64_t kOneStage = 320;
 void singular_values(Matrices a, double* s, const SingularValueOptions& options, SingularValueStages* stages = nullptr);
 
 // The same of complex matrices given by their real and imaginary parts, always with "standard" accuracy.
-void complex_singular_values(Matrices re, Matrices im, double* s, const SingularValueOptions& options, SingularValueStages* stages = nullptr);
+void complex_singular_values(Matrices re, Matrices im, double* s, const SingularValueOptions& options,
+                             SingularValueStages* stages = nullptr);
 
 }  // namespace sf

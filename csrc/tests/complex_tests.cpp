@@ -1,5 +1,5 @@
 // complex_singular_values against the real matrix [[x, -y], [y, x]], which has every value twice, and where they are known by themselves.
-#include "singular_values_checks.h"
+#include "tests/singular_values_checks.h"
 
 namespace sf::tests {
 namespace {

@@ -3,8 +3,8 @@
 #include <chrono>
 #include <cstring>
 
-#include "check.h"
 #include "core/isa.h"
+#include "tests/check.h"
 
 namespace {
 

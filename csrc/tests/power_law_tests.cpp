@@ -5,9 +5,9 @@
 #include <stdexcept>
 #include <vector>
 
-#include "check.h"
 #include "power_law/power_law.h"
-#include "problems.h"
+#include "tests/check.h"
+#include "tests/problems.h"
 
 namespace sf::tests {
 namespace {

@@ -1,4 +1,4 @@
-#include "problems.h"
+#include "tests/problems.h"
 
 #include <algorithm>
 #include <cfloat>

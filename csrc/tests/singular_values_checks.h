@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "check.h"
-#include "problems.h"
 #include "singular_values/singular_values.h"
+#include "tests/check.h"
+#include "tests/problems.h"
 
 namespace sf::tests {
 

@@ -3,7 +3,7 @@
 #include <thread>
 
 #include "core/parallel.h"
-#include "singular_values_checks.h"
+#include "tests/singular_values_checks.h"
 
 namespace sf::tests {
 namespace {

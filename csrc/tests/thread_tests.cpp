@@ -5,10 +5,10 @@
 #include <thread>
 #include <vector>
 
-#include "check.h"
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "core/team.h"
+#include "tests/check.h"
 
 namespace sf::tests {
 namespace {

@@ -1,7 +1,7 @@
 // Every format and stride is read in place, and nothing beyond it; powers of two change nothing but the exponent.
 #include <numeric>
 
-#include "singular_values_checks.h"
+#include "tests/singular_values_checks.h"
 
 namespace sf::tests {
 namespace {
