@@ -15,11 +15,14 @@ namespace {
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
-Watch::~Watch() {
-  if (!stages_) return;
+void add(const SingularValueStages& part, SingularValueStages* total) {
   static std::mutex lock;
   const std::lock_guard<std::mutex> hold(lock);
-  for (const auto stage : SingularValueStages::all) stages_->*stage.seconds += here_.*stage.seconds;
+  for (const auto stage : SingularValueStages::all) total->*stage.seconds += part.*stage.seconds;
+}
+
+Watch::~Watch() {
+  if (stages_) add(here_, stages_);
 }
 
 Condensed::Condensed(std::int64_t matrices, std::int64_t size, int width)

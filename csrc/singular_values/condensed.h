@@ -8,6 +8,9 @@
 
 namespace sf {
 
+// From any thread.
+void add(const SingularValueStages& part, SingularValueStages* total);
+
 // Adds the time since the last lap to one of the stages; the sum goes out with the object.
 class Watch {
  public:

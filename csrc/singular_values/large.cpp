@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <mutex>
 
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -20,13 +19,13 @@ namespace {
 constexpr std::int64_t kPanel = 256;    // rows of a tall matrix converted at a time
 constexpr std::int64_t kShared = 1024;  // with more columns a team works on one matrix, however many there are: memory
 
-void add(const TwoStageSeconds& seconds, SingularValueStages* stages) {
+SingularValueStages stages_of(const TwoStageSeconds& seconds) {
   SingularValueStages all;
   all.gram = seconds.gram;
   all.reduce = seconds.panels + seconds.passes;
   all.chase = seconds.chase;
   all.solve = seconds.bisection;
-  for (const auto stage : SingularValueStages::all) stages->*stage.seconds += all.*stage.seconds;
+  return all;
 }
 
 }  // namespace
@@ -78,11 +77,7 @@ void two_stages(const Matrices& a, double* s, const SingularValueOptions& option
       }
       for (std::int64_t k = 0; k < n; ++k) values[k] = std::ldexp(high ? values[k] : std::sqrt(std::max(values[k], 0.0)), exponent);
     }
-    if (stages) {
-      static std::mutex lock;
-      const std::lock_guard<std::mutex> hold(lock);
-      add(seconds, stages);
-    }
+    if (stages) add(stages_of(seconds), stages);
   };
   if (apart) {
     const std::function<bool()> never;

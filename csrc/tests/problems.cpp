@@ -95,6 +95,7 @@ Problem prescribed(const std::string& name, const std::vector<Real>& s, int64_t 
     reflect(a, m, n, n, 1, random);  // rows
   }
   Problem p{name, {}, s};
+  p.a.reserve(a.size());  // exactly: what is read beyond the last entry is then beyond the memory
   for (const Real x : a) p.a.push_back(static_cast<double>(x));
   // |s(A + E) - s(A)| <= |E|_F. Rounding each entry to float64: 2^-53 |A|_F. A reflector of length k errs by at most (2 k + 10) u |A|_F.
   const Real steps = 2 * kReflectors * static_cast<Real>(m + n + 10);
@@ -201,6 +202,7 @@ std::vector<Problem> families(int64_t m, int64_t n, bool all, std::uint64_t seed
     found.push_back(std::move(blocks));
   }
   Problem gaussian{"gaussian", {}, {}};
+  gaussian.a.reserve(static_cast<std::size_t>(m * n));
   for (int64_t k = 0; k < m * n; ++k) gaussian.a.push_back(random.normal());
   if (all) {
     gaussian.s = jacobi(gaussian.a, m, n);

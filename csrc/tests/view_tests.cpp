@@ -26,6 +26,10 @@ struct Numbers {
 
 Numbers numbers(DType dtype, int64_t count, Random& random) {
   Numbers all;
+  const std::size_t size = static_cast<std::size_t>(count);  // reserved: what is read beyond the last one is then beyond the memory
+  all.doubles.reserve(size);
+  if (dtype == DType::f32) all.floats.reserve(size);
+  if (size_of(dtype) == 2) all.halves.reserve(size);
   for (int64_t k = 0; k < count; ++k) {
     if (dtype == DType::f64) {
       all.doubles.push_back(random.normal());
@@ -144,19 +148,20 @@ constexpr Example kShapes[] = {{5, 5}, {64, 40}, {90, 100}, {300, 20}, {330, 325
 
 }  // namespace
 
+// Sizes one less than a multiple of every vector: one number too many would be the easiest to read.
 void test_views() {
   for (const DType dtype : {DType::f16, DType::bf16, DType::f32, DType::f64}) {
     for (const Accuracy accuracy : {Accuracy::standard, Accuracy::high}) {
       for (const int64_t batch : {1, 9}) {
-        run(batch, 6, 5, dtype, accuracy);
-        run(batch, 34, 45, dtype, accuracy);
+        run(batch, 7, 5, dtype, accuracy);
+        run(batch, 39, 47, dtype, accuracy);
       }
       run(2, 300, 9, dtype, accuracy);
-      run(2, 67, 70, dtype, accuracy);
+      run(2, 71, 79, dtype, accuracy);
     }
   }
-  run(1, 325, 330, DType::bf16, Accuracy::standard);
-  run(1, 400, 322, DType::f16, Accuracy::high);
+  run(1, 327, 335, DType::bf16, Accuracy::standard);
+  run(1, 399, 327, DType::f16, Accuracy::high);
 }
 
 void test_scales() {
