@@ -19,7 +19,7 @@ import pytest
 
 from spectral_fast.kernels import native_kernels
 from spectral_fast.linalg.conv import conv_svdvals
-from spectral_fast.linalg.svd import svdvals
+from spectral_fast.linalg.svd import svd_bound, svdvals
 
 SMALL = [(4096, 16, 16), (2304, 32, 32), (1152, 64, 64), (288, 128, 128), (64, 256, 256)]
 LARGE = [(24, 768, 768), (1, 3072, 768), (1, 2048, 2048), (1, 5632, 2048), (1, 4096, 4096)]
@@ -78,6 +78,12 @@ def compare(against: Callable[..., dict[str, float]], rate: float, a: np.ndarray
     b, m, n = a.shape
     tensor = torch.from_numpy(a)
     wide = a.astype(np.float64)
+    one, bound = svdvals(a[0], accuracy=accuracy, return_bound=True)
+    if m * n * n < 1e9:
+        exact = np.linalg.svd(wide[0], compute_uv=False)
+        assert (np.abs(one - exact) <= bound + svd_bound(exact)).all()
+    else:  # numpy would take as long as a round
+        assert np.abs(one - torch.linalg.svdvals(tensor[0]).numpy()).max() <= 1e-4 * one[0]
     seconds: dict[str, float] = {}
     native_kernels.singular_values(a, accuracy=accuracy, seconds=seconds)
     limit = b * (m * n**2 + 4 / 3 * n**3) / rate

@@ -1,6 +1,7 @@
 #include "core/team.h"
 
 #include <thread>
+#include <utility>
 
 #include "core/parallel.h"
 
@@ -52,7 +53,13 @@ void Team::check() {
 }
 
 void Team::work(int rank) {
-  for (std::int64_t i = next_.fetch_add(1); i < n_; i = next_.fetch_add(1)) call_(context_, i, rank);
+  try {
+    for (std::int64_t i = next_.fetch_add(1); i < n_; i = next_.fetch_add(1)) call_(context_, i, rank);
+  } catch (...) {
+    const std::lock_guard<std::mutex> hold(error_lock_);
+    if (!error_) error_ = std::current_exception();
+    next_.store(n_);
+  }
 }
 
 void Team::open(Call call, const void* context, std::int64_t n) {
@@ -65,6 +72,7 @@ void Team::open(Call call, const void* context, std::int64_t n) {
   loop_.fetch_add(1);
   Patience patience;
   while (inside_.load() != 0) patience.pause();
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void Team::help() {

@@ -3,7 +3,9 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <functional>
+#include <mutex>
 
 namespace sf {
 
@@ -12,7 +14,8 @@ namespace sf {
 // No helper is ever waited for that has not come: where the pool lends none, the leader does everything. So parts may wait for parts
 // with smaller numbers, which are done or running, and for nothing else.
 //
-// Helpers spin between loops for some microseconds, then yield. Parts must not throw.
+// Helpers spin between loops for some microseconds, then yield. The first exception of a part ends its loop, the parts not yet begun
+// left out, and is thrown again by each(); a part that others wait for must not throw.
 class Team {
  public:
   static void run(int threads, const std::function<bool()>& interrupted, const std::function<void(Team&)>& lead);
@@ -46,6 +49,8 @@ class Team {
   Call call_ = nullptr;
   const void* context_ = nullptr;
   std::int64_t n_ = 0;
+  std::mutex error_lock_;
+  std::exception_ptr error_;
   alignas(64) std::atomic<std::int64_t> next_{0};
   alignas(64) std::atomic<std::uint64_t> loop_{0};  // odd while a loop is open to helpers
   alignas(64) std::atomic<int> inside_{0};          // helpers that look at the open loop

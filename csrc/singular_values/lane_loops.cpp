@@ -21,6 +21,5 @@ struct Number {
 
 namespace sf::SF_ISA {
 extern const LaneLoops lane_loops;
-const LaneLoops lane_loops{kLanes, convert,      pack,   examine, load_rows, rescale, bidiagonalize,
-                           square, root_free_qr, newton, bisect,  sort,      finish};
+const LaneLoops lane_loops{kLanes, pack, examine, load_rows, rescale, bidiagonalize, square, root_free_qr, newton, bisect, sort, finish};
 }  // namespace sf::SF_ISA

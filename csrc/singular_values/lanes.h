@@ -19,9 +19,6 @@ struct Matrices {
 struct LaneLoops {
   int lanes;
 
-  // Elements [0, count) of a strided row as doubles.
-  void (*convert)(const void* from, DType dtype, int64_t stride, int64_t count, double* to);
-
   // Copies matrices first .. first + lanes - 1 of `a` (zeros beyond the batch) to `to`, column by column, element (i, j) at
   // (j * rows + i) * lanes. exponents[lane]: the largest entry divided by 2^exponent is in [0.5, 1); what can over- or underflow when
   // squared (see scaled_when_packed) is divided at once. A matrix with a NaN or an infinity becomes zero and its exponent kNotFinite.

@@ -114,6 +114,21 @@ void teams() {
   std::atomic<int> ran{0};
   parallel_for(4, 2, [&](int64_t) { Team::run(2, {}, [&](Team& t) { t.each(10, [&](int64_t, int) { ran.fetch_add(1); }); }); });
   check(ran.load() == 40, "team inside a task");
+  for (const int threads : {1, 2, 3}) {
+    bool after = false;  // the team is whole again after a part has thrown
+    Team::run(threads, {}, [&](Team& t) {
+      for (int loop = 0; loop < 50; ++loop) {
+        const auto failing = [](int64_t i, int) {
+          if (i % 7 == 3) throw std::bad_alloc{};
+        };
+        check_throws<std::bad_alloc>([&] { t.each(40, failing); }, "part that throws, team of " + std::to_string(threads));
+      }
+      std::atomic<int> parts{0};
+      t.each(40, [&](int64_t, int) { parts.fetch_add(1); });
+      after = parts.load() == 40;
+    });
+    check(after, "team after exceptions");
+  }
   const std::function<bool()> yes = [] { return true; };
   const auto endless = [&] {
     Team::run(2, yes, [](Team& t) {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -313,7 +312,7 @@ def test_findings_are_tested_with_the_right_treatment() -> None:
     with pytest.raises(ValueError, match="finding: 0.weight: well normalised.*Can be tested here: 0.weight: rank collapse"):
         d.test(other)
     assert "model" not in d.to_dict() and "data" not in d.to_dict()
-    again = pickle.loads(pickle.dumps(d))
+    again = copy.deepcopy(d)
     with pytest.raises(ValueError, match="^loader: this diagnosis has no model and data"):
         again.test(lost)
     with torch.no_grad():
