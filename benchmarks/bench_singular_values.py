@@ -4,7 +4,7 @@
     pytest benchmarks/bench_singular_values.py -k graded             one kind of input
     pytest benchmarks/bench_singular_values.py --rounds 3            fewer rounds
 
-Each line shows the medians, the ratios, the share of the limit and where the time went (thread seconds by stage). The limit is
+Up to 2 GFLOP every side is called twice in a row and the second call counts. Each line shows the medians, the ratios, the share of the limit and where the time went (thread seconds by stage). The limit is
 (m n^2 + 4/3 n^3) flops per matrix at the rate of numpy's float64 product of 2048 x 2048 matrices, measured in the same run.
 """
 
@@ -96,6 +96,7 @@ def compare(against: Callable[..., dict[str, float]], rate: float, a: np.ndarray
         peers,
         rounds=rounds,
         pause=0.2,
+        again=b * m * n * n < 2e9,
         note=lambda ours: f"limit {limit * 1e3:.2f} ms at {rate / 1e9:.0f} GFLOP/s = {limit / ours:.0%} of ours; thread ms: {spent}",
     )
 
@@ -130,7 +131,7 @@ def test_huge(against: Callable[..., dict[str, float]], rng: np.random.Generator
 def test_difficult_input(against: Callable[..., dict[str, float]], rng: np.random.Generator, shape: tuple[int, int, int], accuracy: str, kind: str) -> None:
     """Ours on difficult input over ours on Gaussian input: at most 2 for n <= 64, 1.5 above."""
     easy, hard = matrices("gaussian", shape, rng).astype(np.float64), matrices(kind, shape, rng)
-    ratios = against(lambda: svdvals(easy, accuracy=accuracy), {kind: lambda: svdvals(hard, accuracy=accuracy)}, rounds=7, pause=0.05)
+    ratios = against(lambda: svdvals(easy, accuracy=accuracy), {kind: lambda: svdvals(hard, accuracy=accuracy)}, rounds=7, pause=0.05, again=True)
     assert ratios[kind] <= (2.0 if shape[2] <= 64 else 1.5)
 
 

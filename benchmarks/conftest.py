@@ -46,7 +46,7 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 @pytest.fixture
 def against(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[str, float]]:
-    """``against(ours, {"peer": theirs, ...}, rounds=7, warmup=1, pause=0, note="")`` -> {"peer": median over the rounds of theirs / ours, ...}.
+    """``against(ours, {"peer": theirs, ...}, rounds=7, warmup=1, pause=0, again=False, note="")`` -> {"peer": median over the rounds of theirs / ours, ...}.
 
     Every round runs ours and then each peer once, so that a slow moment of the machine falls on all of them. pause: seconds before each call,
     in which thread pools that wait by spinning (OpenBLAS, OpenMP) go to sleep; without it a call of a few milliseconds shares its cores
@@ -55,13 +55,22 @@ def against(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dic
     """
 
     def compare(
-        ours: Side, peers: dict[str, Side], *, rounds: int = 7, warmup: int = 1, pause: float = 0.0, note: str | Callable[[float], str] = ""
+        ours: Side,
+        peers: dict[str, Side],
+        *,
+        rounds: int = 7,
+        warmup: int = 1,
+        pause: float = 0.0,
+        again: bool = False,
+        note: str | Callable[[float], str] = "",
     ) -> dict[str, float]:
         sides = {"ours": ours, **peers}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for r in range(-warmup, rounds):
             for name, side in sides.items():
                 time.sleep(pause)
+                if again:
+                    side()
                 start = time.perf_counter()
                 side()
                 if r >= 0:

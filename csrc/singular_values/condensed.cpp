@@ -34,56 +34,47 @@ Condensed::Condensed(std::int64_t matrices, std::int64_t size, int width)
       second(first),
       exponents(static_cast<std::size_t>(blocks * width)) {}
 
-int Condensed::used(std::int64_t block) const { return static_cast<int>(std::min<std::int64_t>(lanes, batch - block * lanes)); }
+std::size_t solve_work(std::int64_t n, int lanes, bool high) { return static_cast<std::size_t>(high ? 3 * kMaxBlocks * n * lanes : 0) + 8; }
+
+void solve_blocks(const LaneLoops& loops, double* d, double* e, std::int64_t n, std::int64_t matrices, const int* exponents, bool high,
+                  double* s, double* work, Watch& watch) {
+  const std::int64_t block_size = n * loops.lanes;
+  const int blocks = static_cast<int>(ceil_div(matrices, loops.lanes));
+  unsigned failed[kMaxBlocks];
+  double* values = d;
+  if (high) {
+    values = work;
+    loops.qd(d, e, n, blocks, values, work + kMaxBlocks * block_size, failed);
+  } else {
+    loops.root_free_qr(d, e, n, blocks, failed);
+  }
+  loops.sort(values, n, blocks);
+  for (int b = 0; b < blocks; ++b) {
+    const std::int64_t first = b * loops.lanes, used = std::min<std::int64_t>(loops.lanes, matrices - first);
+    loops.finish(values + b * block_size, n, exponents + first, static_cast<int>(used), s + first * n);
+    for (int lane = 0; high && lane < used; ++lane) {
+      const int exponent = exponents[first + lane];
+      if (!(failed[b] >> lane & 1u) || exponent == kNotFinite) continue;
+      double *found = work + kMaxBlocks * block_size, *own = s + (first + lane) * n;  // not needed any longer
+      loops.bisect(d + b * block_size + lane, e + b * block_size + lane, loops.lanes, n, found, found + n);
+      for (std::int64_t k = 0; k < n; ++k) own[k] = std::ldexp(found[n - 1 - k], exponent);
+    }
+  }
+  watch.lap(&SingularValueStages::solve);
+}
 
 void solve(Condensed& c, bool high, double* s, const SingularValueOptions& options, SingularValueStages* stages) {
   const LaneLoops& loops = lane_loops(options.level);
-  const std::int64_t n = c.n, block_size = n * c.lanes;
-  Scratch scratch(static_cast<std::size_t>(high ? 2 * kMaxBlocks * block_size + 4 * n : 0) + 8);
+  Scratch scratch(solve_work(c.n, c.lanes, high));
+  const std::int64_t at_once = kMaxBlocks * c.lanes;
   const auto task = [&](std::int64_t t) {
     Watch watch(stages);
-    const std::int64_t first = t * kMaxBlocks;
-    const int blocks = static_cast<int>(std::min<std::int64_t>(kMaxBlocks, c.blocks - first));
-    unsigned failed[kMaxBlocks], doubtful[kMaxBlocks];
+    const std::int64_t first = t * at_once;
     const Scratch::Lease lease(scratch);
-    double *diagonal = c.d(first), *off2 = c.e(first);
-    if (high) {
-      diagonal = lease.data();
-      off2 = diagonal + kMaxBlocks * block_size;
-      for (int b = 0; b < blocks; ++b) loops.square(c.d(first + b), c.e(first + b), n, diagonal + b * block_size, off2 + b * block_size);
-    }
-    loops.root_free_qr(diagonal, off2, n, blocks, failed);
-    watch.lap(&SingularValueStages::solve);
-    if (high) {
-      for (int b = 0; b < blocks; ++b) doubtful[b] = (1u << c.lanes) - 1u;
-      loops.newton(c.d(first), c.e(first), n, diagonal, blocks, doubtful);
-      bool more = false;
-      for (int b = 0; b < blocks; ++b) more = more || doubtful[b];
-      // the second step's size tells whether the first one did its work
-      if (more) loops.newton(c.d(first), c.e(first), n, diagonal, blocks, doubtful);
-      for (int b = 0; b < blocks; ++b) doubtful[b] |= failed[b];
-    }
-    loops.sort(diagonal, n, blocks);
-    for (int b = 0; b < blocks; ++b) {
-      const std::int64_t i = (first + b) * c.lanes;
-      loops.finish(diagonal + b * block_size, n, c.exponents.data() + i, c.used(first + b), s + i * n);
-    }
-    if (high) {
-      double* values = off2;  // no longer needed
-      for (int b = 0; b < blocks; ++b) {
-        for (int lane = 0; lane < c.used(first + b); ++lane) {
-          const std::int64_t i = (first + b) * c.lanes + lane;
-          if (!(doubtful[b] >> lane & 1u)) continue;
-          loops.bisect(c.d(first + b) + lane, c.e(first + b) + lane, c.lanes, n, values, values + n);
-          const int exponent = c.exponents[static_cast<std::size_t>(i)];
-          if (exponent == kNotFinite) continue;
-          for (std::int64_t k = 0; k < n; ++k) s[i * n + k] = std::ldexp(values[n - 1 - k], exponent);
-        }
-      }
-    }
-    watch.lap(&SingularValueStages::refine);
+    solve_blocks(loops, c.first.data() + first * c.n, c.second.data() + first * c.n, c.n, std::min(at_once, c.batch - first),
+                 c.exponents.data() + first, high, s + first * c.n, lease.data(), watch);
   };
-  parallel_for(ceil_div(c.blocks, kMaxBlocks), options.threads, task, options.interrupted);
+  parallel_for(ceil_div(c.batch, at_once), options.threads, task, options.interrupted);
 }
 
 }  // namespace sf

@@ -42,14 +42,17 @@ struct Condensed {
   std::vector<double> first, second;
   std::vector<int> exponents;
 
-  double* d(std::int64_t block) { return first.data() + block * n * lanes; }
-  double* e(std::int64_t block) { return second.data() + block * n * lanes; }
   // The place of matrix i; entry k is k * lanes further.
   std::int64_t place(std::int64_t i) const { return (i / lanes) * n * lanes + i % lanes; }
-  int used(std::int64_t block) const;  // the first lanes of a block that are matrices of the batch
 };
 
-// Bidiagonals (`high`) or tridiagonals to singular values s (batch x n).
+// Bidiagonals (`high`) or tridiagonals of up to kMaxBlocks blocks, both destroyed, to singular values s (matrices x n); work: solve_work
+// doubles.
+std::size_t solve_work(std::int64_t n, int lanes, bool high);
+void solve_blocks(const LaneLoops& loops, double* d, double* e, std::int64_t n, std::int64_t matrices, const int* exponents, bool high,
+                  double* s, double* work, Watch& watch);
+
+// The same for a whole batch.
 void solve(Condensed& c, bool high, double* s, const SingularValueOptions& options, SingularValueStages* stages);
 
 // The routes; a.rows >= a.cols.

@@ -17,9 +17,11 @@ struct Number {
 //
 #include "singular_values/tridiagonal_lanes.inl.h"
 //
-#include "singular_values/refine_lanes.inl.h"
+#include "singular_values/qd_lanes.inl.h"
+//
+#include "singular_values/bisect_one.inl.h"
 
 namespace sf::SF_ISA {
 extern const LaneLoops lane_loops;
-const LaneLoops lane_loops{kLanes, pack, examine, load_rows, rescale, bidiagonalize, square, root_free_qr, newton, bisect, sort, finish};
+const LaneLoops lane_loops{kLanes, pack, examine, load_rows, rescale, bidiagonalize, square, root_free_qr, qd, bisect, sort, finish};
 }  // namespace sf::SF_ISA

@@ -43,9 +43,9 @@ struct LaneLoops {
   // lane that did not converge.
   void (*root_free_qr)(double* diagonal, double* off2, int64_t n, int blocks, unsigned* failed);
 
-  // One Newton step for every eigenvalue of B^T B, from values good to a few ulps of the largest, in the lanes named by doubtful[block];
-  // the bits that stay are those of lanes with a value whose error may still exceed what "high" promises for it.
-  void (*newton)(const double* d, const double* e, int64_t n, double* values, int blocks, unsigned* doubtful);
+  // Squared singular values of `blocks` (1 .. kMaxBlocks) blocks of upper bidiagonals, unordered, each value's root right to a few ulps of
+  // its matrix's largest. work: 2 n vectors for each block. failed[block]: a bit for every lane that did not converge.
+  void (*qd)(const double* d, const double* e, int64_t n, int blocks, double* values, double* work, unsigned* failed);
 
   // Singular values of one bidiagonal (arrays with the given stride) in s[0 .. n), ascending, by bisection to within 2^-53 of the
   // largest; work: 2 n doubles.
@@ -62,6 +62,7 @@ struct LaneLoops {
 static inline bool scaled_when_packed(DType t) { return t == DType::f64; }
 
 constexpr int kMaxBlocks = 4;
+constexpr int kMostLanes = 8;
 constexpr int kNotFinite = 1 << 30;
 
 }  // namespace sf

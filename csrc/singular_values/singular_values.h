@@ -18,19 +18,18 @@ struct SingularValueOptions {
 
 // Seconds of thread time by stage, summed over threads.
 struct SingularValueStages {
-  double pack = 0.0, gram = 0.0, qr = 0.0, reduce = 0.0, chase = 0.0, solve = 0.0, refine = 0.0;
+  double pack = 0.0, gram = 0.0, qr = 0.0, reduce = 0.0, chase = 0.0, solve = 0.0;
 
   struct Named {
     const char* name;
     double SingularValueStages::* seconds;
   };
-  static const Named all[7];
+  static const Named all[6];
 };
 
-inline constexpr SingularValueStages::Named SingularValueStages::all[7] = {
+inline constexpr SingularValueStages::Named SingularValueStages::all[6] = {
     {"pack", &SingularValueStages::pack},     {"gram", &SingularValueStages::gram},   {"qr", &SingularValueStages::qr},
-    {"reduce", &SingularValueStages::reduce}, {"chase", &SingularValueStages::chase}, {"solve", &SingularValueStages::solve},
-    {"refine", &SingularValueStages::refine}};
+    {"reduce", &SingularValueStages::reduce}, {"chase", &SingularValueStages::chase}, {"solve", &SingularValueStages::solve}};
 
 // Up to this many columns one reduction on one thread per matrix, above it two stages: where the matrix no longer fits into L2.
 constexpr std::int64_t kOneStage = 320;

@@ -39,6 +39,7 @@ inline std::vector<std::string> levels() {
 
 void test_threads();
 void test_power_law();
+void test_lanes();
 void test_families();
 void test_views();
 void test_scales();
