@@ -4,7 +4,8 @@
     pytest benchmarks/bench_singular_values.py -k graded             one kind of input
     pytest benchmarks/bench_singular_values.py --rounds 3            fewer rounds
 
-Up to 2 GFLOP every side is called twice in a row and the second call counts. Each line shows the medians, the ratios, the share of the limit and where the time went (thread seconds by stage). The limit is
+Up to 2 GFLOP every side is called twice in a row and the second call
+counts. Each line shows the medians, the ratios, the share of the limit and where the time went (thread seconds by stage). The limit is
 (m n^2 + 4/3 n^3) flops per matrix at the rate of numpy's float64 product of 2048 x 2048 matrices, measured in the same run.
 """
 

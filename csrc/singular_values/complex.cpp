@@ -1,5 +1,6 @@
 // Complex matrices through the Hermitian Gram matrix, each on one thread.
 #include <algorithm>
+#include <cmath>
 
 #include "core/parallel.h"
 #include "core/require.h"
@@ -28,7 +29,8 @@ void complex_singular_values(Matrices re, Matrices im, double* s, const Singular
   Scratch scratch(static_cast<std::size_t>(2 * square + 2 * rows_size + work + 2 * ld));
   const auto task = [&](std::int64_t i) {
     Watch watch(stages);
-    const int exponent = std::max(lanes.examine(re, i), lanes.examine(im, i));  // a plane of zeros has exponent 0: at worst scaled less
+    const double one = lanes.largest_entry(re, i, 0, m), other = lanes.largest_entry(im, i, 0, m);
+    const int exponent = exponent_of(std::isnan(one) ? one : std::isnan(other) ? other : std::max(one, other));
     c.exponents[static_cast<std::size_t>(i)] = exponent;
     if (exponent == kNotFinite) return;
     const Scratch::Lease lease(scratch);

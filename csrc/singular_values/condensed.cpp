@@ -15,6 +15,13 @@ namespace {
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
+int exponent_of(double largest) {
+  if (std::isnan(largest)) return kNotFinite;
+  int exponent = 0;
+  if (largest > 0.0) (void)std::frexp(largest, &exponent);
+  return exponent;
+}
+
 void add(const SingularValueStages& part, SingularValueStages* total) {
   static std::mutex lock;
   const std::lock_guard<std::mutex> hold(lock);

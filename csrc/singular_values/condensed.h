@@ -8,6 +8,9 @@
 
 namespace sf {
 
+// The exponent that divides the largest magnitude of a matrix to [0.5, 1); kNotFinite of a NaN.
+int exponent_of(double largest);
+
 // From any thread.
 void add(const SingularValueStages& part, SingularValueStages* total);
 

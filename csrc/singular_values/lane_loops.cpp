@@ -23,5 +23,5 @@ struct Number {
 
 namespace sf::SF_ISA {
 extern const LaneLoops lane_loops;
-const LaneLoops lane_loops{kLanes, pack, examine, load_rows, rescale, bidiagonalize, square, root_free_qr, qd, bisect, sort, finish};
+const LaneLoops lane_loops{kLanes, pack, largest_entry, load_rows, rescale, bidiagonalize, square, root_free_qr, qd, bisect, sort, finish};
 }  // namespace sf::SF_ISA

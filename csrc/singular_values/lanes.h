@@ -24,8 +24,9 @@ struct LaneLoops {
   // squared (see scaled_when_packed) is divided at once. A matrix with a NaN or an infinity becomes zero and its exponent kNotFinite.
   void (*pack)(const Matrices& a, int64_t first, double* to, int* exponents);
 
-  // For one matrix: the exponent as above, and rows first .. first + count - 1, divided by 2^exponent, to out.
-  int (*examine)(const Matrices& a, int64_t matrix);
+  // Of rows first .. first + count - 1 of one matrix: the largest magnitude, NaN where an entry is NaN or infinite; and the rows, divided
+  // by 2^exponent, to out.
+  double (*largest_entry)(const Matrices& a, int64_t matrix, int64_t first, int64_t count);
   void (*load_rows)(const Matrices& a, int64_t matrix, int64_t first, int64_t count, int exponent, double* out, int64_t ld);
 
   // Divides the bidiagonals of matrices that were not scaled when packed.

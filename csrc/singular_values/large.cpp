@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/team.h"
 #include "singular_values/condensed.h"
 #include "singular_values/dense.h"
 #include "singular_values/two_stage.h"
@@ -17,6 +19,7 @@ SF_LEVEL_TABLE(DenseLoops, dense_loops)
 namespace {
 
 constexpr std::int64_t kPanel = 256;    // rows of a tall matrix converted at a time
+constexpr std::int64_t kRows = 64;      // rows that one part of a loop looks at or converts
 constexpr std::int64_t kShared = 1024;  // with more columns a team works on one matrix, however many there are: memory
 
 SingularValueStages stages_of(const TwoStageSeconds& seconds) {
@@ -26,6 +29,41 @@ SingularValueStages stages_of(const TwoStageSeconds& seconds) {
   all.chase = seconds.chase;
   all.solve = seconds.bisection;
   return all;
+}
+
+std::int64_t parts_of(std::int64_t rows) { return (rows + kRows - 1) / kRows; }
+
+// Whether the entries can be squared as they are: a NaN or an infinity then shows on the diagonal of the Gram matrix, and only there is
+// anything to scale.
+bool squared_as_it_is(const Matrices& a, bool high) { return !high && a.dtype != DType::f64; }
+
+int examine(const Matrices& a, std::int64_t i, const LaneLoops& lanes, const TwoStageOptions& options) {
+  std::vector<double> largest(static_cast<std::size_t>(parts_of(a.rows)));
+  Team::run(options.threads, options.interrupted, [&](Team& team) {
+    team.each(parts_of(a.rows), [&](std::int64_t part, int) {
+      largest[static_cast<std::size_t>(part)] = lanes.largest_entry(a, i, part * kRows, std::min(kRows, a.rows - part * kRows));
+    });
+  });
+  double all = 0.0;
+  for (const double x : largest) all = std::isnan(x) || std::isnan(all) ? HUGE_VAL - HUGE_VAL : std::max(all, x);
+  return exponent_of(all);
+}
+
+// The exponent of a matrix by its Gram matrix, whose lower triangle is scaled where it is far from 1.
+int examine_gram(double* g, std::int64_t n, std::int64_t ld) {
+  constexpr int kFar = 40;
+  double largest = 0.0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const double x = g[i * ld + i];
+    if (!std::isfinite(x)) return kNotFinite;
+    largest = std::max(largest, x);
+  }
+  const int exponent = exponent_of(std::sqrt(largest));
+  if (std::abs(exponent) < kFar) return 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t j = 0; j <= i; ++j) g[i * ld + j] = std::ldexp(g[i * ld + j], -2 * exponent);
+  }
+  return exponent;
 }
 
 }  // namespace
@@ -44,19 +82,23 @@ void two_stages(const Matrices& a, double* s, const SingularValueOptions& option
     TwoStageSeconds seconds;
     {
       Watch watch(stages);
-      const int exponent = lanes.examine(a, i);
-      if (exponent == kNotFinite) {
-        std::fill_n(values, n, std::numeric_limits<double>::quiet_NaN());
-        return;
-      }
+      const TwoStageOptions two{options.level, team, interrupted, stages ? &seconds : nullptr, 0};
+      const bool as_it_is = squared_as_it_is(a, high);
+      int exponent = as_it_is ? 0 : examine(a, i, lanes, two);
+      const auto not_finite = [&] {
+        if (exponent == kNotFinite) std::fill_n(values, n, std::numeric_limits<double>::quiet_NaN());
+        return exponent == kNotFinite;
+      };
+      if (not_finite()) return;
       const Scratch::Lease lease(scratch);
       double* g = lease.data();
       watch.lap(&SingularValueStages::pack);
-      const TwoStageOptions two{options.level, team, interrupted, stages ? &seconds : nullptr, 0};
       if (!high) {
         gram([&](std::int64_t first, std::int64_t count, double* out,
                  std::int64_t ldo) { lanes.load_rows(a, i, first, count, exponent, out, ldo); },
              m, n, g, ld, two);
+        if (as_it_is) exponent = examine_gram(g, n, ld);
+        if (not_finite()) return;
         symmetric_eigenvalues(g, n, ld, values, two);
       } else {
         if (tall) {
@@ -70,7 +112,12 @@ void two_stages(const Matrices& a, double* s, const SingularValueOptions& option
             watch.lap(&SingularValueStages::qr);
           }
         } else {
-          lanes.load_rows(a, i, 0, n, exponent, g, ld);
+          Team::run(team, interrupted, [&](Team& all) {
+            all.each(parts_of(n), [&](std::int64_t part, int) {
+              const std::int64_t first = part * kRows;
+              lanes.load_rows(a, i, first, std::min(kRows, n - first), exponent, g + first * ld, ld);
+            });
+          });
           watch.lap(&SingularValueStages::pack);
         }
         square_singular_values(g, n, ld, values, two);

@@ -84,7 +84,7 @@ void reduce_apart(const Reduction& r, Condensed& c, const SingularValueOptions& 
   Scratch scratch(r.memory());
   const auto task = [&](std::int64_t i) {
     Watch watch(r.stages);
-    const int exponent = c.exponents[static_cast<std::size_t>(i)] = r.lanes.examine(r.a, i);
+    const int exponent = c.exponents[static_cast<std::size_t>(i)] = exponent_of(r.lanes.largest_entry(r.a, i, 0, r.m));
     if (exponent == kNotFinite) return;  // its place stays zero
     const Scratch::Lease lease(scratch);
     double *g = lease.data(), *other = g + r.square, *rows = r.parts > 1 ? other + r.square : other, *w = rows + r.panel * r.ld;
@@ -112,7 +112,7 @@ void reduce_together(const Reduction& r, Condensed& c, const SingularValueOption
   Scratch squares(static_cast<std::size_t>(r.parts * r.square));
   const Scratch::Lease all(squares);
   for (std::int64_t i = 0; i < r.a.batch; ++i) {
-    const int exponent = c.exponents[static_cast<std::size_t>(i)] = r.lanes.examine(r.a, i);
+    const int exponent = c.exponents[static_cast<std::size_t>(i)] = exponent_of(r.lanes.largest_entry(r.a, i, 0, r.m));
     if (exponent == kNotFinite) continue;
     const auto task = [&](std::int64_t part) {
       Watch watch(r.stages);

@@ -179,26 +179,26 @@ void pack(const Matrices& a, int64_t first, double* to, int* exponents) {
   }
 }
 
-// The exponent that scales one matrix so that its largest entry is in [0.5, 1); kNotFinite where an entry is NaN or infinite.
-int examine(const Matrices& a, int64_t matrix) {
+// The largest magnitude among rows first .. first + count - 1 of one matrix; NaN where an entry is NaN or infinite.
+double largest_entry(const Matrices& a, int64_t matrix, int64_t first, int64_t count) {
   const int64_t size = size_of(a.dtype);
   const bool by_rows = (a.col_stride < 0 ? -a.col_stride : a.col_stride) <= (a.row_stride < 0 ? -a.row_stride : a.row_stride);
-  const int64_t outer = by_rows ? a.rows : a.cols, inner = by_rows ? a.cols : a.rows;
+  const int64_t outer = by_rows ? count : a.cols, inner = by_rows ? a.cols : count;
   const int64_t outer_stride = by_rows ? a.row_stride : a.col_stride, inner_stride = by_rows ? a.col_stride : a.row_stride;
-  const char* base = static_cast<const char*>(a.data) + matrix * a.batch_stride * size;
+  const char* base = static_cast<const char*>(a.data) + (matrix * a.batch_stride + first * a.row_stride) * size;
   alignas(64) double run[kRun];
   Vec largest = zeros(), spoiled = zeros();
   double rest = 0.0, rest_spoiled = 0.0;
   for (int64_t o = 0; o < outer; ++o) {
     for (int64_t i = 0; i < inner; i += kRun) {
-      const int64_t count = inner - i < kRun ? inner - i : kRun;
-      convert(base + (o * outer_stride + i * inner_stride) * size, a.dtype, inner_stride, count, run);
+      const int64_t here = inner - i < kRun ? inner - i : kRun;
+      convert(base + (o * outer_stride + i * inner_stride) * size, a.dtype, inner_stride, here, run);
       int64_t k = 0;
-      for (; k + kLanes <= count; k += kLanes) {
+      for (; k + kLanes <= here; k += kLanes) {
         largest = most(magnitude(load(run + k)), largest);
         spoiled = fma(load(run + k), zeros(), spoiled);
       }
-      for (; k < count; ++k) {
+      for (; k < here; ++k) {
         rest = fabs(run[k]) > rest ? fabs(run[k]) : rest;
         rest_spoiled += run[k] * 0.0;
       }
@@ -207,10 +207,7 @@ int examine(const Matrices& a, int64_t matrix) {
   double top[kLanes];
   store(top, largest);
   for (int lane = 0; lane < kLanes; ++lane) rest = top[lane] > rest ? top[lane] : rest;
-  if (!(sum(spoiled) + rest_spoiled == 0.0)) return kNotFinite;
-  int exponent = 0;
-  if (rest > 0.0) frexp(rest, &exponent);
-  return exponent;
+  return sum(spoiled) + rest_spoiled == 0.0 ? rest : NAN;
 }
 
 // Rows first .. first + count - 1 of one matrix, divided by 2^exponent, to out.

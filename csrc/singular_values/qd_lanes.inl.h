@@ -74,7 +74,7 @@ void qd_sweep(double* q, double* e, int64_t n, int64_t low, int64_t top, QdState
       const Vec off = load(ei), fresh = add(d[b], off);
       const Vec inverse = div(unit, fresh), ratio = mul(load(qi + kLanes), inverse);
       const Vec fresh_off = select(inside, most(mul(off, ratio), least_entry), least_entry);
-      store(qi, fresh);
+      store(qi, select(here, d[b], fresh));
       store(ei, fresh_off);
       const Vec first = mul(slope[b], inverse), fade = mul(fresh_off, inverse);
       one[b] = select(inside, add(one[b], first), one[b]);
