@@ -136,7 +136,7 @@ def test_difficult_input(against: Callable[..., dict[str, float]], rng: np.rando
     assert ratios[kind] <= (2.0 if shape[2] <= 64 else 1.5)
 
 
-def test_convolution_as_an_operator(against: Callable[..., dict[str, float]], rng: np.random.Generator) -> None:
+def test_convolution_as_an_operator(against: Callable[..., dict[str, float]], rng: np.random.Generator, request: Any) -> None:
     """256 channels, 3x3, on a 32x32 grid: against the usual way, numpy's fft of the kernel and svd of every frequency's matrix."""
     kernel = rng.standard_normal((256, 256, 3, 3), dtype=np.float32)
 
@@ -146,5 +146,5 @@ def test_convolution_as_an_operator(against: Callable[..., dict[str, float]], rn
 
     ours, theirs = conv_svdvals(kernel, 32), np.sort(usual().ravel())[::-1]
     assert np.abs(ours - theirs).max() <= 1e-10 * theirs[0]
-    ratios = against(lambda: conv_svdvals(kernel, 32), {"numpy fft + svd": usual}, rounds=3, warmup=0, pause=0.2)
+    ratios = against(lambda: conv_svdvals(kernel, 32), {"numpy fft + svd": usual}, rounds=request.config.getoption("--rounds") or 1, warmup=0, pause=0.2)
     assert ratios["numpy fft + svd"] >= 4

@@ -26,7 +26,7 @@ __all__ = ["Pending", "ShapeBatches", "SingularValues", "core_values"]
 # Matrices of one shape are computed together up to this size and this many flops: a fraction of a second, so that progress is seen and
 # an interruption loses little.
 _BATCH_BYTES = 64 << 20
-_BATCH_FLOPS = 1e9
+_BATCH_FLOPS = 1e10
 
 F64 = NDArray[np.float64]
 Matrix = NDArray[Any] | RawArray
