@@ -57,10 +57,11 @@ py::tuple power_law(const py::array& values, const py::array& offsets, const std
 template <class Work>
 py::tuple spectra(const sf::Matrices& a, const std::string& accuracy, const std::optional<std::string>& level, int threads,
                   const Work& work) {
-  sf::require(accuracy == "standard" || accuracy == "high", "accuracy: got " + accuracy + "; known: standard, high");
+  const bool high = accuracy == "high", fast = accuracy == "fast";
+  sf::require(high || fast || accuracy == "standard", "accuracy: got " + accuracy + "; known: standard, high, fast");
   sf::require(threads >= 0, "threads: wanted a number >= 0, got " + std::to_string(threads));
   sf::SingularValueOptions options;
-  options.accuracy = accuracy == "high" ? sf::Accuracy::high : sf::Accuracy::standard;
+  options.accuracy = high ? sf::Accuracy::high : fast ? sf::Accuracy::fast : sf::Accuracy::standard;
   options.level = sf::find_level(level.value_or(""));
   options.threads = threads;
   py::array_t<double> s({a.batch, std::min(a.rows, a.cols)});

@@ -35,7 +35,7 @@ std::int64_t parts_of(std::int64_t rows) { return (rows + kRows - 1) / kRows; }
 
 // Whether the entries can be squared as they are: a NaN or an infinity then shows on the diagonal of the Gram matrix, and only there is
 // anything to scale.
-bool squared_as_it_is(const Matrices& a, bool high) { return !high && a.dtype != DType::f64; }
+bool squared_as_it_is(const Matrices& a, Accuracy accuracy) { return accuracy == Accuracy::standard && a.dtype != DType::f64; }
 
 int examine(const Matrices& a, std::int64_t i, const LaneLoops& lanes, const TwoStageOptions& options) {
   std::vector<double> largest(static_cast<std::size_t>(parts_of(a.rows)));
@@ -82,8 +82,8 @@ void two_stages(const Matrices& a, double* s, const SingularValueOptions& option
     TwoStageSeconds seconds;
     {
       Watch watch(stages);
-      const TwoStageOptions two{options.level, team, interrupted, stages ? &seconds : nullptr, 0};
-      const bool as_it_is = squared_as_it_is(a, high);
+      const TwoStageOptions two{options.level, team, interrupted, stages ? &seconds : nullptr, options.accuracy == Accuracy::fast, 0};
+      const bool as_it_is = squared_as_it_is(a, options.accuracy);
       int exponent = as_it_is ? 0 : examine(a, i, lanes, two);
       const auto not_finite = [&] {
         if (exponent == kNotFinite) std::fill_n(values, n, std::numeric_limits<double>::quiet_NaN());

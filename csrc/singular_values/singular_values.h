@@ -7,7 +7,8 @@
 
 namespace sf {
 
-enum class Accuracy { standard, high };
+// fast: "standard" with a Gram matrix in single precision where that is worth it, above kOneStage columns.
+enum class Accuracy { standard, high, fast };
 
 struct SingularValueOptions {
   Accuracy accuracy = Accuracy::standard;

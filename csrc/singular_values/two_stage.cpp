@@ -31,12 +31,30 @@ Band::Band(std::int64_t order, std::int64_t width, bool symmetric)
   std::memset(a.get(), 0, static_cast<std::size_t>((order + 3 * width + 1) * ld) * sizeof(double));
 }
 
+namespace {
+
+// How G comes about: doubles, or single precision.
+template <class Entry>
+struct GramKernel {
+  std::int64_t width;
+  void (*pack)(const double* p, std::int64_t rows, std::int64_t ldp, std::int64_t n, std::int64_t k, std::int64_t depth, Entry* pack);
+  void (*gram)(const Entry* pack, std::int64_t depth, std::int64_t n, std::int64_t first, std::int64_t end, bool fresh, double* g,
+               std::int64_t ldg);
+};
+
+template <class Entry>
+std::int64_t doubles_for(std::int64_t entries) {
+  return (entries * static_cast<std::int64_t>(sizeof(Entry)) + 7) / 8;
+}
+
 // Tall and narrow: each thread has a pack and a G of its own, so that none has to fetch what another has packed. Parts are added up in
 // their order, whoever comes first.
-static void gram_by_parts(const RowSource& rows, std::int64_t m, std::int64_t n, double* g, std::int64_t ldg, const TwoStageLoops& loops,
-                          Team& team) {
-  const std::int64_t panels = blocks_of(n, loops.width), ld = (n + 7) / 8 * 8, size = n * ldg;
-  const std::int64_t depth_most = kGramRows / 4, own_pack = panels * loops.width * depth_most, own_read = kReadRows * ld;
+template <class Entry>
+void gram_by_parts(const RowSource& rows, std::int64_t m, std::int64_t n, double* g, std::int64_t ldg, const GramKernel<Entry>& kernel,
+                   Team& team) {
+  const std::int64_t panels = blocks_of(n, kernel.width), ld = (n + 7) / 8 * 8, size = n * ldg;
+  const std::int64_t depth_most = kGramRows / 4, own_pack = doubles_for<Entry>(panels * kernel.width * depth_most),
+                     own_read = kReadRows * ld;
   const Doubles memory(team.size() * (own_pack + own_read + size));
   for (std::int64_t i = 0; i < n; ++i) std::fill(g + i * ldg, g + i * ldg + i + 1, 0.0);
   const std::int64_t parts = blocks_of(m, kPartRows);
@@ -44,16 +62,17 @@ static void gram_by_parts(const RowSource& rows, std::int64_t m, std::int64_t n,
     team.check();
     std::atomic<std::int64_t> turn{0};
     team.each(std::min(kPartsAtOnce, parts - from), [&](std::int64_t part, int rank) {
-      double *sums = memory + rank * (own_pack + own_read + size), *pack = sums + size, *read = pack + own_pack;
+      double *sums = memory + rank * (own_pack + own_read + size), *read = sums + size + own_pack;
+      Entry* pack = reinterpret_cast<Entry*>(sums + size);
       const std::int64_t first = (from + part) * kPartRows, end = std::min(m, first + kPartRows);
       for (std::int64_t k = first; k < end; k += depth_most) {
         const std::int64_t depth = std::min(depth_most, end - k);
         for (std::int64_t r = 0; r < depth; r += kReadRows) {
           const std::int64_t count = std::min(kReadRows, depth - r);
           rows(k + r, count, read, ld);
-          loops.pack_transposed(read, count, ld, n, r, depth, pack);
+          kernel.pack(read, count, ld, n, r, depth, pack);
         }
-        loops.gram(pack, depth, n, 0, panels, k == first, sums, ldg);
+        kernel.gram(pack, depth, n, 0, panels, k == first, sums, ldg);
       }
       Patience patience;
       while (turn.load() != part) patience.pause();
@@ -66,16 +85,18 @@ static void gram_by_parts(const RowSource& rows, std::int64_t m, std::int64_t n,
 }
 
 // All threads on the same rows, each on its own rows of G.
-static void gram_by_rows_of_g(const RowSource& rows, std::int64_t m, std::int64_t n, double* g, std::int64_t ldg,
-                              const TwoStageLoops& loops, Team& team) {
-  const std::int64_t panels = blocks_of(n, loops.width), depth_most = std::min(kGramRows, m), ld = (n + 7) / 8 * 8;
+template <class Entry>
+void gram_by_rows_of_g(const RowSource& rows, std::int64_t m, std::int64_t n, double* g, std::int64_t ldg, const GramKernel<Entry>& kernel,
+                       Team& team) {
+  const std::int64_t panels = blocks_of(n, kernel.width), depth_most = std::min(kGramRows, m), ld = (n + 7) / 8 * 8;
   // the triangle in tasks of whole rows: the last and longest rows first, then smaller and smaller tasks
   std::vector<std::int64_t> ends{panels};
   while (ends.back() > 0) {
     const std::int64_t end = ends.back(), share = blocks_of(end, 2 * team.size());
-    ends.push_back(std::max<std::int64_t>(0, end - std::clamp<std::int64_t>(share, 4, kGramPanels / loops.width)));
+    ends.push_back(std::max<std::int64_t>(0, end - std::clamp<std::int64_t>(share, 4, kGramPanels / kernel.width)));
   }
-  const Doubles pack(panels * loops.width * depth_most), read(team.size() * kReadRows * ld);
+  const Doubles memory(doubles_for<Entry>(panels * kernel.width * depth_most)), read(team.size() * kReadRows * ld);
+  Entry* pack = reinterpret_cast<Entry*>(memory.get());
   for (std::int64_t first = 0; first < m; first += kGramRows) {
     team.check();
     const std::int64_t depth = std::min(kGramRows, m - first);
@@ -83,14 +104,26 @@ static void gram_by_rows_of_g(const RowSource& rows, std::int64_t m, std::int64_
       const std::int64_t from = k * kReadRows, count = std::min(kReadRows, depth - from);
       double* own = read + rank * kReadRows * ld;
       rows(first + from, count, own, ld);
-      loops.pack_transposed(own, count, ld, n, from, depth, pack.get());
+      kernel.pack(own, count, ld, n, from, depth, pack);
     });
     team.each(static_cast<std::int64_t>(ends.size()) - 1, [&](std::int64_t t, int) {
       const auto at = static_cast<std::size_t>(t);
-      loops.gram(pack.get(), depth, n, ends[at + 1], ends[at], first == 0, g, ldg);
+      kernel.gram(pack, depth, n, ends[at + 1], ends[at], first == 0, g, ldg);
     });
   }
 }
+
+template <class Entry>
+void gram_in(const RowSource& rows, std::int64_t m, std::int64_t n, double* g, std::int64_t ldg, const GramKernel<Entry>& kernel,
+             Team& team) {
+  if (n <= kDirectOrder && m >= 2 * kPartRows) {
+    gram_by_parts(rows, m, n, g, ldg, kernel, team);
+  } else {
+    gram_by_rows_of_g(rows, m, n, g, ldg, kernel, team);
+  }
+}
+
+}  // namespace
 
 void gram(const RowSource& rows, std::int64_t m, std::int64_t n, double* g, std::int64_t ldg, const TwoStageOptions& options) {
   if (n == 0) return;
@@ -101,10 +134,10 @@ void gram(const RowSource& rows, std::int64_t m, std::int64_t n, double* g, std:
   const TwoStageLoops& loops = two_stage_loops(options.level);
   StageWatch watch(options.seconds);
   Team::run(options.threads, options.interrupted, [&](Team& team) {
-    if (n <= kDirectOrder && m >= 2 * kPartRows) {
-      gram_by_parts(rows, m, n, g, ldg, loops, team);
+    if (options.single) {
+      gram_in<float>(rows, m, n, g, ldg, {loops.single_width, loops.pack_transposed_single, loops.gram_single}, team);
     } else {
-      gram_by_rows_of_g(rows, m, n, g, ldg, loops, team);
+      gram_in<double>(rows, m, n, g, ldg, {loops.width, loops.pack_transposed, loops.gram}, team);
     }
   });
   watch.lap(&TwoStageSeconds::gram);

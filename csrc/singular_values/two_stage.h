@@ -23,6 +23,7 @@ struct TwoStageOptions {
   int threads = 0;                      // of the team; 1 inside a task of parallel_for
   std::function<bool()> interrupted{};  // asked about every 100 ms on the calling thread; Cancelled is thrown
   TwoStageSeconds* seconds = nullptr;   // added to, where given
+  bool single = false;                  // gram: products in single precision
   std::int64_t band = 0;                // width of the band: 16, 32, or 0 to choose by n
 };
 

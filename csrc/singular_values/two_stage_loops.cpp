@@ -4,6 +4,7 @@
 #include "singular_values/band.inl.h"
 #include "singular_values/chase.inl.h"
 #include "singular_values/gram_blocks.inl.h"
+#include "singular_values/gram_single.inl.h"
 #include "singular_values/sturm.inl.h"
 
 namespace sf::SF_ISA {
@@ -11,6 +12,9 @@ extern const TwoStageLoops two_stage_loops;
 const TwoStageLoops two_stage_loops{kPackWidth,
                                     &pack_transposed,
                                     &gram,
+                                    kSingleWidth,
+                                    &pack_transposed_single,
+                                    &gram_single,
                                     &update,
                                     &update_paired,
                                     &symmetric_tile,

@@ -42,6 +42,11 @@ struct TwoStageLoops {
   // Rows [first, end) of G (in panels) op= those of P^T P, lower triangle; `fresh`: set, not added to. P^T given as a pack.
   void (*gram)(const double* pack, int64_t depth, int64_t n, int64_t first, int64_t end, bool fresh, double* g, int64_t ldg);
 
+  // The same in single precision, its errors at most 64 * 2^-24 |P|^T |P|.
+  int64_t single_width;
+  void (*pack_transposed_single)(const double* p, int64_t rows, int64_t ldp, int64_t n, int64_t k, int64_t depth, float* pack);
+  void (*gram_single)(const float* pack, int64_t depth, int64_t n, int64_t first, int64_t end, bool fresh, double* g, int64_t ldg);
+
   // T -= V_i W_j^T + W_i V_j^T, the packs holding [V W]; paired: T -= V_i Z_j^T + X_i W_j^T, the packs holding [V X] and [Z W].
   void (*update)(const BandTile& tile);
   void (*update_paired)(const BandTile& tile);

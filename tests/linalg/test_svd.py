@@ -120,3 +120,35 @@ def test_threads_do_not_change_small_results() -> None:
 def test_errors_name_the_argument(a: np.ndarray, options: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         sf.svdvals(a, **options)  # type: ignore[arg-type]
+
+
+FAST = [((330, 330), "gaussian"), ((600, 777), "heavy-tailed"), ((9000, 321), "gaussian"), ((500, 400), "graded"), ((400, 400), "ones"), ((350, 700), "scaled")]
+
+
+@pytest.mark.parametrize(("shape", "kind"), FAST, ids=lambda x: x if isinstance(x, str) else "x".join(map(str, x)))
+def test_fast_keeps_its_bound(shape: tuple[int, int], kind: str) -> None:
+    """Products in single precision: far from exact, and within what return_bound says."""
+    rng = np.random.default_rng(5)
+    d = min(shape)
+    a = {
+        "gaussian": lambda: rng.standard_normal(shape, dtype=np.float32),
+        "heavy-tailed": lambda: rng.standard_t(2.5, shape),
+        "graded": lambda: prescribed(1, *shape, np.geomspace(1, 1e-9, d)),
+        "ones": lambda: np.ones(shape),
+        "scaled": lambda: rng.standard_normal(shape) * 1e-200,
+    }[kind]()
+    exact = np.linalg.svd(a.astype(np.float64), compute_uv=False)
+    values, bound = sf.svdvals(a, accuracy="fast", return_bound=True)
+    error = np.abs(values - exact)
+    assert (error <= bound).all()
+    assert bound[0] <= 2.2e-6 * ((exact / exact[0]) ** 2).sum() * exact[0]  # of use at the upper end
+    assert error.max() > 1e-10 * exact[0] or kind == "ones" or sf.show_config()["native"].startswith("not")  # single precision indeed
+    assert (sf.svdvals(a, accuracy="fast", threads=1) == values).all()
+
+
+def test_fast_is_standard_for_few_values() -> None:
+    a = np.random.default_rng(6).standard_normal((3, 320, 500))
+    values, bound = sf.svdvals(a, accuracy="fast", return_bound=True)
+    same, narrow = sf.svdvals(a, return_bound=True)
+    assert (values == same).all()
+    assert (bound == narrow).all()
