@@ -16,6 +16,9 @@ from .linalg.density import SpectralDensity as SpectralDensity
 from .linalg.density import spectral_density as spectral_density
 from .linalg.eigsh import EigenResult as EigenResult
 from .linalg.eigsh import eigsh as eigsh
+from .linalg.lowrank import LowRankSVD as LowRankSVD
+from .linalg.lowrank import randomized_svd as randomized_svd
+from .linalg.lowrank import subspace_overlap as subspace_overlap
 from .linalg.svd import svdvals as svdvals
 from .linalg.trace import TraceResult as TraceResult
 from .linalg.trace import trace as trace
@@ -47,6 +50,7 @@ __all__ = [
     "GGN",
     "GradientSpectrum",
     "Hessian",
+    "LowRankSVD",
     "MarchenkoPasturFit",
     "MatrixSpectrum",
     "NeuralCollapse",
@@ -67,9 +71,11 @@ __all__ = [
     "matrix_rank",
     "neural_collapse",
     "power_law",
+    "randomized_svd",
     "scan",
     "show_config",
     "spectral_density",
+    "subspace_overlap",
     "svdvals",
     "tikhonov",
     "trace",

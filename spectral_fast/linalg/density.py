@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.counters import rademacher
 from ..results import Result
 from .arrays import as_float64, is_torch, like
 from .krylov import F64, Krylov, check_operator, product_of
-from .probes import rademacher
 
 __all__ = ["ProbeRun", "SpectralDensity", "density_of", "run_probes", "spectral_density"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.counters import rademacher
 from ..results import Result, Status
 from .arrays import as_float64, is_torch, like
 from .krylov import F64, Krylov, check_operator, product_of
-from .probes import rademacher
 from .restart import Budget, Ends, Pairs, basis_size, converge, find_missed, merge
 
 __all__ = ["EigenResult", "eigsh", "extreme_pairs", "result_of"]

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.counters import rademacher
 from .arrays import is_torch
-from .probes import rademacher
 
 __all__ = ["Apply", "Krylov", "check_operator", "product_of"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.counters import gaussian
 from .krylov import F64, Apply, Krylov
-from .probes import gaussian
 
 __all__ = ["Budget", "Ends", "Pairs", "basis_size", "converge", "find_missed", "merge"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ..kernels.counters import rademacher
 from ..results import Result
 from .arrays import like
 from .density import ProbeRun, mean_and_stderr
 from .krylov import F64, check_operator, product_of
-from .probes import rademacher
 
 __all__ = ["TraceResult", "student_interval", "trace", "trace_of"]
 

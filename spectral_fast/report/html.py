@@ -76,6 +76,7 @@ _KEYS = {
     "GradientSpectrum": "gradients",
     "CurvatureSpectra": "curvature",
     "EigenResult": "curvature",
+    "LowRankSVD": "lowrank",
     "SpectralDensity": "curvature",
     "TraceResult": "curvature",
     "NeuralCollapse": "collapse",

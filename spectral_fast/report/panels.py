@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from ..gradients import GradientSpectrum
     from ..linalg.density import SpectralDensity
     from ..linalg.eigsh import EigenResult
+    from ..linalg.lowrank import LowRankSVD
     from ..weights.spectra import MatrixSpectrum
 
-__all__ = ["BLUE", "collapse_bars", "density", "empty", "esd", "layer_bars", "pairs", "scree", "singular_values", "title"]
+__all__ = ["BLUE", "collapse_bars", "density", "empty", "esd", "layer_bars", "leading_values", "pairs", "scree", "singular_values", "title"]
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#8a8a8a"
 
 _LINES_WITH_LEGEND = 7
 _LAYERS_SHOWN = 14
+_MATRICES_DRAWN = 50
 _FAR = 1e3  # a noise floor so many times below the data is named in the legend, not drawn
 
 
@@ -203,6 +205,24 @@ def pairs(ax: Axes, e: EigenResult) -> None:
     ax.set_ylabel("eigenvalue")
     dress(ax)
     legend(ax, loc="best")
+
+
+def leading_values(ax: Axes, r: LowRankSVD) -> None:
+    """Leading singular values, a line per matrix."""
+    s = np.asarray(r.s, dtype=np.float64)
+    ranks = np.asarray(r.ranks).reshape(-1)
+    title(ax, "leading singular values")
+    if not s.size or not ranks.any():
+        empty(ax, "leading singular values", "none")
+        return
+    many = s.reshape(len(ranks), -1)
+    for i in range(min(len(ranks), _MATRICES_DRAWN)):
+        ax.plot(np.arange(1, ranks[i] + 1), many[i, : ranks[i]], color=BLUE, marker=".", linewidth=1.2, alpha=1.0 if len(ranks) == 1 else 0.5)
+    if (many[:, 0] > 0).all() and many[many > 0].max() > 10 * many[many > 0].min():
+        ax.set_yscale("log")
+    ax.set_xlabel("index")
+    ax.set_ylabel("singular value")
+    dress(ax)
 
 
 def scree(ax: Axes, g: GradientSpectrum) -> None:

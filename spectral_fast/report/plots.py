@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..gradients import GradientSpectrum
     from ..linalg.density import SpectralDensity
     from ..linalg.eigsh import EigenResult
+    from ..linalg.lowrank import LowRankSVD
     from ..linalg.trace import TraceResult
     from ..results import Result
     from ..weights.ablate import Ablation
@@ -109,6 +110,12 @@ def _eigen(e: EigenResult) -> Figure:
     return figure
 
 
+def _low_rank(r: LowRankSVD) -> Figure:
+    figure, (ax,) = _figure(1, 1, (6.4, 4.6))
+    panels.leading_values(ax, r)
+    return figure
+
+
 def _density(d: SpectralDensity) -> Figure:
     figure, (ax,) = _figure(1, 1, (6.8, 4.6))
     panels.density(ax, d)
@@ -177,6 +184,7 @@ _FIGURES: dict[str, Callable[..., Any]] = {
     "GradientSpectrum": _gradients,
     "CurvatureSpectra": _curvature,
     "EigenResult": _eigen,
+    "LowRankSVD": _low_rank,
     "SpectralDensity": _density,
     "TraceResult": _trace,
     "NeuralCollapse": _collapse,

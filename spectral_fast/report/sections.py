@@ -10,6 +10,7 @@ from .blocks import Block, Facts, Findings, Note, Section
 from .curvature_sections import TITLE as CURVATURE_TITLE
 from .curvature_sections import curvature_section, density_section, eigen_section, trace_section
 from .learning_sections import COLLAPSE_TITLE, GRADIENT_TITLE, collapse_section, gradient_section
+from .lowrank_sections import lowrank_section
 from .weight_sections import TITLE as WEIGHT_TITLE
 from .weight_sections import matrix_section, skipped_notes, weight_section
 from .words import number, plain
@@ -126,6 +127,7 @@ _SECTIONS: dict[str, Callable[[Any, int | None], list[Section]]] = {
     "GradientSpectrum": _one(gradient_section),
     "CurvatureSpectra": _one(curvature_section),
     "EigenResult": _one(eigen_section),
+    "LowRankSVD": _one(lowrank_section),
     "SpectralDensity": _one(density_section),
     "TraceResult": _one(trace_section),
     "NeuralCollapse": _one(collapse_section),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..gradients import GradientSpectrum
     from ..linalg.density import SpectralDensity
     from ..linalg.eigsh import EigenResult
+    from ..linalg.lowrank import LowRankSVD
     from ..linalg.trace import TraceResult
     from ..results import Result
     from ..weights.ablate import Ablation
@@ -37,7 +38,7 @@ def to_frame(result: Result) -> pd.DataFrame:
 
     WeightSpectra: a row per matrix and per skipped tensor (status "skipped"). MatrixSpectrum: a row per singular value. GradientSpectrum,
     EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts.
-    SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure.
+    LowRankSVD: a row per triplet. SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure.
     Ablation: a row per cut. Advice: a row per matrix. Diagnosis: a row per finding, severe first.
     Raises ImportError without pandas, TypeError for another class.
     """
@@ -114,6 +115,17 @@ def _eigen(e: EigenResult) -> Made:
     return _eigen_rows(e), ("index", "eigenvalue", "residual", "converged")
 
 
+def _low_rank(r: LowRankSVD) -> Made:
+    s, errors = np.asarray(r.s, dtype=np.float64), np.asarray(r.error, dtype=np.float64).reshape(-1)
+    ranks = np.asarray(r.ranks).reshape(-1)
+    rows = [
+        {"matrix": i, "index": k, "singular_value": float(s.reshape(len(ranks), -1)[i, k]), "error": float(errors[i])}
+        for i in range(len(ranks))
+        for k in range(int(ranks[i]))
+    ]
+    return rows, ("matrix", "index", "singular_value", "error")
+
+
 def _curvature(c: CurvatureSpectra) -> Made:
     rows: list[Row] = []
     for operator, end, pairs in (("hessian", "top", c.hessian_top), ("hessian", "bottom", c.hessian_bottom), ("ggn", "top", c.ggn_top)):
@@ -172,6 +184,7 @@ _ROWS: dict[str, Callable[[Any], Made]] = {
     "GradientSpectrum": _gradients,
     "CurvatureSpectra": _curvature,
     "EigenResult": _eigen,
+    "LowRankSVD": _low_rank,
     "SpectralDensity": _density,
     "TraceResult": _trace,
     "NeuralCollapse": _collapse,

@@ -5,8 +5,8 @@ import pytest
 from problems import Counting, symmetric
 from tolerances import tolerance
 
+from spectral_fast.kernels.counters import rademacher
 from spectral_fast.linalg.density import ProbeRun, density_of, run_probes, spectral_density
-from spectral_fast.linalg.probes import rademacher
 from spectral_fast.linalg.trace import trace_of
 
 N = 240

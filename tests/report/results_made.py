@@ -14,6 +14,7 @@ from spectral_fast.findings import Finding
 from spectral_fast.gradients import GradientSpectrum, LayerGradient
 from spectral_fast.linalg.density import SpectralDensity
 from spectral_fast.linalg.eigsh import EigenResult
+from spectral_fast.linalg.lowrank import LowRankSVD, randomized_svd
 from spectral_fast.linalg.trace import TraceResult
 from spectral_fast.results import Skipped
 from spectral_fast.weights.ablate import Ablation
@@ -53,6 +54,13 @@ def pairs(values: list[float], converged: list[bool] | None = None, **options: A
     v = np.array(values)
     good = np.ones(len(v), dtype=bool) if converged is None else np.array(converged)
     return made(EigenResult, values=v, residuals=1e-4 * np.abs(v), converged=good, matvecs=77, vectors=np.zeros((50, len(v))), tol=1e-3, scale=14.0, **options)
+
+
+def low_rank() -> LowRankSVD:
+    """Three matrices, one of them of lower rank."""
+    a = np.random.default_rng(4).standard_normal((3, 12, 9))
+    a[1] = a[1][:, :2] @ a[1][:2]
+    return randomized_svd(a, 5, tol=0.01)
 
 
 def density() -> SpectralDensity:
@@ -215,6 +223,7 @@ def every_result() -> dict[str, Any]:
         "GradientSpectrum": gradients(),
         "CurvatureSpectra": curvature(),
         "EigenResult": pairs([3.0, 2.0]),
+        "LowRankSVD": low_rank(),
         "SpectralDensity": density(),
         "TraceResult": trace(),
         "NeuralCollapse": collapse(),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spectral_fast.linalg.probes import gaussian, philox4x32, rademacher
+from spectral_fast.kernels.counters import gaussian, philox4x32, rademacher
 
 # known answers for philox4x32 with 10 rounds: counter, key, output (Random123's kat_vectors, Salmon et al. 2011)
 KNOWN = [

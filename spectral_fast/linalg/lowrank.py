@@ -1,0 +1,150 @@
+"""``sf.randomized_svd`` and ``sf.subspace_overlap``: argument checks and results; the work is a kernel's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.numpy_lowrank import METHODS
+from ..kernels.select import select
+from ..results import Result
+from .arrays import as_float64, as_numpy, dtype_name, like
+
+__all__ = ["LowRankSVD", "randomized_svd", "subspace_overlap"]
+
+# |A - u s vt|_F / |A|_F that rounding in the working precision leaves room for
+_TOL_FLOOR = {"float32": 1e-6, "float64": 1e-13}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class LowRankSVD(Result):
+    """u (..., m, k) and vt (..., k, n) with orthonormal columns and rows, s (..., k) descending, in float32 for float32 and narrower formats, else
+    float64; the largest entry of each column of u is positive. error (...): a bound on the spectral norm of A - u s vt: its
+    Frobenius norm, or where that drowns in rounding one that fails with probability 1e-6. ranks (...): triplets of each matrix; with ``tol`` they differ within a batch, and what is behind them is zero.
+    Arrays are torch tensors on the input's device where that was one. status "incomplete": ``tol`` was not met with ``rank`` triplets everywhere.
+    """
+
+    u: NDArray[Any] = field(repr=False)
+    s: NDArray[Any]
+    vt: NDArray[Any] = field(repr=False)
+    error: NDArray[np.float64]
+    ranks: NDArray[np.int64]
+
+
+def randomized_svd(
+    a: Any,
+    rank: int | None = None,
+    *,
+    oversample: int = 8,
+    n_iter: int = 2,
+    method: str = "auto",
+    tol: float | None = None,
+    seed: int = 0,
+    omega: Any = None,
+    backend: str = "auto",
+) -> LowRankSVD:
+    """Leading singular triplets of a matrix or of every matrix of a stack, from random products (Halko, Martinsson & Tropp 2011).
+
+    a:          (..., m, n) real array or torch tensor: float16, bfloat16, float32, float64, integers, or a RawArray.
+    rank:       triplets wanted, at most min(m, n); with ``tol`` the most that are computed (None: min(m, n)).
+    oversample: further columns of the test matrix: with 5 to 10 the values wanted are seldom missed.
+    n_iter:     passes A A^T beyond the first: 0 for spectra that fall fast, 2 for slow ones.
+    method:     "subspace" iteration, "krylov": a block Krylov space, for as many products closer on slowly falling spectra, or "auto".
+    tol:        |A - u s vt|_F <= tol |A|_F with as few triplets as random products find; not with ``omega``.
+    seed:       of the Rademacher test matrix; the same for all matrices, so that a matrix's result does not depend on its batch.
+    omega:      (n, l) test matrix instead, l >= rank.
+
+    Raises TypeError for complex or non-numeric arrays, ValueError for wrong shapes, ranks, unknown names, and a ``tol`` below what the working
+    precision can tell (1e-6 for float32 and narrower, 1e-13 for float64). A matrix with a NaN or an infinity gives NaN.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: got {method!r}; known: {', '.join(METHODS)}")
+    x = as_numpy(a)
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"a: got dtype {dtype_name(a)}; wanted real numbers")
+    if x.ndim < 2:
+        raise ValueError(f"a: got shape {x.shape}; wanted (..., m, n)")
+    if x.dtype.kind != "f":
+        x = x.astype(np.float64)
+    m, n = x.shape[-2:]
+    d = min(m, n)
+    _whole("oversample", oversample, 0)
+    _whole("n_iter", n_iter, 0)
+    _whole("seed", seed, 0)
+    if rank is None:
+        if tol is None:
+            raise ValueError("rank: got None; wanted a number of triplets, or tol=")
+        rank = d
+    _whole("rank", rank, 1 if d else 0)
+    if rank > d:
+        raise ValueError(f"rank: got {rank}; a matrix of shape {(m, n)} has {d} singular values")
+    if tol is not None:
+        floor = _TOL_FLOOR["float32" if x.dtype.itemsize <= 4 else "float64"]
+        if not floor <= tol < 1.0:
+            raise ValueError(f"tol: got {tol!r}; wanted a number in [{floor}, 1): below it rounding to {dtype_name(a)} decides")
+        if omega is not None:
+            raise ValueError("omega: cannot be given together with tol, which draws its test vectors block by block")
+    if omega is not None:
+        omega = as_float64(omega)
+        if omega.ndim != 2 or omega.shape[0] != n or not rank <= omega.shape[1] <= d or not np.isfinite(omega).all():
+            raise ValueError(f"omega: got shape {omega.shape}; wanted ({n}, l) with {rank} <= l <= {d}, finite")
+    function, name = select("randomized_svd", backend)
+    lead = x.shape[:-2]
+    batch = x.reshape((int(np.prod(lead, dtype=np.int64)), m, n))
+    found = function(batch, rank=rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, seed=seed, omega=omega)
+    k = rank if tol is None else int(found.ranks.max(initial=0))
+    missed = tol is not None and bool((found.ranks == rank).any()) and rank < d
+    status, reason = "ok", ""
+    if missed:
+        wanted = np.linalg.norm(batch.astype(np.float64), axis=(1, 2))
+        kept = np.linalg.norm(found.s.astype(np.float64), axis=1)
+        short = [i for i in range(len(batch)) if wanted[i] ** 2 - kept[i] ** 2 > (tol * wanted[i]) ** 2 * (1 + 1e-6)] if tol is not None else []
+        if short:
+            status, reason = "incomplete", f"tol {tol} needs more than {rank} triplets in {len(short)} of {len(batch)} matrices"
+    return LowRankSVD(
+        u=like(a, found.u[..., :k].reshape((*lead, m, k))),
+        s=like(a, found.s[..., :k].reshape((*lead, k))),
+        vt=like(a, found.vt[:, :k].reshape((*lead, k, n))),
+        error=like(a, found.error.reshape(lead)),
+        ranks=like(a, found.ranks.reshape(lead)),
+        backend=name,
+        status=status,  # type: ignore[arg-type]
+        reason=reason,
+    )
+
+
+def subspace_overlap(a: Any, b: Any, k: int | None = None) -> Any:
+    """Cosines of the principal angles between the spans of the first ``k`` columns of ``a`` and of ``b`` (Björck & Golub 1973), descending.
+
+    a: (n, p), b: (n, q) real, not necessarily orthonormal; k: at most min(p, q), None: all columns of each. Returns (min(p, q),) or (k,) float64 in
+    [0, 1]: all 1 for equal spans, 0 for orthogonal ones. A cosine near 1 tells angles apart down to about 1e-8 only. Columns that depend
+    on the others to rounding are an error: they span nothing of their own.
+    """
+    bases = []
+    for name, x in (("a", a), ("b", b)):
+        y = as_float64(x)
+        if y.ndim != 2 or y.shape[1] < 1 or y.shape[1] > y.shape[0] or not np.isfinite(y).all():
+            raise ValueError(f"{name}: got shape {y.shape}; wanted (n, p) with 1 <= p <= n, finite")
+        if k is not None:
+            _whole("k", k, 1)
+            if k > y.shape[1]:
+                raise ValueError(f"k: got {k}; {name} has {y.shape[1]} columns")
+            y = y[:, :k]
+        sizes = np.linalg.norm(y, axis=0)
+        if not (sizes > 0.0).all():
+            raise ValueError(f"{name}: column {int(np.argmin(sizes))} is zero")
+        q, r = np.linalg.qr(y / sizes)
+        if np.abs(np.diag(r)).min() <= 1e-13 * len(y) ** 0.5:
+            raise ValueError(f"{name}: column {int(np.abs(np.diag(r)).argmin())} depends on those before it")
+        bases.append(q)
+    if len(bases[0]) != len(bases[1]):
+        raise ValueError(f"b: got vectors of length {len(bases[1])}; those of a have {len(bases[0])}")
+    return like(a, np.clip(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 0.0, 1.0))
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: got {value!r}; wanted an integer >= {least}")
