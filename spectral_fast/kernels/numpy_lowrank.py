@@ -56,8 +56,8 @@ def randomized_svd(
     Signs: the entry of largest magnitude in every column of u is positive (the first of equal ones). error: of the spectral norm of
     A - u s vt, the smaller of two bounds: its Frobenius norm, sqrt(|A|_F^2 - s_1^2 - s_2^2 - ...), with room for rounding; and 10 sqrt(2 / pi)
     times the largest |(A - u s vt) g| of six Gaussian vectors (stream 2^32), which fails with probability 1e-6 (their equation 4.3, which
-    holds for Gaussian vectors only) and still tells something where the first is nothing but rounding. Matrices are scaled by a power of two first. One with a NaN or an infinity
-    gives NaN; the others are unaffected.
+    holds for Gaussian vectors only) and still tells something where the first is nothing but rounding. Matrices are scaled by a power of
+    two first. One with a NaN or an infinity gives NaN; the others are unaffected.
     """
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}; known: {', '.join(METHODS)}")

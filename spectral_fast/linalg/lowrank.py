@@ -22,9 +22,10 @@ _TOL_FLOOR = {"float32": 1e-6, "float64": 1e-13}
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class LowRankSVD(Result):
     """u (..., m, k) and vt (..., k, n) with orthonormal columns and rows, s (..., k) descending, in float32 for float32 and narrower formats, else
-    float64; the largest entry of each column of u is positive. error (...): a bound on the spectral norm of A - u s vt: its
-    Frobenius norm, or where that drowns in rounding one that fails with probability 1e-6. ranks (...): triplets of each matrix; with ``tol`` they differ within a batch, and what is behind them is zero.
-    Arrays are torch tensors on the input's device where that was one. status "incomplete": ``tol`` was not met with ``rank`` triplets everywhere.
+    float64; the largest entry of each column of u is positive. error (...): a bound on the spectral norm of A - u s vt: its Frobenius norm,
+    or where that drowns in rounding one that fails with probability 1e-6. ranks (...): triplets of each matrix; with ``tol`` they differ
+    within a batch, and what is behind them is zero. Arrays are torch tensors on the input's device where that was one. status "incomplete":
+    ``tol`` was not met with ``rank`` triplets everywhere.
     """
 
     u: NDArray[Any] = field(repr=False)

@@ -62,21 +62,22 @@ def svdvals(
     a:            (..., m, n) real array or torch tensor: float16, bfloat16, float32, float64, integers, or a RawArray; read in place, whatever
                   its strides.
     accuracy:     with c = 10 sqrt(d_min), eps = 2^-52: "standard": |s_hat^2 - s^2| <= c eps s_1^2 for every value, so values far below the largest
-                  lose digits as the square of their distance; "high": |s_hat - s| <= c eps s_1, at 1.1 to 2 times the
-                  cost; "fast": for the upper end of spectra of more than 320 values alone: products in single precision, |s_hat^2 - s^2| at
-                  most 4e-6 times the sum of all s^2 (``return_bound`` tells what that means for each value); otherwise as "standard".
+                  lose digits as the square of their distance, and below some 1e-7 s_1 all look alike; "high": |s_hat - s| <= c eps s_1, at 1.1 to
+                  2 times the cost (tall matrices 4). "fast": where only the upper end of the spectrum matters: products in single precision for
+                  more than 320 values, up to twice as fast; |s_hat^2 - s^2| is at most 4e-6 times the sum of all s^2, mostly far less, and small
+                  values mean nothing. With fewer values as "standard".
     return_bound: also return the bound on every value's error that the accuracy promises.
     dtype:        name of the format when ``a`` holds bits: "bfloat16" for uint16, "float8_e4m3fn" and the like for uint8.
-    backend:      "auto" or a name listed by ``show_config()``; "numpy" always keeps "high".
+    backend:      "auto", "native" or "numpy", which always keeps "high".
     threads:      threads of the computation; None: all this process may use. They do not change a bit of the result.
 
-    Returns float64 values (..., min(m, n)), descending, on the device of ``a`` (or with ``return_bound`` the pair values, bounds). A matrix
+    Returns float64 values (..., min(m, n)), descending, on the device of ``a``, without a gradient (or with ``return_bound`` the pair values, bounds). A matrix
     with a NaN or an infinity gives NaN; the others are unaffected.
-    Raises TypeError for complex or non-numeric arrays, ValueError for less than two dimensions or unknown names.
+    Raises TypeError for complex or non-numeric arrays, ValueError for less than two dimensions, unknown names, bad ``threads``.
     """
     if accuracy not in _ACCURACIES:
         raise ValueError(f"accuracy: got {accuracy!r}; known: {', '.join(_ACCURACIES)}")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and (not isinstance(threads, int | np.integer) or isinstance(threads, bool) or threads < 1):
         raise ValueError(f"threads: got {threads!r}; wanted a positive integer or None")
     if dtype is not None:
         a = _tagged(a, dtype)
@@ -89,7 +90,7 @@ def svdvals(
         raise ValueError(f"a: got shape {x.shape}; wanted (..., m, n)")
     batch = x.reshape((-1, *x.shape[-2:])) if x.size else x.reshape((int(np.prod(x.shape[:-2], dtype=np.int64)), *x.shape[-2:]))
     if name == "native":
-        s = function(batch, accuracy=accuracy, bits="bfloat16" if native_bits else None, threads=threads or 0)
+        s = function(batch, accuracy=accuracy, bits="bfloat16" if native_bits else None, threads=int(threads or 0))
     else:
         with threadpool_limits(threads, user_api="blas") if threads is not None else nullcontext():
             s = function(batch, accuracy=accuracy)

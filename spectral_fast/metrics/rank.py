@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..kernels.numpy_kernels import EntryCounts
 from ..kernels.select import select
-from ..linalg.arrays import FORMATS, FloatFormat, RawArray, as_numpy, storage_format
+from ..linalg.arrays import FORMATS, FloatFormat, RawArray, as_numpy, dtype_name, storage_format
 from ..linalg.svd import svd_bound, svdvals
 
 __all__ = ["RULES", "StorageNoise", "entries_and_noise", "matrix_rank", "numerical_rank", "rank_tolerances", "storage_noise", "undecided"]
@@ -162,7 +162,8 @@ def undecided(s: NDArray[np.float64], bound: NDArray[np.float64], tolerances: It
 def matrix_rank(a: Any, rule: str = "storage") -> int:
     """Numerical rank of one matrix under a rule.
 
-    a: (m, n) floating-point array, torch tensor or RawArray, in the format it is stored in; rule: one of :data:`RULES`.
+    a: (m, n) floating-point array, torch tensor or RawArray, in the format it is stored in; rule: "storage", "numpy", "numerical_recipes", "loose" or
+    "log8" (:data:`spectral_fast.metrics.rank.RULES`).
 
     For ``rule="storage"`` the tolerance is the larger of the storage noise and the error bound of values of "high" accuracy. Values are computed
     with "standard" accuracy first, and again with "high" where their error bounds leave the rank open.
@@ -172,7 +173,7 @@ def matrix_rank(a: Any, rule: str = "storage") -> int:
         raise ValueError(f"rule: got {rule!r}; known: {', '.join(RULES)}")
     stored = storage_format(a)
     if stored is None:
-        raise TypeError(f"a: got dtype {getattr(a, 'dtype', type(a).__name__)}; wanted a floating-point format")
+        raise TypeError(f"a: got dtype {dtype_name(a)}; wanted a floating-point format")
     w = as_numpy(a)
     if w.ndim != 2:
         raise ValueError(f"a: got shape {w.shape}; wanted (m, n)")

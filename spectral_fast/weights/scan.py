@@ -43,7 +43,7 @@ def scan(
               a state dict (mapping of names to arrays or tensors, nested or not) or a ``torch.nn.Module``.
     layers:   glob or globs over tensor names; None: all.
     progress: None: a bar on a terminal after a second; False: none; or a function called as progress(done, total, what).
-    backend:  of the singular values: "auto" or a name listed by ``show_config()``.
+    backend:  of the singular values: "auto", "native" or "numpy".
     slices:   also the singular values of every convolution slice by slice, W[:, :, i, j], and of every fused tensor as a whole
               (``WeightSpectra.slices``). ``to_pandas(view="weightwatcher")`` needs them; off by default because they cost about as much again
               as the spectra of the convolutions.
@@ -54,7 +54,8 @@ def scan(
               shape are compared as without a baseline and listed in ``WeightSpectra.not_compared``.
 
     Returns WeightSpectra; tensors that hold no weight matrix are in its ``skipped`` with the reason, matrices with NaN or Inf among its
-    ``matrices`` with status "failed" and the place of the first.
+    ``matrices`` with status "failed" and the place of the first. Values are computed with "standard" accuracy and again with "high" where
+    that leaves a rank or s_min open (``redone``, ``WeightSpectra.redone_share``).
     Raises TypeError for another kind of source or baseline, checkpoints.CheckpointError (a ValueError) for a missing file or one that cannot be read,
     ValueError when ``layers`` matches nothing, for an unknown ``null`` or ``backend``.
     """
