@@ -19,6 +19,9 @@ from .linalg.eigsh import eigsh as eigsh
 from .linalg.lowrank import LowRankSVD as LowRankSVD
 from .linalg.lowrank import randomized_svd as randomized_svd
 from .linalg.lowrank import subspace_overlap as subspace_overlap
+from .linalg.sketch import SketchSVD as SketchSVD
+from .linalg.spectral_norm import SpectralNorm as SpectralNorm
+from .linalg.spectral_norm import spectral_norm as spectral_norm
 from .linalg.svd import svdvals as svdvals
 from .linalg.trace import TraceResult as TraceResult
 from .linalg.trace import trace as trace
@@ -55,8 +58,10 @@ __all__ = [
     "MatrixSpectrum",
     "NeuralCollapse",
     "PowerLawFit",
+    "SketchSVD",
     "Skipped",
     "SpectralDensity",
+    "SpectralNorm",
     "TraceResult",
     "WeightSpectra",
     "__version__",
@@ -75,6 +80,7 @@ __all__ = [
     "scan",
     "show_config",
     "spectral_density",
+    "spectral_norm",
     "subspace_overlap",
     "svdvals",
     "tikhonov",

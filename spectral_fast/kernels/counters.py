@@ -28,18 +28,19 @@ def philox4x32(counters: NDArray[np.uint32], key: tuple[int, int], rounds: int =
     return np.stack(c, axis=1).astype(np.uint32)
 
 
-def _words(n_words: int, seed: int, stream: int) -> NDArray[np.uint32]:
-    """The first ``n_words`` words of (seed, stream), uint32."""
+def _words(n_words: int, seed: int, stream: int, start: int = 0) -> NDArray[np.uint32]:
+    """Words start ... start + n_words - 1 of (seed, stream), uint32."""
     for name, value in (("seed", seed), ("stream", stream)):
         if not 0 <= value < 2**64:
             raise ValueError(f"{name}: wanted an integer in [0, 2**64), got {value}")
-    blocks = np.arange((n_words + 3) // 4, dtype=np.uint64)
+    first = start // 4
+    blocks = np.arange(first, (start + n_words + 3) // 4, dtype=np.uint64)
     counters = np.empty((len(blocks), 4), dtype=np.uint32)
     counters[:, 0] = (blocks & _LOW).astype(np.uint32)
     counters[:, 1] = (blocks >> _32).astype(np.uint32)
     counters[:, 2] = stream & 0xFFFFFFFF
     counters[:, 3] = stream >> 32
-    return philox4x32(counters, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[:n_words]
+    return philox4x32(counters, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[start - 4 * first :][:n_words]
 
 
 def rademacher(n: int, seed: int, stream: int = 0) -> NDArray[np.float64]:
@@ -49,10 +50,11 @@ def rademacher(n: int, seed: int, stream: int = 0) -> NDArray[np.float64]:
     return 1.0 - 2.0 * bits.astype(np.float64)
 
 
-def gaussian(n: int, seed: int, stream: int = 0) -> NDArray[np.float64]:
-    """(n,) standard normal (Box & Muller 1958): entries 2i and 2i + 1 from words 2i and 2i + 1. For start vectors of error bounds
-    that hold for rotation-invariant vectors only."""
-    u = _words(2 * ((n + 1) // 2), seed, stream).reshape(-1, 2).astype(np.float64)
+def gaussian(n: int, seed: int, stream: int = 0, start: int = 0) -> NDArray[np.float64]:
+    """Entries start ... start + n - 1 of (seed, stream), standard normal (Box & Muller 1958): entries 2i and 2i + 1 from words 2i and 2i + 1. For
+    error bounds that hold for rotation-invariant vectors only."""
+    first = start // 2
+    u = _words(2 * ((start + n + 1) // 2 - first), seed, stream, 2 * first).reshape(-1, 2).astype(np.float64)
     radius = np.sqrt(-2.0 * np.log((u[:, 0] + 0.5) / 2.0**32))
     angle = 2.0 * np.pi * (u[:, 1] + 0.5) / 2.0**32
-    return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)[:n]
+    return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)[start - 2 * first :][:n]

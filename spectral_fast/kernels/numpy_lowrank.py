@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .counters import gaussian, rademacher
 
-__all__ = ["METHODS", "LowRank", "randomized_svd"]
+__all__ = ["ERROR_VECTORS", "METHODS", "LowRank", "randomized_svd", "signed"]
 
 F64 = NDArray[np.float64]
 
@@ -91,7 +91,7 @@ def randomized_svd(
         left, values, right = np.linalg.svd(b, full_matrices=False)
         if tol is not None:
             keep = _least(values, lost, tol**2 * float(np.vdot(x, x)), k)
-        left, values, right = _signed(q @ left[:, :keep], values[:keep], right[:keep])
+        left, values, right = signed(q @ left[:, :keep], values[:keep], right[:keep])
         ranks[i] = keep
         u[i, :, :keep], vt[i, :keep] = left, right
         s[i, :keep] = np.ldexp(values, exponent)
@@ -174,7 +174,8 @@ def _least(values: F64, lost: float, allowed: float, most: int) -> int:
     return min(int(fits[0]) if len(fits) else len(values), most)
 
 
-def _signed(u: F64, s: F64, vt: F64) -> tuple[F64, F64, F64]:
+def signed(u: F64, s: F64, vt: F64) -> tuple[F64, F64, F64]:
+    """The same triplets, the entry of largest magnitude in every column of u positive."""
     at = np.abs(u).argmax(axis=0)
     signs = np.where(u[at, np.arange(u.shape[1])] < 0.0, -1.0, 1.0)
     return u * signs, s, vt * signs[:, None]

@@ -13,7 +13,7 @@ from ..kernels.select import select
 from ..results import Result
 from .arrays import as_float64, as_numpy, dtype_name, like
 
-__all__ = ["LowRankSVD", "randomized_svd", "subspace_overlap"]
+__all__ = ["LowRankSVD", "randomized_svd", "subspace_overlap", "whole_number"]
 
 # |A - u s vt|_F / |A|_F that rounding in the working precision leaves room for
 _TOL_FLOOR = {"float32": 1e-6, "float64": 1e-13}
@@ -72,14 +72,14 @@ def randomized_svd(
         x = x.astype(np.float64)
     m, n = x.shape[-2:]
     d = min(m, n)
-    _whole("oversample", oversample, 0)
-    _whole("n_iter", n_iter, 0)
-    _whole("seed", seed, 0)
+    whole_number("oversample", oversample, 0)
+    whole_number("n_iter", n_iter, 0)
+    whole_number("seed", seed, 0)
     if rank is None:
         if tol is None:
             raise ValueError("rank: got None; wanted a number of triplets, or tol=")
         rank = d
-    _whole("rank", rank, 1 if d else 0)
+    whole_number("rank", rank, 1 if d else 0)
     if rank > d:
         raise ValueError(f"rank: got {rank}; a matrix of shape {(m, n)} has {d} singular values")
     if tol is not None:
@@ -130,7 +130,7 @@ def subspace_overlap(a: Any, b: Any, k: int | None = None) -> Any:
         if y.ndim != 2 or y.shape[1] < 1 or y.shape[1] > y.shape[0] or not np.isfinite(y).all():
             raise ValueError(f"{name}: got shape {y.shape}; wanted (n, p) with 1 <= p <= n, finite")
         if k is not None:
-            _whole("k", k, 1)
+            whole_number("k", k, 1)
             if k > y.shape[1]:
                 raise ValueError(f"k: got {k}; {name} has {y.shape[1]} columns")
             y = y[:, :k]
@@ -146,6 +146,7 @@ def subspace_overlap(a: Any, b: Any, k: int | None = None) -> Any:
     return like(a, np.clip(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 0.0, 1.0))
 
 
-def _whole(name: str, value: object, least: int) -> None:
+def whole_number(name: str, value: object, least: int) -> None:
+    """Raises ValueError unless ``value`` is an integer of at least ``least``."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: got {value!r}; wanted an integer >= {least}")

@@ -49,3 +49,9 @@ def test_gaussian_has_the_moments_of_a_normal():
 def test_seeds_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match="seed|stream"):
         rademacher(3, **bad)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 5, 1000, 4097])
+def test_gaussian_from_anywhere(start: int) -> None:
+    whole = gaussian(5000, 3, 7)
+    assert np.array_equal(gaussian(800, 3, 7, start), whole[start : start + 800])
