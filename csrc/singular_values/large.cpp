@@ -60,8 +60,9 @@ int examine_gram(double* g, std::int64_t n, std::int64_t ld) {
   }
   const int exponent = exponent_of(std::sqrt(largest));
   if (std::abs(exponent) < kFar) return 0;
+  const double factor = std::ldexp(1.0, -2 * exponent);
   for (std::int64_t i = 0; i < n; ++i) {
-    for (std::int64_t j = 0; j <= i; ++j) g[i * ld + j] = std::ldexp(g[i * ld + j], -2 * exponent);
+    for (std::int64_t j = 0; j <= i; ++j) g[i * ld + j] *= factor;
   }
   return exponent;
 }

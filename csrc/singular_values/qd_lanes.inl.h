@@ -10,12 +10,12 @@
 // - Each lane has its own last index. What a lane has split off keeps its place, later sweeps run over it and what they leave there is
 //   ignored; so no lane waits for its neighbours, nor depends on them.
 //
-// No entry goes below kLeast, 2^-150 of the size of a singular value: nothing is ever divided by zero.
+// No entry goes below kLeast, of a singular value 2^-80: nothing is ever divided by zero, and what is apart is joined by nothing but that.
 
 namespace sf::SF_ISA {
 namespace {
 
-constexpr double kLeast = 0x1p-300;
+constexpr double kLeast = 0x1p-160;
 
 template <int G>
 struct QdState {
@@ -27,6 +27,14 @@ struct QdState {
   Vec lowest[G];                    // of the pivots, before they are kept positive
   Vec negligible2[G];               // square of what may be neglected of a singular value
 };
+
+// a / b, given 1 / b, as good as rounded once. a times the rounded 1 / b would not do: where e is negligible, q is multiplied by d and
+// divided by d in every sweep, and an error that is the same each time adds up.
+inline Vec quotient(Vec a, Vec b, Vec inverse) {
+  if (kLanes == 2) return div(a, b);  // no fused operations there
+  const Vec rough = mul(a, inverse);
+  return fma(fnma(b, rough, a), inverse, rough);
+}
 
 // Sweeps over entries 0 .. top; up to `low` no lane ends.
 template <int G>
@@ -45,7 +53,7 @@ void qd_sweep(double* q, double* e, int64_t n, int64_t low, int64_t top, QdState
     for (int b = 0; b < G; ++b) {
       double *qi = q + b * block + i * kLanes, *ei = e + b * block + i * kLanes;
       const Vec off = load(ei), fresh = add(d[b], off);
-      const Vec inverse = div(unit, fresh), ratio = mul(load(qi + kLanes), inverse);
+      const Vec inverse = div(unit, fresh), ratio = quotient(load(qi + kLanes), fresh, inverse);
       const Vec fresh_off = most(mul(off, ratio), least_entry);
       store(qi, fresh);
       store(ei, fresh_off);
@@ -72,7 +80,7 @@ void qd_sweep(double* q, double* e, int64_t n, int64_t low, int64_t top, QdState
         continue;
       }
       const Vec off = load(ei), fresh = add(d[b], off);
-      const Vec inverse = div(unit, fresh), ratio = mul(load(qi + kLanes), inverse);
+      const Vec inverse = div(unit, fresh), ratio = quotient(load(qi + kLanes), fresh, inverse);
       const Vec fresh_off = select(inside, most(mul(off, ratio), least_entry), least_entry);
       store(qi, select(here, d[b], fresh));
       store(ei, fresh_off);
@@ -135,7 +143,7 @@ void next_shift(QdState<G>& state, int b, double size, Vec before) {
 
 template <int G>
 void qd_blocks(const double* d, const double* e, int64_t n, double* values, double* work, unsigned* failed) {
-  constexpr int64_t kMostSweeps = 20;  // per value; 3 are usual
+  constexpr int64_t kMostSweeps = 12;  // per value; 3 are usual
   const int64_t block = n * kLanes;
   double *q = work, *off = work + G * block;
   const Vec least_entry = broadcast(kLeast);

@@ -15,8 +15,9 @@ SF_LEVEL_TABLE(TwoStageLoops, two_stage_loops)
 
 namespace {
 
-constexpr std::int64_t kGramRows =
-    384;  // rows of A between two visits to G: their pack is O(n) memory, G is read and written once for each
+// rows of A between two visits to G: their pack is O(n) memory, G is read and written once for each
+constexpr std::int64_t kGramRows = 384;
+constexpr std::int64_t kLeastPanels = 4;     // panels of G in one task, at least
 constexpr std::int64_t kGramPanels = 144;    // rows of G in one task, at most
 constexpr std::int64_t kDirectOrder = 512;   // up to this, tridiagonal at once: the triangle is in L2, or nearly
 constexpr std::int64_t kNarrowOrder = 1536;  // up to this, a band of 16: the panels and the chase cost more than wider products save
@@ -93,7 +94,8 @@ void gram_by_rows_of_g(const RowSource& rows, std::int64_t m, std::int64_t n, do
   std::vector<std::int64_t> ends{panels};
   while (ends.back() > 0) {
     const std::int64_t end = ends.back(), share = blocks_of(end, 2 * team.size());
-    ends.push_back(std::max<std::int64_t>(0, end - std::clamp<std::int64_t>(share, 4, kGramPanels / kernel.width)));
+    ends.push_back(
+        std::max<std::int64_t>(0, end - std::clamp<std::int64_t>(share, kLeastPanels, std::max(kLeastPanels, kGramPanels / kernel.width))));
   }
   const Doubles memory(doubles_for<Entry>(panels * kernel.width * depth_most)), read(team.size() * kReadRows * ld);
   Entry* pack = reinterpret_cast<Entry*>(memory.get());

@@ -1,11 +1,12 @@
-// Values of large matrices: dense -> band -> (tri- or bidiagonal) -> bisection.
+// Values of large matrices: dense -> band -> (tri- or bidiagonal) -> bisection; Gram matrices of up to 512 columns without the band.
 //
 // The first stage works on tiles that stay in the L2 cache and does all its work as matrix products (Bischof, Lang & Sun 2000); the
 // second chases the bulges of many sweeps behind one another (Lang 1993); the third is bisection on Sturm counts. A team of threads
 // works on one matrix. Results depend on the matrix and the level alone, not on the number of threads, bit for bit.
 //
-// Matrices are row-major float64 with leading dimension >= n + 8; the padding columns may be read and written, whatever they hold.
-// Entries are finite and scaled by the caller (largest magnitude about 1): what is below 1e-125 may be taken as zero.
+// Matrices are row-major float64 as dense.h wants them; the padding columns may be read and written, whatever they hold. Entries are
+// finite and scaled by the caller (largest magnitude about 1, of a Gram matrix within 2^80 of it): what is below 1e-125 may be taken as
+// zero.
 #pragma once
 #include <cstdint>
 #include <functional>

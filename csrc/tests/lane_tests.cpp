@@ -42,6 +42,8 @@ const Kind kKinds[] = {
     {"Toeplitz", [](Random&, int64_t, int64_t) { return 1.0; }, [](Random&, int64_t, int64_t) { return 1.0; }},
     {"two sizes", [](Random& r, int64_t k, int64_t) { return r.normal() * (k % 2 ? 1.0 : 1e-8); },
      [](Random& r, int64_t k, int64_t) { return r.normal() * (k % 2 ? 1e-8 : 1.0); }},
+    {"three above a bulk", [](Random& r, int64_t k, int64_t) { return k < 3 ? 1.0 + 0.1 * r.uniform() : 1e-8 * (1.0 + r.uniform()); },
+     [](Random&, int64_t k, int64_t) { return k % 2 || k == 0 ? 0.0 : 1e-12; }},
     {"zero", [](Random&, int64_t, int64_t) { return 0.0; }, [](Random&, int64_t, int64_t) { return 0.0; }},
 };
 

@@ -64,7 +64,7 @@ def svdvals(
     accuracy:     with c = 10 sqrt(d_min), eps = 2^-52: "standard": |s_hat^2 - s^2| <= c eps s_1^2 for every value, so values far below the largest
                   lose digits as the square of their distance, and below some 1e-7 s_1 all look alike; "high": |s_hat - s| <= c eps s_1, at 1.1 to
                   2 times the cost (tall matrices 4). "fast": where only the upper end of the spectrum matters: products in single precision for
-                  more than 320 values, up to twice as fast; |s_hat^2 - s^2| is at most 4e-6 times the sum of all s^2, mostly far less, and small
+                  more than 320 values, up to twice as fast; |s_hat^2 - s^2| is at most 4.1e-6 times the sum of all s^2, mostly far less, and small
                   values mean nothing. With fewer values as "standard".
     return_bound: also return the bound on every value's error that the accuracy promises.
     dtype:        name of the format when ``a`` holds bits: "bfloat16" for uint16, "float8_e4m3fn" and the like for uint8.

@@ -152,3 +152,25 @@ def test_fast_is_standard_for_few_values() -> None:
     same, narrow = sf.svdvals(a, return_bound=True)
     assert (values == same).all()
     assert (bound == narrow).all()
+
+
+@pytest.mark.parametrize("n", [8, 24, 64, 100, 320])
+def test_two_values_above_a_tiny_bulk(n: int) -> None:
+    """Hundreds of sweeps for the bulk pass over the two large values: what rounding does to them there must not add up."""
+    k = np.arange(n)
+    d = 1e-8 * (1 + k / n)
+    d[:2] = 1.4140645678595258, 1.4062761574391265
+    e = np.where(k % 2, 0, 1e-12)
+    e[0] = 0
+    values, bound = sf.svdvals(np.diag(d) + np.diag(e[:-1], 1), accuracy="high", return_bound=True)
+    assert (np.abs(values[:2] - d[:2]) <= 0.3 * bound[:2]).all()
+    assert np.abs(values[2:] - np.sort(d[2:])[::-1]).max() <= 2e-12
+
+
+@pytest.mark.native_only
+def test_complex_fast_is_standard() -> None:
+    from spectral_fast.kernels.native_kernels import singular_values
+
+    rng = np.random.default_rng(9)
+    a = rng.standard_normal((2, 200, 180)) + 1j * rng.standard_normal((2, 200, 180))
+    assert np.array_equal(singular_values(a, accuracy="fast"), singular_values(a, accuracy="standard"))
