@@ -123,6 +123,20 @@ void callers_at_once(const Shape& shape, int64_t batch) {
   }
 }
 
+// A Gaussian matrix by one thread and by two; the sum of squares.
+void shared(const Shape& shape, Accuracy accuracy) {
+  Random random(10);
+  std::vector<double> a;
+  for (int64_t k = 0; k < shape.m * shape.n; ++k) a.push_back(random.normal());
+  const Problem p{"gaussian", a, {}};
+  for (const std::string& level : levels()) {
+    const std::string what = text(shape) + " " + name_of(accuracy) + " at " + level;
+    const std::vector<double> got = values_of(matrices(a, 1, shape.m, shape.n), options_for(level, accuracy, 2));
+    check_values(p, got.data(), std::min(shape.m, shape.n), accuracy, what);
+    check(same_bits(values_of(matrices(a, 1, shape.m, shape.n), options_for(level, accuracy, 1)), got), what + ": threads 1 and 2");
+  }
+}
+
 void interrupted(const Shape& shape, int64_t batch) {
   const std::vector<double> a(static_cast<std::size_t>(batch * shape.m * shape.n), 1.0);
   for (const Accuracy accuracy : {Accuracy::standard, Accuracy::high}) {
@@ -172,6 +186,10 @@ void test_large() {
   run({330, 500}, named({330, 500}, {"deficient", "holes"}), levels(), false);
   run({449, 385}, named({449, 385}, {"graded", "blocks"}), levels(), false);
   spoiled({325, 330}, 3);
+  for (const Accuracy accuracy : {Accuracy::standard, Accuracy::fast}) {
+    shared({530, 514}, accuracy);   // a band, and a Gram matrix in rows of G
+    shared({4200, 321}, accuracy);  // a Gram matrix in parts
+  }
   callers_at_once({340, 330}, 2);
   interrupted({400, 400}, 2);
 }

@@ -129,6 +129,20 @@ def test_bits_depend_on_the_matrix_alone(level: str, n: int, accuracy: str) -> N
         np.testing.assert_array_equal(values(level, a[i : i + 1], accuracy)[0], whole[i])
 
 
+@pytest.mark.parametrize("accuracy", ["standard", "fast"])
+@pytest.mark.parametrize("shape", [(4200, 330), (900, 520)], ids=str)
+@pytest.mark.parametrize("level", LEVELS)
+def test_threads_share_a_tall_matrix(level: str, shape: tuple[int, int], accuracy: str) -> None:
+    a = np.random.default_rng(8).standard_normal(shape, dtype=np.float32)
+    wide = a.astype(np.float64)
+    exact = np.sqrt(np.linalg.eigvalsh(wide.T @ wide))[::-1]  # conditions of 2 to 3: good to 1e-15
+    whole = values(level, np.stack([a, a]), accuracy, threads=1)
+    assert (np.abs(whole[0] - exact) <= svd_bound(whole[0], accuracy) + svd_bound(exact)).all()
+    np.testing.assert_array_equal(whole[0], whole[1])
+    for threads in (1, 2, 3):
+        np.testing.assert_array_equal(values(level, a[None], accuracy, threads=threads)[0], whole[0])
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
