@@ -142,8 +142,9 @@ def test_fast_keeps_its_bound(shape: tuple[int, int], kind: str) -> None:
     error = np.abs(values - exact)
     assert (error <= bound).all()
     assert bound[0] <= 2.2e-6 * ((exact / exact[0]) ** 2).sum() * exact[0]  # of use at the upper end
-    assert error.max() > 1e-10 * exact[0] or kind == "ones" or sf.show_config()["native"].startswith("off")  # single precision indeed
-    assert (sf.svdvals(a, accuracy="fast", threads=1) == values).all()
+    if not sf.show_config()["native"].startswith("off"):  # numpy keeps "high", and its bits depend on BLAS's threads
+        assert error.max() > 1e-10 * exact[0] or kind == "ones"  # single precision indeed
+        assert (sf.svdvals(a, accuracy="fast", threads=1) == values).all()
 
 
 def test_fast_is_standard_for_few_values() -> None:
