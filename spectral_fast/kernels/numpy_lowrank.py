@@ -22,13 +22,14 @@ _PASS_BELOW = 3e-7  # |A|^2 - |B|^2 has lost its digits: the residual is formed
 
 class LowRank(NamedTuple):
     """u (b, m, k), s (b, k) descending, vt (b, k, n) in the working precision; error (b,) float64; ranks (b,): the triplets of each matrix, zeros
-    behind them."""
+    behind them; reached (b,): whether ``tol`` was met, where there is one."""
 
     u: NDArray[Any]
     s: NDArray[Any]
     vt: NDArray[Any]
     error: F64
     ranks: NDArray[np.int64]
+    reached: NDArray[np.bool_]
 
 
 def randomized_svd(
@@ -65,9 +66,9 @@ def randomized_svd(
     working = np.dtype(np.float32 if a.dtype.kind == "f" and a.dtype.itemsize <= 4 else np.float64)
     k = min(rank, m, n)
     u, s, vt = np.zeros((batch, m, k), working), np.zeros((batch, k), working), np.zeros((batch, k, n), working)
-    error, ranks = np.zeros(batch), np.zeros(batch, np.int64)
+    error, ranks, reached = np.zeros(batch), np.zeros(batch, np.int64), np.ones(batch, np.bool_)
     if k == 0 or batch == 0:
-        return LowRank(u, s, vt, error, ranks)
+        return LowRank(u, s, vt, error, ranks, reached)
     test = _sketch(n, min(rank + oversample, m, n), seed, 0) if omega is None else np.asarray(omega, dtype=np.float64)
     probes = gaussian(n * ERROR_VECTORS, seed, _ERROR).reshape(n, ERROR_VECTORS)
     for i in range(batch):
@@ -90,7 +91,7 @@ def randomized_svd(
             q, b, lost = _grown(x, k, tol, n_iter, seed)
         left, values, right = np.linalg.svd(b, full_matrices=False)
         if tol is not None:
-            keep = _least(values, lost, tol**2 * float(np.vdot(x, x)), k)
+            keep, reached[i] = _least(values, lost, tol**2 * float(np.vdot(x, x)), k)
         left, values, right = signed(q @ left[:, :keep], values[:keep], right[:keep])
         ranks[i] = keep
         u[i, :, :keep], vt[i, :keep] = left, right
@@ -98,7 +99,7 @@ def randomized_svd(
         kept = (u[i, :, :keep].astype(np.float64) * values.astype(working).astype(np.float64)) @ (vt[i, :keep].astype(np.float64) @ probes)
         likely = 10.0 * np.sqrt(2.0 / np.pi) * float(np.linalg.norm(x @ probes - kept, axis=0).max())
         error[i] = np.ldexp(min(likely, _frobenius(x, values, np.finfo(working).eps)), exponent)
-    return LowRank(u, s, vt, error, ranks)
+    return LowRank(u, s, vt, error, ranks, reached)
 
 
 def _frobenius(x: F64, s: F64, eps: float) -> float:
@@ -167,11 +168,12 @@ def _grown(x: F64, most: int, tol: float, n_iter: int, seed: int) -> tuple[F64, 
     return q, b, lost
 
 
-def _least(values: F64, lost: float, allowed: float, most: int) -> int:
-    """The least number of values without which, and without what is ``lost`` already, at most ``allowed`` is left."""
+def _least(values: F64, lost: float, allowed: float, most: int) -> tuple[int, bool]:
+    """The least number of values without which, and without what is ``lost`` already, at most ``allowed`` is left; or ``most``, and False."""
     tails = np.concatenate((np.cumsum(values[::-1] ** 2)[::-1], [0.0])) + lost
     fits = np.flatnonzero(tails <= allowed)
-    return min(int(fits[0]) if len(fits) else len(values), most)
+    least = int(fits[0]) if len(fits) else len(values)
+    return min(least, most), len(fits) > 0 and least <= most
 
 
 def signed(u: F64, s: F64, vt: F64) -> tuple[F64, F64, F64]:

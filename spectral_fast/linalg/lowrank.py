@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..kernels.numpy_lowrank import METHODS
 from ..kernels.select import select
-from ..results import Result
+from ..results import Result, Status
 from .arrays import as_float64, as_numpy, dtype_name, like
 
 __all__ = ["LowRankSVD", "randomized_svd", "subspace_overlap", "whole_number"]
@@ -97,14 +97,11 @@ def randomized_svd(
     batch = x.reshape((int(np.prod(lead, dtype=np.int64)), m, n))
     found = function(batch, rank=rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, seed=seed, omega=omega)
     k = rank if tol is None else int(found.ranks.max(initial=0))
-    missed = tol is not None and bool((found.ranks == rank).any()) and rank < d
-    status, reason = "ok", ""
-    if missed:
-        wanted = np.linalg.norm(batch.astype(np.float64), axis=(1, 2))
-        kept = np.linalg.norm(found.s.astype(np.float64), axis=1)
-        short = [i for i in range(len(batch)) if wanted[i] ** 2 - kept[i] ** 2 > (tol * wanted[i]) ** 2 * (1 + 1e-6)] if tol is not None else []
-        if short:
-            status, reason = "incomplete", f"tol {tol} needs more than {rank} triplets in {len(short)} of {len(batch)} matrices"
+    status: Status = "ok"
+    reason = ""
+    short = int((~found.reached).sum())
+    if short:
+        status, reason = "incomplete", f"tol {tol} needs more than {rank} triplets in {short} of {len(batch)} matrices"
     return LowRankSVD(
         u=like(a, found.u[..., :k].reshape((*lead, m, k))),
         s=like(a, found.s[..., :k].reshape((*lead, k))),
@@ -112,7 +109,7 @@ def randomized_svd(
         error=like(a, found.error.reshape(lead)),
         ranks=like(a, found.ranks.reshape(lead)),
         backend=name,
-        status=status,  # type: ignore[arg-type]
+        status=status,
         reason=reason,
     )
 

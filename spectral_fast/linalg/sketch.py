@@ -23,8 +23,8 @@ _AT_ONCE = 1 << 22  # entries of test matrices made at a time
 class SketchSVD:
     """Leading singular triplets of an (m, n) matrix from one pass over its rows (Tropp, Yurtsever, Udell & Cevher 2019, algorithm 4.4).
 
-    shape: (m, n). rank: triplets wanted, r. k, s: sizes of the sketches; None: k = 4 r + 1, s = 2 k + 1 (the paper's choice), at most min(m, n);
-    2 k + 1 <= s, unless k is min(m, n). seed: of the test matrices.
+    shape: (m, n). rank: triplets wanted, r. k, s: sizes of the sketches; None: k = 4 r + 1 (the paper's choice), at most
+    min(m, n), and s = 2 k + 1, at most max(m, n). A given s is at least 2 k + 1 or max(m, n). seed: of the test matrices.
 
     Kept are Y = A Omega^T (m, k), X = Upsilon A (k, n), Z = Phi A Psi^T (s, s) and, for the error bound, six random combinations of the rows, in
     float64. The test matrices are Gaussian, made from counters when they are needed and not stored, so that rows may come in blocks of any

@@ -109,6 +109,8 @@ def test_adaptive_rank_that_is_not_reached() -> None:
     assert list(r.ranks) == [10, 10, 5]
     assert (r.s[2, 5:] == 0).all()
     assert (r.u[2, :, 5:] == 0).all()
+    assert sf.randomized_svd(a * 1e300, 10, tol=1e-4).reason == r.reason  # nothing overflows
+    assert sf.randomized_svd(a[2], 5, tol=1e-4).status == "ok"  # just enough
 
 
 @settings(max_examples=40, deadline=None)
