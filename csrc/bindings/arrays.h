@@ -6,9 +6,9 @@
 
 #include <string>
 
+#include "core/matrices.h"
 #include "core/require.h"
 #include "core/view.h"
-#include "singular_values/lanes.h"
 
 namespace sf {
 

@@ -2,7 +2,9 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
+#include <vector>
 
 #include "bindings/arrays.h"
 #include "core/isa.h"
@@ -10,6 +12,7 @@
 #include "marchenko_pastur/marchenko_pastur.h"
 #include "power_law/numerics.h"
 #include "power_law/power_law.h"
+#include "randomized_svd/randomized_svd.h"
 #include "singular_values/singular_values.h"
 #include "storage_noise/storage_noise.h"
 
@@ -134,6 +137,46 @@ py::tuple storage_noise(const py::array& w, const std::string& format, std::int6
                         c.with_last_bit, c.last_place, c.with_last_place, c.row_sum, c.column_sum);
 }
 
+py::tuple randomized_svd(const py::array& a, const std::string& format, std::int64_t rank, std::int64_t width, std::int64_t blocks,
+                         bool krylov, std::int64_t n_iter, double tol, std::uint64_t seed, const std::optional<py::array_t<double>>& omega,
+                         const std::optional<std::string>& level, int threads) {
+  const sf::Matrices matrices = sf::matrices_view(a, format, "a");
+  const std::int64_t m = matrices.rows, n = matrices.cols, batch = matrices.batch, d = std::min(m, n);
+  const auto within = [](const char* name, std::int64_t value, std::int64_t least, std::int64_t most) {
+    sf::require(least <= value && value <= most, std::string(name) + ": wanted a number from " + std::to_string(least) + " to " +
+                                                     std::to_string(most) + ", got " + std::to_string(value));
+  };
+  constexpr std::int64_t kMost = 1 << 20;
+  within("rank", rank, 1, d);
+  within("width", width, 1, d);
+  within("blocks", blocks, 1, kMost);
+  within("n_iter", n_iter, 0, kMost);
+  within("threads", threads, 0, kMost);
+  sf::require(tol >= 0.0 && tol < 1.0, "tol: wanted a number in [0, 1), got " + std::to_string(tol));
+  sf::LowRankOptions options{rank, width, blocks, krylov, n_iter, tol, seed, nullptr, sf::find_level(level.value_or("")), threads, {}};
+  if (omega) {
+    sf::require(omega->ndim() == 2 && omega->shape(0) == n && omega->shape(1) == width && (omega->flags() & py::array::c_style) != 0,
+                "omega: wanted a C-contiguous (n, width) array");
+    options.omega = omega->data();
+  }
+  const auto array = [&](const std::vector<py::ssize_t>& shape) -> py::array {
+    py::array out = sf::works_in_double(matrices.dtype) ? py::array(py::array_t<double>(shape)) : py::array(py::array_t<float>(shape));
+    std::memset(out.mutable_data(), 0, static_cast<std::size_t>(out.nbytes()));
+    return out;
+  };
+  py::array u = array({batch, m, rank}), s = array({batch, rank}), vt = array({batch, rank, n});
+  py::array_t<double> error(batch);
+  py::array_t<std::int64_t> ranks(batch);
+  py::array_t<bool> reached(batch);
+  const sf::LowRankResults out{u.mutable_data(),      s.mutable_data(),      vt.mutable_data(),
+                               error.mutable_data(), ranks.mutable_data(), reached.mutable_data()};
+  without_gil([&](const auto& interrupted) {
+    options.interrupted = interrupted;
+    sf::randomized_svd(matrices, options, out);
+  });
+  return py::make_tuple(u, s, vt, error, ranks, reached);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -151,6 +194,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("marchenko_pastur", &marchenko_pastur, py::arg("values").noconvert(), py::arg("d_max"), py::arg("start"), py::arg("quantile"),
         py::kw_only(), py::arg("min_bulk"), py::arg("level") = py::none(), py::arg("threads") = 0,
         "See spectral_fast.kernels.numpy_kernels.marchenko_pastur.");
+  m.def("randomized_svd", &randomized_svd, py::arg("a").noconvert(), py::kw_only(), py::arg("format"), py::arg("rank"), py::arg("width"),
+        py::arg("blocks"), py::arg("krylov"), py::arg("n_iter"), py::arg("tol"), py::arg("seed"), py::arg("omega") = py::none(),
+        py::arg("level") = py::none(), py::arg("threads") = 0,
+        "u, s, vt, error, ranks, reached of every matrix; see spectral_fast.kernels.numpy_kernels.randomized_svd.");
   m.def("storage_noise", &storage_noise, py::arg("w").noconvert(), py::kw_only(), py::arg("format"), py::arg("floor"),
         py::arg("level") = py::none(), py::arg("threads") = 0,
         "The fields of EntryCounts of one matrix (1, m, n); see spectral_fast.kernels.numpy_kernels.storage_noise.");

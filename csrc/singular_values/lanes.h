@@ -2,17 +2,9 @@
 #pragma once
 #include <stdint.h>
 
-#include "core/dtype.h"
+#include "core/matrices.h"
 
 namespace sf {
-
-// A batch of matrices that somebody else owns; strides in elements, of any sign. rows >= cols: the caller transposes by swapping.
-struct Matrices {
-  const void* data;
-  DType dtype;
-  int64_t batch, rows, cols;
-  int64_t batch_stride, row_stride, col_stride;
-};
 
 // Bidiagonals or tridiagonals of a whole batch: for each block of `lanes` matrices n vectors of diagonals and n of off-diagonals (the
 // last one unused), vector k of block g at (g * n + k) * lanes.

@@ -3,31 +3,16 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <vector>
 
+#include "core/buffer.h"
 #include "core/team.h"
 #include "singular_values/two_stage.h"
 #include "singular_values/two_stage_loops.h"
 
 namespace sf {
 
-// 64-byte aligned doubles, not initialized.
-class Doubles {
- public:
-  explicit Doubles(std::int64_t count)
-      : data_(static_cast<double*>(::operator new(static_cast<std::size_t>(count) * sizeof(double), std::align_val_t{64}))) {}
-  double* get() const { return data_.get(); }
-  double* operator+(std::int64_t i) const { return data_.get() + i; }
-  double& operator[](std::int64_t i) const { return data_.get()[i]; }
-
- private:
-  struct Free {
-    void operator()(double* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<double, Free> data_;
-};
+using Doubles = Buffer<double>;
 
 // Adds the time since the last lap to a stage.
 class StageWatch {

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .numpy_kernels import EntryCounts
+from .numpy_kernels import EntryCounts, LowRank, plan
 
-__all__ = ["default_level", "levels", "marchenko_pastur", "power_law", "singular_values", "storage_noise", "threads", "why_not"]
+__all__ = ["default_level", "levels", "marchenko_pastur", "power_law", "randomized_svd", "singular_values", "storage_noise", "threads", "why_not"]
 
 why_not = ""  # why the compiled module cannot be used; empty when it can
 try:
@@ -64,6 +64,60 @@ def storage_noise(w: NDArray[Any], *, floor: int, bits: str | None = None, level
     if not (w.dtype.isnative and w.flags.aligned):
         w = w.astype(w.dtype.newbyteorder("="))
     return EntryCounts(*_native.storage_noise(w[None], format=bits or _NAMES.get(w.dtype.char) or w.dtype.name, floor=floor, level=level, threads=threads))
+
+
+def randomized_svd(
+    a: NDArray[Any],
+    *,
+    rank: int,
+    oversample: int = 8,
+    n_iter: int = 2,
+    method: str = "auto",
+    tol: float | None = None,
+    seed: int = 0,
+    omega: NDArray[Any] | None = None,
+    bits: str | None = None,
+    level: str | None = None,
+    threads: int = 0,
+) -> LowRank:
+    """See :func:`spectral_fast.kernels.numpy_kernels.randomized_svd`; also bfloat16, as uint16 with ``bits="bfloat16"``.
+
+    float32 and narrower formats are worked on in float32 (``omega`` too), their norms and coefficients in float64. Matrices are read in place, or in
+    panels that are converted.
+    """
+    a = _readable(a, bits)
+    batch, m, n = a.shape
+    k = min(rank, m, n)
+    if k == 0 or batch == 0:
+        working = np.float64 if a.dtype.itemsize == 8 else np.float32
+        empty = np.zeros((batch, m, k), working), np.zeros((batch, k), working), np.zeros((batch, k, n), working)
+        return LowRank(*empty, np.zeros(batch), np.zeros(batch, np.int64), np.ones(batch, np.bool_))
+    how = plan(m, n, rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, omega=omega)
+    if omega is not None:
+        omega = np.ascontiguousarray(omega / (np.abs(omega).max() or 1.0), dtype=np.float64)
+    return LowRank(
+        *_native.randomized_svd(
+            a,
+            format=bits or _NAMES.get(a.dtype.char) or a.dtype.name,
+            rank=k,
+            width=how.width,
+            blocks=how.blocks,
+            krylov=how.krylov,
+            n_iter=n_iter,
+            tol=tol or 0.0,
+            seed=seed,
+            omega=omega,
+            level=level,
+            threads=threads,
+        )
+    )
+
+
+def _readable(a: NDArray[Any], bits: str | None) -> NDArray[Any]:
+    """Real matrices as the kernels read them: other dtypes, foreign byte orders and unaligned data are copied."""
+    if bits is None and a.dtype.char not in _NAMES:
+        return a.astype(np.float64)
+    return a if a.dtype.isnative and a.flags.aligned else a.astype(a.dtype.newbyteorder("="))
 
 
 def singular_values(

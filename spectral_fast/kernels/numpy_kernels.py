@@ -9,9 +9,19 @@ from numpy.typing import NDArray
 
 from .numpy_bulk import marchenko_pastur, marchenko_pastur_law
 from .numpy_entries import EntryCounts, storage_noise
-from .numpy_lowrank import LowRank, randomized_svd
+from .numpy_lowrank import LowRank, plan, randomized_svd
 
-__all__ = ["EntryCounts", "LowRank", "marchenko_pastur", "marchenko_pastur_law", "power_law", "randomized_svd", "singular_values", "storage_noise"]
+__all__ = [
+    "EntryCounts",
+    "LowRank",
+    "marchenko_pastur",
+    "marchenko_pastur_law",
+    "plan",
+    "power_law",
+    "randomized_svd",
+    "singular_values",
+    "storage_noise",
+]
 
 _LN2 = 0.6931471805599453
 _CHUNK = 1 << 18  # elements of the (starts x values) blocks: a few MB

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .counters import gaussian, rademacher
+from .counters import rademacher
 
-__all__ = ["ERROR_VECTORS", "METHODS", "LowRank", "randomized_svd", "signed"]
+__all__ = ["METHODS", "LowRank", "Plan", "plan", "randomized_svd", "signed"]
 
 F64 = NDArray[np.float64]
 
 METHODS = ("auto", "subspace", "krylov")
-ERROR_VECTORS = 6
-_SKETCH, _ERROR = 0, 1 << 32  # streams of the counters; blocks of an adaptive rank take those after the first
+_LEFT_FILL, _RIGHT_FILL = 2 << 32, 3 << 32  # streams of the counters; test matrices take 0, 1, ...
 _BLOCK = 16  # columns by which an adaptive rank grows
+_DROWNED = 1e-11  # share of |A|^2 below which what is left is formed, not subtracted
 _PASS_BELOW = 3e-7  # |A|^2 - |B|^2 has lost its digits: the residual is formed
+
+
+class Plan(NamedTuple):
+    """How a basis grows: ``blocks`` blocks of ``width`` columns (with ``tol`` as many as it takes), each A times the last block of the rows' basis
+    (krylov), or A times new random vectors and n_iter times A A^T."""
+
+    width: int
+    blocks: int
+    krylov: bool
 
 
 class LowRank(NamedTuple):
@@ -46,19 +56,23 @@ def randomized_svd(
     """Leading ``rank`` singular triplets of every matrix of a batch (Halko, Martinsson & Tropp 2011).
 
     a: (batch, m, n) real, of any dtype and strides; the working precision is float64 for float64 and integers, else float32.
-    omega: (n, l) test matrix, the same for all matrices; None: Rademacher from the counters of ``seed``, stream 0, entry (j, c) being number
-    j l + c, l = min(rank + oversample, m, n).
-    method: "subspace": Q = orth(A Omega), then n_iter times Q = orth(A orth(A^T Q)) (their algorithm 4.4); "krylov": Q spans all n_iter + 1 of
-    these blocks (Musco & Musco 2015), as many products with A; "auto": "krylov" where three times l columns are at most half of min(m, n).
+    method: "subspace": Q = orth(A Omega) of l = min(rank + oversample, m, n) columns, then n_iter times Q = orth(A orth(A^T Q)) (their algorithm
+    4.4). "krylov": Q spans Omega's Krylov space (Musco & Musco 2015) by block Golub-Kahan bidiagonalization: each further block is A times the
+    last part of A^T Q's basis. Narrow blocks bring more for as many products (Meyer, Musco & Musco 2024), so that :func:`plan` takes
+    n_iter + 1 or more blocks that have about 1.5 l columns together. "auto": "krylov" where that is at most half of min(m, n), and n_iter > 0.
     Then B = Q^T A and its singular value decomposition, cut at ``rank``; where Q is the whole space the values are exact to rounding.
-    tol: the rank grows by blocks until |A - Q B|_F <= tol |A|_F, at most to ``rank`` (randQB_EI, Yu, Gu & Li 2018), and is then cut to the least
-    that keeps this; a matrix that does not get there has ``rank`` triplets. Norms are float64, below 3e-7 from the residual itself.
+    omega: (n, l) test matrix, the same for all matrices, instead of Rademacher entries from the counters of ``seed``, stream 0, entry (j, c) being
+    number j times width + c; "krylov" then has n_iter + 1 blocks of its width.
+    tol: the rank grows by blocks of 16 until |A - Q B|_F <= tol |A|_F, at most to ``rank``, and is then cut to the least that keeps this; a matrix
+    that does not get there has ``rank`` triplets. "subspace" draws every block anew, from stream 1 on (randQB_EI, Yu, Gu & Li 2018), "krylov"
+    and "auto" go on with the Krylov space. Norms are float64, below 3e-7 from the residual itself.
 
-    Signs: the entry of largest magnitude in every column of u is positive (the first of equal ones). error: of the spectral norm of
-    A - u s vt, the smaller of two bounds: its Frobenius norm, sqrt(|A|_F^2 - s_1^2 - s_2^2 - ...), with room for rounding; and 10 sqrt(2 / pi)
-    times the largest |(A - u s vt) g| of six Gaussian vectors (stream 2^32), which fails with probability 1e-6 (their equation 4.3, which
-    holds for Gaussian vectors only) and still tells something where the first is nothing but rounding. Matrices are scaled by a power of
-    two first. One with a NaN or an infinity gives NaN; the others are unaffected.
+    A block whose columns vanish to rounding against those before (16 eps of their length, or 4 eps of |A|_F) goes on with A times random vectors in their place, or
+    with random ones where A has nothing else. With ``tol``, "krylov" adds n_iter blocks to those that suffice: fewer triplets then do.
+
+    Signs: the entry of largest magnitude in every column of u is positive (the first of equal ones). error: the Frobenius norm of A - u s vt,
+    a bound on its spectral norm, as sqrt(|A|_F^2 - s_1^2 - s_2^2 - ...) with room for rounding, or from the difference itself where that would
+    be nothing but rounding. Matrices are scaled by a power of two first. One with a NaN or an infinity gives NaN; the others are unaffected.
     """
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}; known: {', '.join(METHODS)}")
@@ -69,8 +83,7 @@ def randomized_svd(
     error, ranks, reached = np.zeros(batch), np.zeros(batch, np.int64), np.ones(batch, np.bool_)
     if k == 0 or batch == 0:
         return LowRank(u, s, vt, error, ranks, reached)
-    test = _sketch(n, min(rank + oversample, m, n), seed, 0) if omega is None else np.asarray(omega, dtype=np.float64)
-    probes = gaussian(n * ERROR_VECTORS, seed, _ERROR).reshape(n, ERROR_VECTORS)
+    how = plan(m, n, rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, omega=omega)
     for i in range(batch):
         w = a[i]
         top = max(float(w.max()), -float(w.min()))
@@ -84,11 +97,8 @@ def randomized_svd(
         exponent = int(np.frexp(top)[1])
         half = exponent // 2  # two steps: 2^-exponent alone may overflow
         x = np.multiply(w, 2.0**-half, dtype=np.float64) * 2.0 ** (half - exponent)
-        if tol is None:
-            q, b = _basis(x, test, n_iter, _chosen(method, n_iter, test.shape[1], min(m, n)))
-            keep, lost = k, 0.0
-        else:
-            q, b, lost = _grown(x, k, tol, n_iter, seed)
+        q, b, lost = _basis(x, how, n_iter, tol, k, seed, omega)
+        keep = k
         left, values, right = np.linalg.svd(b, full_matrices=False)
         if tol is not None:
             keep, reached[i] = _least(values, lost, tol**2 * float(np.vdot(x, x)), k)
@@ -96,76 +106,98 @@ def randomized_svd(
         ranks[i] = keep
         u[i, :, :keep], vt[i, :keep] = left, right
         s[i, :keep] = np.ldexp(values, exponent)
-        kept = (u[i, :, :keep].astype(np.float64) * values.astype(working).astype(np.float64)) @ (vt[i, :keep].astype(np.float64) @ probes)
-        likely = 10.0 * np.sqrt(2.0 / np.pi) * float(np.linalg.norm(x @ probes - kept, axis=0).max())
-        error[i] = np.ldexp(min(likely, _frobenius(x, values, np.finfo(working).eps)), exponent)
+        error[i] = np.ldexp(_error(x, u[i, :, :keep], values.astype(working), vt[i, :keep]), exponent)
     return LowRank(u, s, vt, error, ranks, reached)
 
 
-def _frobenius(x: F64, s: F64, eps: float) -> float:
-    """|x - u s vt|_F from the norms of both, at least; eps: to which u, s and vt are rounded when they are stored."""
-    total, kept = float(np.vdot(x, x)), float(np.vdot(s, s))
-    return float(np.sqrt(max(total - kept, 0.0) + 64.0 * np.finfo(np.float64).eps * total) + 2.0 * eps * np.sqrt(kept))
+def _error(x: F64, u: NDArray[Any], s: NDArray[Any], vt: NDArray[Any]) -> float:
+    """|x - u s vt|_F from the norms of both, at least, as u, s and vt are rounded; from the difference where little is left."""
+    total, kept = float(np.vdot(x, x)), float(np.vdot(s.astype(np.float64), s.astype(np.float64)))
+    left, eps = max(total - kept, 0.0), float(np.finfo(s.dtype).eps)
+    if left < _DROWNED * total:
+        return float(np.linalg.norm(x - (u.astype(np.float64) * s) @ vt.astype(np.float64))) + 2.0 * float(np.finfo(np.float64).eps) * np.sqrt(total)
+    return float(np.sqrt(left + 64.0 * np.finfo(np.float64).eps * total) + 2.0 * eps * np.sqrt(kept))
 
 
-def _sketch(n: int, columns: int, seed: int, block: int) -> F64:
-    return rademacher(n * columns, seed, _SKETCH + block).reshape(n, columns)
+def _random(n: int, columns: int, seed: int, stream: int) -> F64:
+    return rademacher(n * columns, seed, stream).reshape(n, columns)
 
 
-def _chosen(method: str, n_iter: int, columns: int, d: int) -> str:
-    if method != "auto":
-        return method
-    return "krylov" if n_iter > 0 and 6 * columns <= d else "subspace"
+def plan(m: int, n: int, rank: int, *, oversample: int, n_iter: int, method: str, tol: float | None, omega: NDArray[Any] | None) -> Plan:
+    """What :func:`randomized_svd` does, for every backend."""
+    d = min(m, n)
+    if tol is not None:
+        return Plan(min(_BLOCK, d), 1, method != "subspace")
+    columns = min(rank + oversample, d) if omega is None else omega.shape[1]
+    if omega is None:
+        width = 8 * max(1, int(1.5 * columns / (8 * (n_iter + 2)) + 0.5))
+        krylov = Plan(min(width, d), max(n_iter + 1, -(-3 * columns // (2 * width))), True)
+    else:
+        krylov = Plan(columns, n_iter + 1, True)
+    if method == "krylov" or (method == "auto" and n_iter > 0 and 2 * krylov.width * krylov.blocks <= d):
+        return krylov
+    return Plan(columns, 1, False)
 
 
-def _basis(x: F64, test: F64, n_iter: int, method: str) -> tuple[F64, F64]:
-    """Orthonormal Q (m, r) and B = Q^T x (r, n)."""
-    q = np.linalg.qr(x @ test)[0]
-    all_q, all_b = [q], [q.T @ x]
-    for _ in range(n_iter):
-        y = x @ np.linalg.qr(all_b[-1].T)[0]
-        if method == "krylov":
-            known = np.concatenate(all_q, axis=1)
-            room = min(x.shape) - known.shape[1]
-            if room <= 0:
-                break
-            q = _apart_from(known, y)[:, :room]
-            all_q.append(q)
-            all_b.append(q.T @ x)
-        else:
-            q = np.linalg.qr(y)[0]
-            all_q, all_b = [q], [q.T @ x]
-    return np.concatenate(all_q, axis=1), np.concatenate(all_b, axis=0)
-
-
-def _apart_from(known: F64, y: F64) -> F64:
-    """Orthonormal columns that with ``known`` span what ``y`` adds to it; twice, as one pass leaves what rounding puts back."""
-    for _ in range(2):
-        y = np.linalg.qr(y - known @ (known.T @ y))[0]
-    return y
-
-
-def _grown(x: F64, most: int, tol: float, n_iter: int, seed: int) -> tuple[F64, F64, float]:
-    """Q and B that keep ``tol``, or ``most`` and a few columns, and |x - Q B|_F^2."""
+def _basis(
+    x: F64, how: Plan, n_iter: int, tol: float | None, most: int, seed: int, omega: NDArray[Any] | None
+) -> tuple[F64, F64, float]:
+    """Orthonormal Q (m, r), B = Q^T x (r, n) and |x - Q B|_F^2; with ``tol`` Q has ``most`` columns, or a few more, at most."""
     m, n = x.shape
-    total = float(np.vdot(x, x))
-    q, b = np.zeros((m, 0)), np.zeros((0, n))
-    lost, block = total, 0
-    while lost > tol**2 * total and q.shape[1] < min(most, m, n):
-        width = min(_BLOCK, min(m, n) - q.shape[1])
-        block += 1
-        test = _sketch(n, width, seed, block)
-        fresh = _apart_from(q, x @ test - q @ (b @ test))
-        for _ in range(n_iter):
-            z = np.linalg.qr(x.T @ fresh)[0]  # of x less Q B: fresh is orthogonal to Q
-            fresh = _apart_from(q, x @ z)
+    d = min(m, n)
+    q, b, v = np.zeros((m, 0)), np.zeros((0, n)), np.zeros((n, 0))
+    total = lost = float(np.vdot(x, x))
+    norm = total**0.5
+    block, further = 0, n_iter if how.krylov else 0
+
+    def refill(draw: int, columns: int) -> F64:
+        return x @ _random(n, columns, seed, _LEFT_FILL + block) if draw == 0 else _random(m, columns, seed, _LEFT_FILL + block)
+
+    def refill_rows(draw: int, columns: int) -> F64:
+        return _random(n, columns, seed, _RIGHT_FILL + 2 * block + draw)
+
+    while True:
+        width = min(how.width, d - q.shape[1])
+        if how.krylov and block:
+            z = _apart_from(v, b[-how.width :].T.copy(), norm, refill_rows)
+            v = np.concatenate((v, z), axis=1)
+            test = z[:, :width]
+        elif omega is not None:
+            test = np.asarray(omega, dtype=np.float64)
+        else:
+            test = _random(n, width, seed, block + (tol is not None))
+        fresh = _apart_from(q, x @ test, norm, refill)
+        for _ in range(0 if how.krylov else n_iter):
+            fresh = _apart_from(q, x @ np.linalg.qr(x.T @ fresh)[0], norm, refill)
         rows = fresh.T @ x
         q, b = np.concatenate((q, fresh), axis=1), np.concatenate((b, rows), axis=0)
         lost = max(lost - float(np.vdot(rows, rows)), 0.0)
-        if tol < _PASS_BELOW:
-            residual = x - q @ b
-            lost = float(np.vdot(residual, residual))
-    return q, b, lost
+        block += 1
+        if q.shape[1] == d or (tol is None and block == how.blocks):
+            return q, b, lost
+        if tol is not None:
+            if tol < _PASS_BELOW and lost < 1e-12 * total:
+                residual = x - q @ b
+                lost = float(np.vdot(residual, residual))
+            if lost <= tol**2 * total or q.shape[1] >= most:
+                if further == 0:
+                    return q, b, lost
+                further -= 1
+
+
+def _apart_from(known: F64, y: F64, norm: float, refill: Callable[[int, int], F64]) -> F64:
+    """Orthonormal columns that with ``known`` span what ``y``, a product with a matrix of this norm, adds to it; in the place of those that add
+    nothing refill(draw, columns), for draw = 0, 1. Twice, as one pass leaves what rounding puts back."""
+    size = np.linalg.norm(y, axis=0)
+    for draw in range(3):
+        rest = y - known @ (known.T @ y)
+        q, r = np.linalg.qr(rest)
+        gone = np.abs(np.diag(r)) <= np.finfo(np.float64).eps * np.maximum(16.0 * size, 4.0 * norm)
+        if draw == 2 or not gone.any():
+            break
+        y[:, gone] = refill(draw, int(gone.sum()))
+        size[gone] = np.linalg.norm(y[:, gone], axis=0)
+    return np.linalg.qr(q - known @ (known.T @ q))[0]
 
 
 def _least(values: F64, lost: float, allowed: float, most: int) -> tuple[int, bool]:

@@ -13,7 +13,7 @@ __all__ = ["BACKENDS", "OPS", "select", "show_config", "why_not"]
 OPS: dict[str, tuple[str, ...]] = {
     "marchenko_pastur": ("numpy", "native"),
     "power_law": ("numpy", "native", "cuda"),
-    "randomized_svd": ("numpy",),
+    "randomized_svd": ("numpy", "native"),
     "singular_values": ("numpy", "native"),
     "storage_noise": ("numpy", "native"),
 }

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..kernels.numpy_lowrank import METHODS
 from ..kernels.select import select
 from ..results import Result, Status
-from .arrays import as_float64, as_numpy, dtype_name, like
+from .arrays import as_float64, as_numpy, bfloat16_bits, dtype_name, like
 
 __all__ = ["LowRankSVD", "randomized_svd", "subspace_overlap", "whole_number"]
 
@@ -22,8 +22,8 @@ _TOL_FLOOR = {"float32": 1e-6, "float64": 1e-13}
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class LowRankSVD(Result):
     """u (..., m, k) and vt (..., k, n) with orthonormal columns and rows, s (..., k) descending, in float32 for float32 and narrower formats, else
-    float64; the largest entry of each column of u is positive. error (...): a bound on the spectral norm of A - u s vt: its Frobenius norm,
-    or where that drowns in rounding one that fails with probability 1e-6. ranks (...): triplets of each matrix; with ``tol`` they differ
+    float64; the largest entry of each column of u is positive. error (...): the Frobenius norm of A - u s vt (of SketchSVD
+    an estimate of it), at least its spectral norm. ranks (...): triplets of each matrix; with ``tol`` they differ
     within a batch, and what is behind them is zero. Arrays are torch tensors on the input's device where that was one. status "incomplete":
     ``tol`` was not met with ``rank`` triplets everywhere.
     """
@@ -53,7 +53,9 @@ def randomized_svd(
     rank:       triplets wanted, at most min(m, n); with ``tol`` the most that are computed (None: min(m, n)).
     oversample: further columns of the test matrix: with 5 to 10 the values wanted are seldom missed.
     n_iter:     passes A A^T beyond the first: 0 for spectra that fall fast, 2 for slow ones.
-    method:     "subspace" iteration, "krylov": a block Krylov space, for as many products closer on slowly falling spectra, or "auto".
+    method:     "subspace" iteration (Halko et al., algorithm 4.4); "krylov": a Krylov space of narrow blocks, as close as subspace iteration to within
+                about one per cent of what is left for half the products (Musco & Musco 2015; Meyer, Musco & Musco 2024); "auto": "krylov" where its
+                blocks have at most half of min(m, n) columns and n_iter > 0.
     tol:        |A - u s vt|_F <= tol |A|_F with as few triplets as random products find; not with ``omega``.
     seed:       of the Rademacher test matrix; the same for all matrices, so that a matrix's result does not depend on its batch.
     omega:      (n, l) test matrix instead, l >= rank.
@@ -63,12 +65,14 @@ def randomized_svd(
     """
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}; known: {', '.join(METHODS)}")
-    x = as_numpy(a)
+    function, name = select("randomized_svd", backend)
+    bits = {"bits": "bfloat16"} if name == "native" and dtype_name(a) == "bfloat16" else {}
+    x = bfloat16_bits(a) if bits else as_numpy(a)
     if x.dtype.kind not in "fiub":
         raise TypeError(f"a: got dtype {dtype_name(a)}; wanted real numbers")
     if x.ndim < 2:
         raise ValueError(f"a: got shape {x.shape}; wanted (..., m, n)")
-    if x.dtype.kind != "f":
+    if x.dtype.kind != "f" and not bits:
         x = x.astype(np.float64)
     m, n = x.shape[-2:]
     d = min(m, n)
@@ -92,10 +96,9 @@ def randomized_svd(
         omega = as_float64(omega)
         if omega.ndim != 2 or omega.shape[0] != n or not rank <= omega.shape[1] <= d or not np.isfinite(omega).all():
             raise ValueError(f"omega: got shape {omega.shape}; wanted ({n}, l) with {rank} <= l <= {d}, finite")
-    function, name = select("randomized_svd", backend)
     lead = x.shape[:-2]
     batch = x.reshape((int(np.prod(lead, dtype=np.int64)), m, n))
-    found = function(batch, rank=rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, seed=seed, omega=omega)
+    found = function(batch, rank=rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, seed=seed, omega=omega, **bits)
     k = rank if tol is None else int(found.ranks.max(initial=0))
     status: Status = "ok"
     reason = ""

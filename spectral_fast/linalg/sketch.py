@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.counters import gaussian
-from ..kernels.numpy_lowrank import ERROR_VECTORS, signed
+from ..kernels.numpy_lowrank import signed
 from .arrays import as_numpy, dtype_name
 from .lowrank import LowRankSVD, whole_number
 
 __all__ = ["SketchSVD"]
+
+ERROR_VECTORS = 6  # Gaussian, for the error bound (Halko, Martinsson & Tropp 2011, equation 4.3)
 
 F64 = NDArray[np.float64]
 

@@ -1,0 +1,84 @@
+// Parts of strided matrices of any format as rows of floats or doubles.
+#include <string.h>
+
+#include "core/simd.h"
+#include "randomized_svd/loops.h"
+
+namespace sf::SF_ISA {
+namespace {
+
+inline float float_of_bfloat16(uint16_t x) {
+  const uint32_t wide = static_cast<uint32_t>(x) << 16;
+  float out;
+  memcpy(&out, &wide, sizeof out);
+  return out;
+}
+
+// Exact for all 65536 values: normal numbers by moving the exponent, subnormal ones by one multiplication.
+inline float float_of_float16(uint16_t x) {
+  const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16, rest = x & 0x7fffu;
+  uint32_t bits_out;
+  float out;
+  if (rest >= 0x7c00u) {
+    bits_out = sign | 0x7f800000u | ((rest & 0x3ffu) << 13);
+  } else if (rest >= 0x400u) {
+    bits_out = sign | ((rest << 13) + (112u << 23));
+  } else {
+    const float size = static_cast<float>(rest) * 0x1p-24f;
+    memcpy(&bits_out, &size, sizeof bits_out);
+    bits_out |= sign;
+  }
+  memcpy(&out, &bits_out, sizeof out);
+  return out;
+}
+
+template <class From, class T, class Read>
+inline void convert_rows(const From* from, int64_t row_stride, int64_t col_stride, int64_t rows, int64_t cols, double scale, T* to,
+                         int64_t ldto, const Read& read) {
+  for (int64_t i = 0; i < rows; ++i, from += row_stride, to += ldto) {
+    if (col_stride == 1 && scale == 1.0) {
+      for (int64_t j = 0; j < cols; ++j) to[j] = static_cast<T>(read(from[j]));
+    } else {
+      for (int64_t j = 0; j < cols; ++j) to[j] = static_cast<T>(static_cast<double>(read(from[j * col_stride])) * scale);
+    }
+  }
+}
+
+#if defined(__F16C__)
+inline void float16_rows(const uint16_t* from, int64_t row_stride, int64_t rows, int64_t cols, float* to, int64_t ldto) {
+  for (int64_t i = 0; i < rows; ++i, from += row_stride, to += ldto) {
+    int64_t j = 0;
+    for (; j + 8 <= cols; j += 8) _mm256_storeu_ps(to + j, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + j))));
+    for (; j < cols; ++j) to[j] = float_of_float16(from[j]);
+  }
+}
+#endif
+
+template <class T>
+void convert(const void* from, DType dtype, int64_t row_stride, int64_t col_stride, int64_t rows, int64_t cols, double scale, T* to,
+             int64_t ldto) {
+  switch (dtype) {
+    case DType::f64:
+      convert_rows(static_cast<const double*>(from), row_stride, col_stride, rows, cols, scale, to, ldto, [](double x) { return x; });
+      return;
+    case DType::f32:
+      convert_rows(static_cast<const float*>(from), row_stride, col_stride, rows, cols, scale, to, ldto, [](float x) { return x; });
+      return;
+    case DType::bf16:
+      convert_rows(static_cast<const uint16_t*>(from), row_stride, col_stride, rows, cols, scale, to, ldto,
+                   [](uint16_t x) { return float_of_bfloat16(x); });
+      return;
+    case DType::f16:
+#if defined(__F16C__)
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (col_stride == 1 && scale == 1.0) return float16_rows(static_cast<const uint16_t*>(from), row_stride, rows, cols, to, ldto);
+      }
+#endif
+      convert_rows(static_cast<const uint16_t*>(from), row_stride, col_stride, rows, cols, scale, to, ldto,
+                   [](uint16_t x) { return float_of_float16(x); });
+      return;
+  }
+}
+
+}  // namespace
+}  // namespace sf::SF_ISA

@@ -1,0 +1,315 @@
+#include <limits>
+
+#include "core/parallel.h"
+#include "randomized_svd/basis.h"
+#include "randomized_svd/decompose.h"
+#include "randomized_svd/randomized_svd.h"
+
+namespace sf {
+
+SF_LEVEL_TABLE(LowRankLoops, low_rank_loops)
+
+namespace {
+
+// Streams of the counters: test matrices (block by block), columns in place of those that vanish.
+constexpr std::uint64_t kSketch = 0, kLeftFill = std::uint64_t{2} << 32, kRightFill = std::uint64_t{3} << 32;
+
+template <class T>
+struct Precision;
+template <>
+struct Precision<float> {
+  static constexpr double least = 0x1p-60, most = 0x1p60;  // sums of squares of matrices that need no scaling
+  static constexpr double room = 0x1p-20;                  // what sums of squares of products in this precision are uncertain by
+  static constexpr double drowned = 1e-4;                  // share of |A|^2 below which what is left is formed, not subtracted
+  static constexpr double cosine = 1e-5;                   // of the last sweep but one: the last one squares it
+};
+template <>
+struct Precision<double> {
+  static constexpr double least = 0x1p-300, most = 0x1p300;
+  static constexpr double room = 64 * 0x1p-52;
+  static constexpr double drowned = 1e-11;
+  static constexpr double cosine = 1e-8;
+};
+
+constexpr double kPassBelow = 3e-7;  // tol^2 has drowned in |A|^2 - |B|^2
+
+template <class T>
+Thin<T> test_matrix(const LowRankOptions& o, std::int64_t n, std::int64_t width, std::uint64_t stream, std::int64_t lanes) {
+  Thin<T> out(n, width, lanes);
+  out.clear(0, n);
+  if (o.omega) {
+    for (std::int64_t i = 0; i < n * width; ++i) out.row(i / width)[i % width] = static_cast<T>(o.omega[i]);
+  } else {
+    rademacher(o.seed, stream, 0, n * width,
+               [&](std::int64_t i, bool negative) { out.row(i / width)[i % width] = negative ? T{-1} : T{1}; });
+  }
+  return out;
+}
+
+// What all matrices share.
+template <class T>
+struct Shared {
+  const Matrices& a;
+  const LowRankOptions& options;
+  const LowRankResults& out;
+  const LowRankLoops& loops;
+  Thin<T> omega;
+
+  Shared(const Matrices& a_, const LowRankOptions& o, const LowRankResults& out_)
+      : a(a_),
+        options(o),
+        out(out_),
+        loops(low_rank_loops(o.level)),
+        omega(test_matrix<T>(o, a_.cols, o.width, o.tol > 0.0 ? kSketch + 1 : kSketch, product_loops<T>(loops).lanes)) {}
+};
+
+template <class T>
+class OneMatrix {
+ public:
+  OneMatrix(const Shared<T>& shared, std::int64_t index, Team& team)
+      : s_(shared),
+        o_(shared.options),
+        index_(index),
+        team_(team),
+        lanes_(product_loops<T>(shared.loops).lanes),
+        m_(shared.a.rows),
+        n_(shared.a.cols),
+        source_(shared.a, index, shared.loops, team),
+        left_(m_, shared.loops, team, o_.seed, kLeftFill),
+        right_(n_, shared.loops, team, o_.seed, kRightFill) {}
+
+  void run() {
+    Thin<T> y(m_, o_.width, lanes_);
+    source_.multiply(false, s_.omega, y, &total_);
+    if (!(total_ >= Precision<T>::least && total_ <= Precision<T>::most)) {
+      const double top = source_.largest();
+      if (std::isnan(top)) return fill_nan();
+      if (top == 0.0) return fill_zero();
+      exponent_ = std::clamp(std::ilogb(top) + 1, -1000, 1023);
+      scale_ = std::ldexp(1.0, -exponent_);
+      source_.set_scale(scale_);
+      source_.multiply(false, s_.omega, y, &total_);
+    }
+    build(std::move(y));
+    finish();
+  }
+
+ private:
+  // Bases of columns and rows with A = left coefficients right^T on what they span, and what is lost of |A|_F^2.
+  void build(Thin<T>&& first) {
+    const std::int64_t d = std::min(m_, n_), most = o_.tol > 0.0 ? std::min(o_.rank, d) : d;
+    Thin<T> y = std::move(first);
+    const double size = std::sqrt(total_);
+    lost_ = total_;
+    std::int64_t further = o_.krylov ? o_.n_iter : 0;  // blocks, so that few triplets suffice
+    for (std::int64_t block = 0;; ++block) {
+      if (block > 0) y = next(block, std::min(o_.width, d - left_.width()));
+      const std::int64_t again = o_.krylov ? 0 : o_.n_iter;
+      left_.orthonormalize(y, size, refill_, again > 0);
+      Thin<T> z(n_, y.width, lanes_);
+      for (std::int64_t i = 1; i <= again; ++i) {
+        source_.multiply(true, y, z);
+        Basis<T> none(n_, s_.loops, team_, o_.seed, kRightFill);
+        none.orthonormalize(z, size, none.random(), true);
+        source_.multiply(false, z, y);
+        left_.orthonormalize(y, size, refill_, i < again);
+      }
+      source_.multiply(true, y, z);
+      left_.push(std::move(y));
+      coefficients_.push_back(right_.orthonormalize(z, size, right_.random()));
+      right_.push(std::move(z));
+      for (const auto* part : {&coefficients_.back().above, &coefficients_.back().corner}) {
+        for (const double c : *part) lost_ -= c * c;
+      }
+      lost_ = std::max(lost_, 0.0);
+      if (left_.width() >= d) break;
+      if (o_.tol == 0.0) {
+        if (block + 1 >= o_.blocks) break;
+        continue;
+      }
+      const double allowed = o_.tol * o_.tol * total_;
+      if (o_.tol < kPassBelow && lost_ < 1e-12 * total_) lost_ = explicit_loss();
+      if ((lost_ <= allowed || left_.width() >= most) && further-- == 0) break;
+    }
+  }
+
+  Thin<T> next(std::int64_t block, std::int64_t width) const {
+    Thin<T> y(m_, width, lanes_);
+    if (!o_.krylov) {
+      source_.multiply(false, test_matrix<T>(o_, n_, width, kSketch + 1 + static_cast<std::uint64_t>(block), lanes_), y);
+      return y;
+    }
+    const Thin<T>& z = right_.last();
+    if (width == z.width) {
+      source_.multiply(false, z, y);
+      return y;
+    }
+    Thin<T> part(n_, width, lanes_);
+    part.clear(0, n_);
+    for (std::int64_t i = 0; i < n_; ++i) std::copy(z.row(i), z.row(i) + width, part.row(i));
+    source_.multiply(false, part, y);
+    return y;
+  }
+
+  // r x r: A^T left = right t
+  std::vector<double> assemble() const {
+    const std::int64_t r = left_.width();
+    std::vector<double> t(static_cast<std::size_t>(r * r), 0.0);
+    for (const Coefficients& c : coefficients_) {
+      for (std::int64_t i = 0; i < c.before + c.width; ++i) {
+        const double* from = i < c.before ? c.above.data() + i * c.width : c.corner.data() + (i - c.before) * c.width;
+        std::copy(from, from + c.width, t.data() + i * r + c.before);
+      }
+    }
+    return t;
+  }
+
+  double explicit_loss() const {
+    const std::int64_t r = left_.width();
+    const std::vector<double> t = assemble();
+    std::vector<double> turned(t.size()), unit(t.size(), 0.0);
+    for (std::int64_t i = 0; i < r; ++i) {
+      unit[static_cast<std::size_t>(i * r + i)] = 1.0;
+      for (std::int64_t k = 0; k < r; ++k) turned[static_cast<std::size_t>(i * r + k)] = t[static_cast<std::size_t>(k * r + i)];
+    }
+    const Thin<T> left = left_.combine(turned.data(), r), right = right_.combine(unit.data(), r);
+    Thin<T> across(r, n_, lanes_);
+    across.clear(0, r);
+    for (std::int64_t i = 0; i < n_; ++i) {
+      for (std::int64_t k = 0; k < r; ++k) across.row(k)[i] = right.row(i)[k];
+    }
+    return source_.residual(left, across);
+  }
+
+  void finish() {
+    const std::int64_t r = left_.width(), rank = o_.rank;
+    std::int64_t k = std::min(rank, r);
+    const Decomposition small = decompose(assemble(), r, k, Precision<T>::cosine, s_.loops);
+    bool reached = true;
+    if (o_.tol > 0.0) {
+      const double allowed = o_.tol * o_.tol * total_;
+      std::int64_t least = r;
+      double tail = lost_;
+      reached = tail <= allowed;
+      while (reached && least > 0) {
+        const double s = small.s[static_cast<std::size_t>(least - 1)];
+        if (tail + s * s > allowed) break;
+        tail += s * s;
+        --least;
+      }
+      reached = reached && least <= rank;
+      k = std::min(least, rank);
+    }
+    const std::int64_t stored = std::min(rank, r);
+    Thin<T> u = left_.combine(small.right.data(), stored);
+    const Thin<T> v = right_.combine(small.left.data(), stored);
+    T *const out_u = static_cast<T*>(s_.out.u) + index_ * m_ * rank, *const out_vt = static_cast<T*>(s_.out.vt) + index_ * rank * n_;
+    T* const out_s = static_cast<T*>(s_.out.s) + index_ * rank;
+    for (std::int64_t c = 0; c < k; ++c) {
+      std::int64_t at = 0;
+      for (std::int64_t i = 1; i < m_; ++i) {
+        if (std::abs(u.row(i)[c]) > std::abs(u.row(at)[c])) at = i;
+      }
+      const T sign = u.row(at)[c] < T{0} ? T{-1} : T{1};
+      for (std::int64_t i = 0; i < m_; ++i) out_u[i * rank + c] = sign * u.row(i)[c];
+      for (std::int64_t j = 0; j < n_; ++j) out_vt[c * n_ + j] = sign * v.row(j)[c];
+    }
+    double kept = 0.0;
+    std::vector<double> values(static_cast<std::size_t>(k));  // as they are returned, but for the scale
+    for (std::int64_t c = 0; c < k; ++c) {
+      const double s = small.s[static_cast<std::size_t>(c)];
+      kept += s * s;
+      values[static_cast<std::size_t>(c)] = static_cast<double>(static_cast<T>(s));
+      out_s[c] = static_cast<T>(std::ldexp(s, exponent_));
+    }
+    s_.out.ranks[index_] = k;
+    s_.out.reached[index_] = reached;
+    const double eps = static_cast<double>(std::numeric_limits<T>::epsilon()), left = std::max(total_ - kept, 0.0);
+    double error = std::sqrt(left + Precision<T>::room * total_) + 2.0 * eps * std::sqrt(kept);
+    if (left < Precision<T>::drowned * total_) error = explicit_error(values, out_u, out_vt) + 2.0 * eps * std::sqrt(total_);
+    s_.out.error[index_] = std::ldexp(error, exponent_);
+  }
+
+  // |A - u s vt|_F of the scaled matrix, formed.
+  double explicit_error(const std::vector<double>& values, const T* u, const T* vt) const {
+    const std::int64_t rank = o_.rank, k = static_cast<std::int64_t>(values.size());
+    const Thin<T> left(m_, k, 1), right(k, n_, lanes_);
+    right.clear(0, k);
+    for (std::int64_t i = 0; i < m_; ++i) {
+      for (std::int64_t c = 0; c < k; ++c) left.row(i)[c] = static_cast<T>(values[static_cast<std::size_t>(c)]) * u[i * rank + c];
+    }
+    for (std::int64_t c = 0; c < k; ++c) std::copy(vt + c * n_, vt + (c + 1) * n_, right.row(c));
+    return std::sqrt(source_.residual(left, right));
+  }
+
+  void fill_nan() const {
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    std::fill_n(static_cast<T*>(s_.out.u) + index_ * m_ * o_.rank, m_ * o_.rank, nan);
+    std::fill_n(static_cast<T*>(s_.out.s) + index_ * o_.rank, o_.rank, nan);
+    std::fill_n(static_cast<T*>(s_.out.vt) + index_ * o_.rank * n_, o_.rank * n_, nan);
+    s_.out.error[index_] = std::nan("");
+    s_.out.ranks[index_] = 0;
+    s_.out.reached[index_] = true;
+  }
+
+  // Any orthonormal vectors will do.
+  void fill_zero() const {
+    for (std::int64_t c = 0; c < o_.rank; ++c) {
+      static_cast<T*>(s_.out.u)[index_ * m_ * o_.rank + c * o_.rank + c] = T{1};
+      static_cast<T*>(s_.out.vt)[index_ * o_.rank * n_ + c * n_ + c] = T{1};
+    }
+    s_.out.error[index_] = 0.0;
+    s_.out.ranks[index_] = o_.tol > 0.0 ? 0 : o_.rank;
+    s_.out.reached[index_] = true;
+  }
+
+  const Shared<T>& s_;
+  const LowRankOptions& o_;
+  const std::int64_t index_;
+  Team& team_;
+  const std::int64_t lanes_, m_, n_;
+  Source<T> source_;
+  Basis<T> left_, right_;
+  // A times a random vector, as long as that tells anything new.
+  const typename Basis<T>::Refill refill_ = [this](std::uint64_t draw, std::int64_t column, std::vector<double>& out) {
+    if (draw > 0) return left_.random()(draw, column, out);
+    Thin<T> x(n_, 1, lanes_), y(m_, 1, lanes_);
+    x.clear(0, n_);
+    std::vector<double> signs(static_cast<std::size_t>(n_));
+    right_.random()(1, column, signs);
+    for (std::int64_t j = 0; j < n_; ++j) *x.row(j) = static_cast<T>(signs[static_cast<std::size_t>(j)]);
+    source_.multiply(false, x, y);
+    for (std::int64_t i = 0; i < m_; ++i) out[static_cast<std::size_t>(i)] = static_cast<double>(*y.row(i));
+  };
+  std::vector<Coefficients> coefficients_;
+  double total_ = 0.0, lost_ = 0.0, scale_ = 1.0;
+  int exponent_ = 0;
+};
+
+// Matrices one per thread; those that are left over, where they are large, by all threads together.
+template <class T>
+void in_precision(const Matrices& a, const LowRankOptions& options, const LowRankResults& out) {
+  constexpr std::int64_t kLarge = 1 << 19;  // entries
+  const Shared<T> shared(a, options, out);
+  const std::int64_t threads = options.threads > 0 ? options.threads : default_threads();
+  const std::int64_t apart = a.rows * a.cols >= kLarge ? a.batch / threads * threads : a.batch;
+  parallel_for(
+      apart, options.threads,
+      [&](std::int64_t i) { Team::run(1, {}, [&](Team& team) { OneMatrix<T>(shared, i, team).run(); }); }, options.interrupted);
+  for (std::int64_t i = apart; i < a.batch; ++i) {
+    Team::run(static_cast<int>(threads), options.interrupted, [&](Team& team) { OneMatrix<T>(shared, i, team).run(); });
+  }
+}
+
+}  // namespace
+
+void randomized_svd(const Matrices& a, const LowRankOptions& options, const LowRankResults& out) {
+  if (a.batch == 0 || options.rank == 0) return;
+  if (works_in_double(a.dtype)) {
+    in_precision<double>(a, options, out);
+  } else {
+    in_precision<float>(a, options, out);
+  }
+}
+
+}  // namespace sf

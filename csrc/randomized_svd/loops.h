@@ -1,0 +1,46 @@
+// Products with thin matrices and a small singular value decomposition, compiled once per instruction set. They know nothing of threads.
+//
+// A thin matrix is row-major with a leading dimension that is a multiple of `lanes`; what stands in its rows behind its width is zero, or read
+// and written without meaning. Every sum is closed after kChain terms and added to those before, in this order, whatever part of a result a
+// call computes: parts and threads change no bit.
+#pragma once
+#include <stdint.h>
+
+#include "core/dtype.h"
+#include "core/isa.h"
+
+namespace sf {
+
+static constexpr int64_t kChain = 256;  // rounding errors of one long chain would grow with its length
+
+template <class T>
+struct ProductLoops {
+  int64_t lanes;
+
+  // y (rows x width) += a (rows x depth) x (depth x width).
+  void (*rows)(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, int64_t width, T* y, int64_t ldy);
+  // z (cols x width) += a^T x for `rows` <= kChain rows of a and x.
+  void (*columns)(const T* a, int64_t lda, int64_t rows, int64_t cols, const T* x, int64_t ldx, int64_t width, T* z, int64_t ldz);
+  // total (count) += part (count)
+  void (*add)(const T* part, int64_t count, T* total);
+  // Sum of squares, in double precision.
+  double (*squares)(const T* a, int64_t lda, int64_t rows, int64_t cols);
+  // A part of a strided matrix of any format, times `scale`.
+  void (*convert)(const void* from, DType dtype, int64_t row_stride, int64_t col_stride, int64_t rows, int64_t cols, double scale, T* to,
+                  int64_t ldto);
+  // The same of a thin matrix as doubles.
+  void (*widen)(const T* from, int64_t rows, int64_t ld, double* to);
+};
+
+struct LowRankLoops {
+  int64_t lanes;  // of a double
+  ProductLoops<float> single;
+  ProductLoops<double> twice;
+
+  // One sweep of one-sided Jacobi rotations over all pairs of the 2 h columns of x, h a multiple of `lanes`; j is turned alike. Both have
+  // `rows` rows, 2 (h + lanes) apart, with columns 0 ... h - 1 at [0] and the others at [h + lanes]. Each round writes to the spare memory
+  // and swaps the pointers. work: 2 h doubles. Returns the largest cosine between two columns that was met.
+  double (*jacobi)(double** x, double** j, double** spare_x, double** spare_j, int64_t rows, int64_t h, double* work);
+};
+
+}  // namespace sf

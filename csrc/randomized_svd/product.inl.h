@@ -1,0 +1,182 @@
+// Products of a matrix that is read once, in place, with thin ones that stay in the caches. The matrix is read as scalars that are spread over
+// the vectors, the thin matrix and the result as vectors along their rows: neither has to be packed or transposed.
+#include <string.h>
+
+#include "core/single.h"
+#include "randomized_svd/loops.h"
+
+namespace sf::SF_ISA {
+namespace {
+
+template <class T>
+struct Of;
+template <>
+struct Of<float> {
+  using Vector = Singles;
+  static constexpr int lanes = kSingles;
+};
+template <>
+struct Of<double> {
+  using Vector = Vec;
+  static constexpr int lanes = kLanes;
+};
+
+inline Singles get(const float* p) { return load_singles(p); }
+inline Vec get(const double* p) { return load(p); }
+inline void put(float* p, Singles a) { put_singles(p, a); }
+inline void put(double* p, Vec a) { store(p, a); }
+inline Singles all(float x) { return broadcast_single(x); }
+inline Vec all(double x) { return broadcast(x); }
+inline Singles multiply_add(Singles a, Singles b, Singles c) { return fma_singles(a, b, c); }
+inline Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+inline Singles plus(Singles a, Singles b) { return add_singles(a, b); }
+inline Vec plus(Vec a, Vec b) { return add(a, b); }
+
+constexpr int64_t kTogether = 32;  // rows of the matrix that are added to a result at a time
+
+// Rows of the matrix in a register tile with this many vectors.
+constexpr int tile_rows(int vectors) { return vectors == 1 ? 8 : vectors == 2 ? 6 : 4; }
+
+template <class T, int Rows, int Vectors>
+inline void rows_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64_t ldx, T* y, int64_t ldy) {
+  constexpr int L = Of<T>::lanes;
+  typename Of<T>::Vector sums[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = all(T{0});
+  for (int64_t k = 0; k < depth; ++k, x += ldx) {
+    typename Of<T>::Vector line[Vectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const auto factor = all(a[r * lda + k]);
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v) sums[r][v] = multiply_add(factor, line[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) put(y + r * ldy + v * L, plus(get(y + r * ldy + v * L), sums[r][v]));
+}
+
+// All rows times `Vectors` vectors of x.
+template <class T, int Vectors>
+inline void rows_strip(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, T* y, int64_t ldy) {
+  constexpr int R = tile_rows(Vectors);
+  int64_t i = 0;
+  for (; i + R <= rows; i += R) rows_tile<T, R, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
+  for (; i + 2 <= rows; i += 2) rows_tile<T, 2, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
+  for (; i < rows; ++i) rows_tile<T, 1, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
+}
+
+template <class T>
+void rows_product(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, int64_t width, T* y, int64_t ldy) {
+  constexpr int L = Of<T>::lanes;
+  const int64_t vectors = (width + L - 1) / L;
+  for (int64_t k = 0; k < depth; k += kChain) {
+    const int64_t here = depth - k < kChain ? depth - k : kChain;
+    const T *ak = a + k, *xk = x + k * ldx;
+    int64_t v = 0;
+    for (; vectors - v > 4 || vectors - v == 3; v += 3) rows_strip<T, 3>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
+    for (; vectors - v >= 2; v += 2) rows_strip<T, 2>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
+    if (v < vectors) rows_strip<T, 1>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
+  }
+}
+
+template <class T, int Cols, int Vectors>
+inline void columns_tile(const T* a, int64_t lda, int64_t rows, const T* x, int64_t ldx, T* z, int64_t ldz) {
+  constexpr int L = Of<T>::lanes;
+  typename Of<T>::Vector sums[Cols][Vectors];
+#pragma GCC unroll 8
+  for (int c = 0; c < Cols; ++c)
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) sums[c][v] = get(z + c * ldz + v * L);
+  for (int64_t i = 0; i < rows; ++i, a += lda, x += ldx) {
+    typename Of<T>::Vector line[Vectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * L);
+#pragma GCC unroll 8
+    for (int c = 0; c < Cols; ++c) {
+      const auto factor = all(a[c]);
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v) sums[c][v] = multiply_add(factor, line[v], sums[c][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < Cols; ++c)
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) put(z + c * ldz + v * L, sums[c][v]);
+}
+
+template <class T, int Vectors>
+inline void columns_strip(const T* a, int64_t lda, int64_t rows, int64_t cols, const T* x, int64_t ldx, T* z, int64_t ldz) {
+  constexpr int C = tile_rows(Vectors);
+  int64_t j = 0;
+  for (; j + C <= cols; j += C) columns_tile<T, C, Vectors>(a + j, lda, rows, x, ldx, z + j * ldz, ldz);
+  for (; j + 2 <= cols; j += 2) columns_tile<T, 2, Vectors>(a + j, lda, rows, x, ldx, z + j * ldz, ldz);
+  for (; j < cols; ++j) columns_tile<T, 1, Vectors>(a + j, lda, rows, x, ldx, z + j * ldz, ldz);
+}
+
+template <class T>
+void columns_product(const T* a, int64_t lda, int64_t rows, int64_t cols, const T* x, int64_t ldx, int64_t width, T* z, int64_t ldz) {
+  constexpr int L = Of<T>::lanes;
+  const int64_t vectors = (width + L - 1) / L;
+  for (int64_t i = 0; i < rows; i += kTogether, a += kTogether * lda, x += kTogether * ldx) {
+    const int64_t here = rows - i < kTogether ? rows - i : kTogether;
+    int64_t v = 0;
+    for (; vectors - v > 4 || vectors - v == 3; v += 3) columns_strip<T, 3>(a, lda, here, cols, x + v * L, ldx, z + v * L, ldz);
+    for (; vectors - v >= 2; v += 2) columns_strip<T, 2>(a, lda, here, cols, x + v * L, ldx, z + v * L, ldz);
+    if (v < vectors) columns_strip<T, 1>(a, lda, here, cols, x + v * L, ldx, z + v * L, ldz);
+  }
+}
+
+template <class T>
+void add_to(const T* part, int64_t count, T* total) {
+  for (int64_t i = 0; i < count; ++i) total[i] += part[i];
+}
+
+inline double row_squares(const double* a, int64_t count) {
+  Vec sums[4] = {zeros(), zeros(), zeros(), zeros()};
+  int64_t j = 0;
+  for (; j + 4 * kLanes <= count; j += 4 * kLanes)
+    for (int v = 0; v < 4; ++v) {
+      const Vec x = load(a + j + v * kLanes);
+      sums[v] = fma(x, x, sums[v]);
+    }
+  double rest = 0.0;
+  for (; j < count; ++j) rest += a[j] * a[j];
+  return sum(add(add(sums[0], sums[1]), add(sums[2], sums[3]))) + rest;
+}
+
+inline double row_squares(const float* a, int64_t count) {
+  Vec sums[4] = {zeros(), zeros(), zeros(), zeros()};
+  int64_t j = 0;
+  for (; j + 4 * kLanes <= count; j += 4 * kLanes)
+    for (int v = 0; v < 4; ++v) {
+      const Vec x = load_float(a + j + v * kLanes);
+      sums[v] = fma(x, x, sums[v]);
+    }
+  double rest = 0.0;
+  for (; j < count; ++j) rest += static_cast<double>(a[j]) * static_cast<double>(a[j]);
+  return sum(add(add(sums[0], sums[1]), add(sums[2], sums[3]))) + rest;
+}
+
+template <class T>
+double squares(const T* a, int64_t lda, int64_t rows, int64_t cols) {
+  double total = 0.0;
+  for (int64_t i = 0; i < rows; ++i) total += row_squares(a + i * lda, cols);
+  return total;
+}
+
+void widen_single(const float* from, int64_t rows, int64_t ld, double* to) {
+  for (int64_t i = 0; i < rows * ld; i += kLanes) store(to + i, load_float(from + i));
+}
+void widen_double(const double* from, int64_t rows, int64_t ld, double* to) {
+  memcpy(to, from, static_cast<size_t>(rows * ld) * sizeof(double));
+}
+
+}  // namespace
+}  // namespace sf::SF_ISA

@@ -1,0 +1,210 @@
+// Thin matrices, and a large one that is multiplied with them by a team of threads.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/matrices.h"
+#include "core/team.h"
+#include "randomized_svd/loops.h"
+
+namespace sf {
+
+template <class T>
+const ProductLoops<T>& product_loops(const LowRankLoops& loops) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return loops.single;
+  } else {
+    return loops.twice;
+  }
+}
+
+inline std::int64_t parts_of(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
+
+// rows x width, row-major, the padding columns zero.
+template <class T>
+struct Thin {
+  Thin() = default;
+  Thin(std::int64_t rows_, std::int64_t width_, std::int64_t lanes)
+      : rows(rows_), width(width_), ld(parts_of(width_, lanes) * lanes), x(std::max<std::int64_t>(rows_ * ld, 1)) {}
+  void clear(std::int64_t first, std::int64_t count) const {
+    std::memset(x + first * ld, 0, static_cast<std::size_t>(count * ld) * sizeof(T));
+  }
+  T* row(std::int64_t i) const { return x + i * ld; }
+
+  std::int64_t rows = 0, width = 0, ld = 0;
+  Buffer<T> x;
+};
+
+// A, scaled by a power of two, as what multiplies.
+template <class T>
+class Source {
+ public:
+  Source(const Matrices& batch, std::int64_t index, const LowRankLoops& loops, Team& team)
+      : loops_(product_loops<T>(loops)), team_(team), a_(batch) {
+    const std::int64_t offset = index * batch.batch_stride;
+    const auto size = size_of(batch.dtype);
+    a_.data = static_cast<const char*>(batch.data) + offset * size;
+    flipped_ = std::abs(a_.row_stride) < std::abs(a_.col_stride);
+    if (flipped_) {
+      std::swap(a_.rows, a_.cols);
+      std::swap(a_.row_stride, a_.col_stride);
+    }
+    working_ = size == static_cast<std::int64_t>(sizeof(T)) && a_.col_stride == 1;
+  }
+
+  void set_scale(double scale) { scale_ = scale; }
+
+  // y = A x, or A^T x; with `squares` also the sum of the squares of A's entries.
+  void multiply(bool transposed, const Thin<T>& x, const Thin<T>& y, double* squares = nullptr) const {
+    team_.check();
+    if (transposed == flipped_) {
+      rows(x, y, squares);
+    } else {
+      columns(x, y);
+      if (squares) *squares = sum_of_squares();
+    }
+  }
+
+  // Largest magnitude of an entry, before it is scaled; NaN where one is NaN or infinite.
+  double largest() const {
+    Buffer<T> line(kChain);
+    double top = 0.0;
+    for (std::int64_t i = 0; i < a_.rows; ++i) {
+      for (std::int64_t j = 0; j < a_.cols; j += kChain) {
+        const std::int64_t width = std::min(kChain, a_.cols - j);
+        convert(i, j, 1, width, 1.0, line.get(), kChain);
+        for (std::int64_t c = 0; c < width; ++c) {
+          const double size = std::abs(static_cast<double>(line[c]));
+          if (!std::isfinite(size)) return std::nan("");
+          top = std::max(top, size);
+        }
+      }
+    }
+    return top;
+  }
+
+  // Sum of the squares of A - left right, left (rows, r), right (r, cols).
+  double residual(const Thin<T>& left, const Thin<T>& right) const {
+    Matrices a = a_;
+    if (flipped_) {
+      std::swap(a.rows, a.cols);
+      std::swap(a.row_stride, a.col_stride);
+    }
+    const std::int64_t parts = parts_of(a.rows, kRows);
+    std::vector<double> sums(static_cast<std::size_t>(parts));
+    team_.each(parts, [&](std::int64_t p, int) {
+      const std::int64_t i = p * kRows, count = std::min(kRows, a.rows - i);
+      Thin<T> rest(count, right.ld, 1), minus(count, left.ld, 1);
+      const char* from = static_cast<const char*>(a.data) + i * a.row_stride * size_of(a.dtype);
+      rest.clear(0, count);
+      loops_.convert(from, a.dtype, a.row_stride, a.col_stride, count, a.cols, scale_, rest.x.get(), rest.ld);
+      for (std::int64_t k = 0; k < count * left.ld; ++k) minus.x[k] = -left.row(i)[k];
+      loops_.rows(minus.x.get(), left.ld, count, left.width, right.x.get(), right.ld, right.width, rest.x.get(), rest.ld);
+      sums[static_cast<std::size_t>(p)] = loops_.squares(rest.x.get(), rest.ld, count, a.cols);
+    });
+    double total = 0.0;
+    for (const double s : sums) total += s;
+    return total;
+  }
+
+ private:
+  static constexpr std::int64_t kRows = 48;      // a multiple of all tiles' rows
+  static constexpr std::int64_t kStrip = 1024;   // columns of A^T x done together, or less
+  static constexpr std::int64_t kTogether = 32;  // rows converted at a time for them
+
+  const T* in_place() const { return working_ && scale_ == 1.0 ? static_cast<const T*>(a_.data) : nullptr; }
+
+  void convert(std::int64_t i, std::int64_t j, std::int64_t count, std::int64_t width, double scale, T* to, std::int64_t ld) const {
+    const char* from = static_cast<const char*>(a_.data) + (i * a_.row_stride + j * a_.col_stride) * size_of(a_.dtype);
+    loops_.convert(from, a_.dtype, a_.row_stride, a_.col_stride, count, width, scale, to, ld);
+  }
+
+  void rows(const Thin<T>& x, const Thin<T>& y, double* squares) const {
+    const std::int64_t parts = parts_of(a_.rows, kRows);
+    std::vector<double> sums(squares ? static_cast<std::size_t>(parts) : 0);
+    std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
+    const T* const a = in_place();
+    team_.each(parts, [&](std::int64_t p, int rank) {
+      const std::int64_t i = p * kRows, count = std::min(kRows, a_.rows - i);
+      y.clear(i, count);
+      if (a) {
+        const T* from = a + i * a_.row_stride;
+        if (squares) sums[static_cast<std::size_t>(p)] = loops_.squares(from, a_.row_stride, count, a_.cols);
+        loops_.rows(from, a_.row_stride, count, a_.cols, x.x.get(), x.ld, x.width, y.row(i), y.ld);
+        return;
+      }
+      Buffer<T>& panel = scratch[static_cast<std::size_t>(rank)];
+      if (!panel.get()) panel = Buffer<T>(kRows * kChain);
+      double sum = 0.0;
+      for (std::int64_t k = 0; k < a_.cols; k += kChain) {
+        const std::int64_t depth = std::min(kChain, a_.cols - k);
+        convert(i, k, count, depth, scale_, panel.get(), kChain);
+        if (squares) sum += loops_.squares(panel.get(), kChain, count, depth);
+        loops_.rows(panel.get(), kChain, count, depth, x.row(k), x.ld, x.width, y.row(i), y.ld);
+      }
+      if (squares) sums[static_cast<std::size_t>(p)] = sum;
+    });
+    if (squares) {
+      *squares = 0.0;
+      for (const double s : sums) *squares += s;
+    }
+  }
+
+  void columns(const Thin<T>& x, const Thin<T>& z) const {
+    std::int64_t parts = parts_of(a_.cols, kStrip);
+    parts = parts_of(parts, team_.size()) * team_.size();
+    const std::int64_t strip = parts_of(parts_of(a_.cols, parts), 16) * 16;
+    std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
+    const T* const a = in_place();
+    team_.each(parts_of(a_.cols, strip), [&](std::int64_t p, int rank) {
+      const std::int64_t j = p * strip, width = std::min(strip, a_.cols - j);
+      Buffer<T>& work = scratch[static_cast<std::size_t>(rank)];
+      if (!work.get()) work = Buffer<T>(strip * (z.ld + kTogether));
+      T *const sum = work.get(), *const panel = work + strip * z.ld;
+      z.clear(j, width);
+      for (std::int64_t i = 0; i < a_.rows; i += kChain) {
+        const std::int64_t depth = std::min(kChain, a_.rows - i);
+        T* const to = i == 0 ? z.row(j) : sum;
+        if (i > 0) std::memset(sum, 0, static_cast<std::size_t>(width * z.ld) * sizeof(T));
+        if (a) {
+          loops_.columns(a + i * a_.row_stride + j, a_.row_stride, depth, width, x.row(i), x.ld, x.width, to, z.ld);
+        } else {
+          for (std::int64_t r = 0; r < depth; r += kTogether) {
+            const std::int64_t count = std::min(kTogether, depth - r);
+            convert(i + r, j, count, width, scale_, panel, strip);
+            loops_.columns(panel, strip, count, width, x.row(i + r), x.ld, x.width, to, z.ld);
+          }
+        }
+        if (i > 0) loops_.add(sum, width * z.ld, z.row(j));
+      }
+    });
+  }
+
+  double sum_of_squares() const {
+    Buffer<T> panel(in_place() ? 1 : kChain);
+    double total = 0.0;
+    for (std::int64_t i = 0; i < a_.rows; ++i) {
+      if (const T* const a = in_place()) {
+        total += loops_.squares(a + i * a_.row_stride, a_.row_stride, 1, a_.cols);
+        continue;
+      }
+      for (std::int64_t k = 0; k < a_.cols; k += kChain) {
+        const std::int64_t width = std::min(kChain, a_.cols - k);
+        convert(i, k, 1, width, scale_, panel.get(), kChain);
+        total += loops_.squares(panel.get(), kChain, 1, width);
+      }
+    }
+    return total;
+  }
+
+  const ProductLoops<T>& loops_;
+  Team& team_;
+  Matrices a_;  // of one matrix, in the order of its memory
+  bool flipped_ = false, working_ = false;
+  double scale_ = 1.0;
+};
+
+}  // namespace sf
