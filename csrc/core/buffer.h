@@ -24,4 +24,16 @@ class Buffer {
   std::unique_ptr<T, Free> data_;
 };
 
+// The same for a short while: on the stack where there is room.
+template <class T, std::int64_t kRoom>
+class Local {
+ public:
+  explicit Local(std::int64_t count) : more_(count > kRoom ? Buffer<T>(count) : Buffer<T>()) {}
+  T* get() { return more_.get() ? more_.get() : room_; }
+
+ private:
+  Buffer<T> more_;
+  alignas(64) T room_[kRoom];
+};
+
 }  // namespace sf

@@ -38,4 +38,11 @@ static inline void rademacher(uint64_t seed, uint64_t stream, int64_t first, int
   }
 }
 
+// Entry i of (seed, stream), uniform in (-1, 1).
+static inline double uniform(uint64_t seed, uint64_t stream, int64_t i) {
+  uint32_t words[4];
+  philox(seed, stream, (uint64_t)(i / 4), words);
+  return (words[i % 4] + 0.5) * 0x1p-31 - 1.0;
+}
+
 }  // namespace sf

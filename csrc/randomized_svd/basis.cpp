@@ -13,16 +13,18 @@ constexpr double kLeastPivot = sizeof(T) == sizeof(float) ? 4e-9 : 1e-11;
 
 constexpr int kMostRounds = 5;
 
-// What is left of a column, as a share of its length, below which it is nothing but rounding; a fourth of it as a share of the norm of what it is
+// What is left of a column, as a share of its length, below which it is nothing but rounding; a fourth of it, of the norm of what it is
 // a product with.
 template <class T>
-constexpr double kRounding = 16.0 * static_cast<double>(std::numeric_limits<T>::epsilon());
+constexpr double kRounding = 4.0 * static_cast<double>(std::numeric_limits<T>::epsilon());
 
-// g (w x w), symmetric, to the upper triangle r with r^T r = g and its inverse; false where a pivot is too small.
-bool cholesky(const std::vector<double>& g, std::int64_t w, double least, std::vector<double>& r, std::vector<double>& inverse) {
+// g (w x w), symmetric, to the upper triangle r with r^T r = g and its inverse; returns the smallest pivot relative
+// to the diagonal, 0 where that is less than `least`.
+double cholesky(const std::vector<double>& g, std::int64_t w, double least, std::vector<double>& r, std::vector<double>& inverse) {
   r.assign(g.size(), 0.0);
   inverse.assign(g.size(), 0.0);
   const auto at = [w](std::int64_t i, std::int64_t j) { return static_cast<std::size_t>(i * w + j); };
+  double smallest = 1.0;
   for (std::int64_t i = 0; i < w; ++i) {
     double* const ri = r.data() + i * w;
     for (std::int64_t j = i; j < w; ++j) ri[j] = g[at(i, j)];
@@ -31,7 +33,8 @@ bool cholesky(const std::vector<double>& g, std::int64_t w, double least, std::v
       const double factor = rk[i];
       for (std::int64_t j = i; j < w; ++j) ri[j] -= factor * rk[j];
     }
-    if (!(ri[i] > least * g[at(i, i)]) || !(ri[i] > 0.0)) return false;
+    if (!(ri[i] > least * g[at(i, i)]) || !(ri[i] > 0.0)) return 0.0;
+    smallest = std::min(smallest, ri[i] / g[at(i, i)]);
     const double pivot = 1.0 / std::sqrt(ri[i]);
     for (std::int64_t j = i; j < w; ++j) ri[j] *= pivot;
   }
@@ -45,7 +48,7 @@ bool cholesky(const std::vector<double>& g, std::int64_t w, double least, std::v
     }
     for (std::int64_t j = i; j < w; ++j) xi[j] /= ri[i];
   }
-  return true;
+  return smallest;
 }
 
 // a (n x w) b, b (w x w) upper triangular
@@ -92,11 +95,11 @@ std::vector<double> Basis<T>::overlap(const Thin<T>& y) const {
   team_.each(parts(), [&](std::int64_t p, int) {
     double* to = partial.data() + size * static_cast<std::size_t>(p);
     for (const Thin<T>& q : blocks_) {
-      const Thin<T> z(q.width, y.width, loops_.lanes);
-      z.clear(0, z.rows);
-      loops_.columns(q.row(p * kChain), q.ld, count(p), q.width, y.row(p * kChain), y.ld, y.width, z.x.get(), z.ld);
+      Local<T, 2048> z(q.width * y.ld);
+      std::memset(z.get(), 0, static_cast<std::size_t>(q.width * y.ld) * sizeof(T));
+      loops_.columns(q.row(p * kChain), q.ld, count(p), q.width, y.row(p * kChain), y.ld, y.width, z.get(), y.ld);
       for (std::int64_t i = 0; i < q.width; ++i) {
-        for (std::int64_t j = 0; j < y.width; ++j) *to++ = static_cast<double>(z.row(i)[j]);
+        for (std::int64_t j = 0; j < y.width; ++j) *to++ = static_cast<double>(z.get()[i * y.ld + j]);
       }
     }
   });
@@ -131,11 +134,9 @@ std::vector<double> Basis<T>::gram(const Thin<T>& y) const {
   const std::int64_t w = y.width;
   const auto size = static_cast<std::size_t>(w * w);
   std::vector<double> partial(size * static_cast<std::size_t>(parts()));
-  std::vector<Buffer<double>> scratch(static_cast<std::size_t>(team_.size()));
-  team_.each(parts(), [&](std::int64_t p, int rank) {
-    Buffer<double>& work = scratch[static_cast<std::size_t>(rank)];
-    if (!work.get()) work = Buffer<double>((kChain + w) * y.ld);
-    double *const wide = work.get(), *const z = work + kChain * y.ld;
+  team_.each(parts(), [&](std::int64_t p, int) {
+    Local<double, 8192> work((count(p) + w) * y.ld);
+    double *const wide = work.get(), *const z = wide + count(p) * y.ld;
     loops_.widen(y.row(p * kChain), count(p), y.ld, wide);
     std::memset(z, 0, static_cast<std::size_t>(w * y.ld) * sizeof(double));
     twice_.columns(wide, y.ld, count(p), w, wide, y.ld, w, z, y.ld);
@@ -153,10 +154,8 @@ void Basis<T>::multiply(const Thin<T>& y, const std::vector<double>& c) const {
   for (std::int64_t i = 0; i < y.width; ++i) {
     for (std::int64_t j = 0; j < y.width; ++j) factor.row(i)[j] = static_cast<T>(c[static_cast<std::size_t>(i * y.width + j)]);
   }
-  std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
-  team_.each(parts(), [&](std::int64_t p, int rank) {
-    Buffer<T>& before = scratch[static_cast<std::size_t>(rank)];
-    if (!before.get()) before = Buffer<T>(kChain * y.ld);
+  team_.each(parts(), [&](std::int64_t p, int) {
+    Local<T, 8192> before(count(p) * y.ld);
     std::memcpy(before.get(), y.row(p * kChain), static_cast<std::size_t>(count(p) * y.ld) * sizeof(T));
     y.clear(p * kChain, count(p));
     loops_.rows(before.get(), y.ld, count(p), y.width, factor.x.get(), factor.ld, y.width, y.row(p * kChain), y.ld);
@@ -166,41 +165,50 @@ void Basis<T>::multiply(const Thin<T>& y, const std::vector<double>& c) const {
 template <class T>
 typename Basis<T>::Refill Basis<T>::random() const {
   return [this](std::uint64_t draw, std::int64_t column, std::vector<double>& out) {
-    rademacher(seed_, stream_ + draw, column * rows_, rows_,
-               [&](std::int64_t i, bool negative) { out[static_cast<std::size_t>(i)] = negative ? -1.0 : 1.0; });
+    for (std::int64_t i = 0; i < rows_; ++i) out[static_cast<std::size_t>(i)] = uniform(seed_, stream_ + draw, column * rows_ + i);
   };
 }
 
 template <class T>
-Coefficients Basis<T>::orthonormalize(const Thin<T>& block, double size, const Refill& refill, bool rough) {
+Coefficients Basis<T>::orthonormalize(const Thin<T>& block, double size, const Refill& refill, bool rough, bool wanted) {
   const std::int64_t w = block.width;
   Coefficients all{width_, w, {}, {}};
-  std::vector<double> above, r, inverse, rounding(static_cast<std::size_t>(w));
+  std::vector<double> above, r, inverse, rounding(static_cast<std::size_t>(w)), before(static_cast<std::size_t>(w));
   for (int round = 0; round < kMostRounds; ++round) {
     if (width_ > 0) {
       above = overlap(block);
       subtract(block, above);
     }
     const std::vector<double> g = gram(block);
-    bool there = true, kept = true;  // more than rounding is left; of columns of length 1 more than half
+    for (std::int64_t j = 0; j < w; ++j) before[static_cast<std::size_t>(j)] = g[static_cast<std::size_t>(j * w + j)];
+    for (std::int64_t i = 0; i < width_; ++i) {
+      const double* const row = above.data() + i * w;
+      for (std::int64_t j = 0; j < w; ++j) before[static_cast<std::size_t>(j)] += row[j] * row[j];
+    }
+    bool there = true, kept = true;  // more than rounding is left; more than half of each column's length
     for (std::int64_t j = 0; j < w; ++j) {
-      const double left = g[static_cast<std::size_t>(j * w + j)];
-      double before = left;
-      for (std::int64_t i = 0; i < width_; ++i) before += above[static_cast<std::size_t>(i * w + j)] * above[static_cast<std::size_t>(i * w + j)];
-      const double noise = std::max(kRounding<T> * std::sqrt(before), round == 0 ? kRounding<T> / 4 * size : 0.0);
+      const double left = g[static_cast<std::size_t>(j * w + j)], whole = before[static_cast<std::size_t>(j)];
+      const double noise = std::max(kRounding<T> * std::sqrt(whole), round == 0 ? kRounding<T> / 4 * size : 0.0);
       there = there && left > noise * noise;
-      kept = kept && left > 0.25;
+      kept = kept && left > 0.25 * whole;
       rounding[static_cast<std::size_t>(j)] = noise;
     }
-    if (!there || round + 1 == kMostRounds || !cholesky(g, w, kLeastPivot<T>, r, inverse)) break;
+    const double pivot = there && round + 1 < kMostRounds ? cholesky(g, w, kLeastPivot<T>, r, inverse) : 0.0;
+    if (pivot == 0.0) break;
     multiply(block, inverse);
-    compose(all, above, r);
-    if (rough || (round > 0 && kept)) return all;
+    if (wanted) compose(all, above, r);
+    if (rough || (kept && (round > 0 || pivot > 1.0 / 16))) return all;
   }
   Coefficients rest = by_columns(block, rounding, refill);  // of what the last round has taken `above` from
   for (std::size_t i = 0; i < rest.above.size(); ++i) rest.above[i] += above[i];
-  compose(all, rest.above, rest.corner);
+  if (wanted) compose(all, rest.above, rest.corner);
   return all;
+}
+
+template <class T>
+void Basis<T>::polish(const Thin<T>& y) const {
+  std::vector<double> r, inverse;
+  if (cholesky(gram(y), y.width, kLeastPivot<T>, r, inverse) > 0.0) multiply(y, inverse);
 }
 
 template <class T>

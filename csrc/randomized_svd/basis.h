@@ -1,9 +1,9 @@
 // Orthonormal bases that grow by blocks of columns.
 //
-// A block is made orthogonal to what is there, then to itself, twice (Giraud, Langou, Rozloznik & van den Eshof 2005: twice is enough). To
-// itself by Cholesky's decomposition of its Gram matrix in double precision (CholeskyQR2: Yamamoto et al. 2015). Where that cannot work,
-// because columns depend on each other or on the basis to rounding, column by column; a column that is nothing but rounding is replaced by
-// another one, whose coefficient is zero.
+// A block is made orthogonal to what is there, then to itself; a second time (twice is enough: Giraud, Langou, Rozloznik & van den Eshof 2005)
+// where the first took away so much, or had columns so close to each other, that rounding shows. To itself by Cholesky's decomposition
+// of its Gram matrix in double precision (CholeskyQR2: Yamamoto et al. 2015). Where that cannot work, because columns depend on each
+// other or on the basis to rounding, column by column; one that is nothing but rounding is replaced by another, whose coefficient is zero.
 #pragma once
 #include <functional>
 
@@ -29,8 +29,12 @@ class Basis {
   Refill random() const;
 
   // Makes `block`, a product with a matrix of norm `size`, orthonormal and orthogonal to the basis, in place. rough: as a basis to go on
-  // multiplying with, no more.
-  Coefficients orthonormalize(const Thin<T>& block, double size, const Refill& refill, bool rough = false);
+  // multiplying with, no more. wanted: whether anybody asks for the
+  // coefficients.
+  Coefficients orthonormalize(const Thin<T>& block, double size, const Refill& refill, bool rough = false, bool wanted = true);
+
+  // Makes columns that are orthonormal but for some rounding orthonormal to rounding.
+  void polish(const Thin<T>& y) const;
 
   void push(Thin<T>&& block) {
     width_ += block.width;

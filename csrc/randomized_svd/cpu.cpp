@@ -21,7 +21,7 @@ struct Precision<float> {
   static constexpr double least = 0x1p-60, most = 0x1p60;  // sums of squares of matrices that need no scaling
   static constexpr double room = 0x1p-20;                  // what sums of squares of products in this precision are uncertain by
   static constexpr double drowned = 1e-4;                  // share of |A|^2 below which what is left is formed, not subtracted
-  static constexpr double cosine = 1e-5;                   // of the last sweep but one: the last one squares it
+  static constexpr double cosine = 3e-4;                   // of the last sweep, which squares it
 };
 template <>
 struct Precision<double> {
@@ -105,14 +105,14 @@ class OneMatrix {
     for (std::int64_t block = 0;; ++block) {
       if (block > 0) y = next(block, std::min(o_.width, d - left_.width()));
       const std::int64_t again = o_.krylov ? 0 : o_.n_iter;
-      left_.orthonormalize(y, size, refill_, again > 0);
+      left_.orthonormalize(y, size, refill_, again > 0, false);
       Thin<T> z(n_, y.width, lanes_);
       for (std::int64_t i = 1; i <= again; ++i) {
         source_.multiply(true, y, z);
         Basis<T> none(n_, s_.loops, team_, o_.seed, kRightFill);
-        none.orthonormalize(z, size, none.random(), true);
+        none.orthonormalize(z, size, none.random(), true, false);
         source_.multiply(false, z, y);
-        left_.orthonormalize(y, size, refill_, i < again);
+        left_.orthonormalize(y, size, refill_, i < again, false);
       }
       source_.multiply(true, y, z);
       left_.push(std::move(y));
@@ -203,6 +203,8 @@ class OneMatrix {
     const std::int64_t stored = std::min(rank, r);
     Thin<T> u = left_.combine(small.right.data(), stored);
     const Thin<T> v = right_.combine(small.left.data(), stored);
+    left_.polish(u);
+    right_.polish(v);
     T *const out_u = static_cast<T*>(s_.out.u) + index_ * m_ * rank, *const out_vt = static_cast<T*>(s_.out.vt) + index_ * rank * n_;
     T* const out_s = static_cast<T*>(s_.out.s) + index_ * rank;
     for (std::int64_t c = 0; c < k; ++c) {
@@ -275,9 +277,9 @@ class OneMatrix {
     if (draw > 0) return left_.random()(draw, column, out);
     Thin<T> x(n_, 1, lanes_), y(m_, 1, lanes_);
     x.clear(0, n_);
-    std::vector<double> signs(static_cast<std::size_t>(n_));
-    right_.random()(1, column, signs);
-    for (std::int64_t j = 0; j < n_; ++j) *x.row(j) = static_cast<T>(signs[static_cast<std::size_t>(j)]);
+    std::vector<double> entries(static_cast<std::size_t>(n_));
+    right_.random()(1, column, entries);
+    for (std::int64_t j = 0; j < n_; ++j) *x.row(j) = static_cast<T>(entries[static_cast<std::size_t>(j)]);
     source_.multiply(false, x, y);
     for (std::int64_t i = 0; i < m_; ++i) out[static_cast<std::size_t>(i)] = static_cast<double>(*y.row(i));
   };

@@ -46,53 +46,92 @@ void complete(std::vector<double>& w, std::int64_t r, std::int64_t k, std::vecto
   }
 }
 
+// The known columns of w (r x k), each made orthogonal to those before it, from which rounding alone sets it apart, and of length 1.
+void orthonormalize(std::vector<double>& w, std::int64_t r, std::int64_t k, const std::vector<char>& known) {
+  std::vector<double> turned(w.size()), dots(static_cast<std::size_t>(k));
+  for (std::int64_t i = 0; i < r; ++i) {
+    for (std::int64_t c = 0; c < k; ++c) turned[static_cast<std::size_t>(c * r + i)] = w[static_cast<std::size_t>(i * k + c)];
+  }
+  const auto dot = [r](const double* a, const double* b) {
+    double part[4] = {};
+    std::int64_t i = 0;
+    for (; i + 4 <= r; i += 4) {
+      for (int l = 0; l < 4; ++l) part[l] += a[i + l] * b[i + l];
+    }
+    for (; i < r; ++i) part[0] += a[i] * b[i];
+    return (part[0] + part[1]) + (part[2] + part[3]);
+  };
+  for (std::int64_t c = 0; c < k; ++c) {
+    if (!known[static_cast<std::size_t>(c)]) continue;
+    double* const x = turned.data() + c * r;
+    for (int pass = 0; pass < 3; ++pass) {
+      const double unit = 1.0 / std::sqrt(dot(x, x));
+      for (std::int64_t i = 0; i < r; ++i) x[i] *= unit;
+      if (pass == 2) break;
+      for (std::int64_t j = 0; j < c; ++j) {
+        if (!known[static_cast<std::size_t>(j)]) continue;
+        const double* const y = turned.data() + j * r;
+        const double along = dot(x, y);
+        for (std::int64_t i = 0; i < r; ++i) x[i] -= along * y[i];
+      }
+    }
+  }
+  for (std::int64_t i = 0; i < r; ++i) {
+    for (std::int64_t c = 0; c < k; ++c) w[static_cast<std::size_t>(i * k + c)] = turned[static_cast<std::size_t>(c * r + i)];
+  }
+}
+
 }  // namespace
 
 Decomposition decompose(const std::vector<double>& t, std::int64_t r, std::int64_t k, double cosine, const LowRankLoops& loops) {
   constexpr int kMostSweeps = 30;
-  const std::int64_t lanes = loops.lanes, h = ((r + 1) / 2 + lanes - 1) / lanes * lanes, second = h + lanes, ld = 2 * second;
-  const std::int64_t size = r * ld;
-  Buffer<double> memory(4 * size + 2 * h);
-  double *x = memory.get(), *j = x + size, *spare_x = j + size, *spare_j = spare_x + size;
-  std::fill(x, x + 4 * size, 0.0);
-  const auto place = [&](std::int64_t c) { return c < h ? c : second + c - h; };
+  const std::int64_t lanes = loops.lanes, h = ((r + 1) / 2 + lanes - 1) / lanes * lanes, ld = 2 * h;
+  Buffer<double> memory(r * ld + ld);
+  double* const x = memory.get();
   for (std::int64_t i = 0; i < r; ++i) {
-    for (std::int64_t c = 0; c < r; ++c) x[i * ld + place(c)] = t[static_cast<std::size_t>(c * r + i)];  // the columns of t^T
-    j[i * ld + place(i)] = 1.0;
+    for (std::int64_t c = 0; c < ld; ++c) x[i * ld + c] = c < r ? t[static_cast<std::size_t>(c * r + i)] : 0.0;  // t^T
   }
   for (int sweep = 0; sweep < kMostSweeps; ++sweep) {
-    if (loops.jacobi(&x, &j, &spare_x, &spare_j, r, h, memory + 4 * size) <= cosine) break;
+    if (!loops.jacobi(x, r, h, cosine, memory + r * ld)) break;
   }
+  // t^T rotated = right diag(s)
   struct Column {
     double length;
     std::int64_t at;
   };
-  std::vector<Column> columns;
-  for (std::int64_t c = 0; c < 2 * h; ++c) {
-    double length = 0.0, turned = 0.0;
-    for (std::int64_t i = 0; i < r; ++i) {
-      length += x[i * ld + place(c)] * x[i * ld + place(c)];
-      turned += j[i * ld + place(c)] * j[i * ld + place(c)];
-    }
-    if (turned > 0.5) columns.push_back({std::sqrt(length), place(c)});  // not one that only fills the vectors
+  std::vector<double> squares(static_cast<std::size_t>(ld), 0.0);
+  for (std::int64_t i = 0; i < r; ++i) {
+    for (std::int64_t c = 0; c < ld; ++c) squares[static_cast<std::size_t>(c)] += x[i * ld + c] * x[i * ld + c];
   }
+  std::vector<Column> columns;
+  for (std::int64_t c = 0; c < ld; ++c) columns.push_back({std::sqrt(squares[static_cast<std::size_t>(c)]), c});
   std::stable_sort(columns.begin(), columns.end(), [](const Column& a, const Column& b) { return a.length > b.length; });
   Decomposition out;
-  for (const Column& c : columns) out.s.push_back(c.length);
-  out.left.resize(static_cast<std::size_t>(r * k));
-  out.right.resize(static_cast<std::size_t>(r * k));
-  // t^T J = W diag(s): the columns of W are the right singular vectors of t, those of J the left ones.
+  for (std::int64_t c = 0; c < r; ++c) out.s.push_back(columns[static_cast<std::size_t>(c)].length);
+  out.left.assign(static_cast<std::size_t>(r * k), 0.0);
+  out.right.assign(static_cast<std::size_t>(r * k), 0.0);
   const double rounding = 4.0 * static_cast<double>(r) * std::numeric_limits<double>::epsilon() * out.s[0];
   std::vector<char> known(static_cast<std::size_t>(k));
-  for (std::int64_t c = 0; c < k; ++c) {
-    const Column& column = columns[static_cast<std::size_t>(c)];
-    known[static_cast<std::size_t>(c)] = column.length > rounding;
-    for (std::int64_t i = 0; i < r; ++i) {
-      out.left[static_cast<std::size_t>(i * k + c)] = j[i * ld + column.at];
-      out.right[static_cast<std::size_t>(i * k + c)] = column.length > rounding ? x[i * ld + column.at] / column.length : 0.0;
+  for (std::int64_t c = 0; c < k; ++c) known[static_cast<std::size_t>(c)] = columns[static_cast<std::size_t>(c)].length > rounding;
+  for (std::int64_t i = 0; i < r; ++i) {
+    for (std::int64_t c = 0; c < k; ++c) {
+      const Column& column = columns[static_cast<std::size_t>(c)];
+      if (known[static_cast<std::size_t>(c)]) out.right[static_cast<std::size_t>(i * k + c)] = x[i * ld + column.at] / column.length;
     }
   }
+  std::vector<char> left_known = known;
   complete(out.right, r, k, known);
+  // t right = left diag(s), as long as that is more than rounding
+  for (std::int64_t i = 0; i < r; ++i) {
+    double* const to = out.left.data() + i * k;
+    for (std::int64_t j = 0; j < r; ++j) {
+      const double factor = t[static_cast<std::size_t>(i * r + j)];
+      const double* const from = out.right.data() + j * k;
+      for (std::int64_t c = 0; factor != 0.0 && c < k; ++c) to[c] += factor * from[c];
+    }
+  }
+  orthonormalize(out.left, r, k, left_known);
+  complete(out.left, r, k, left_known);
   return out;
 }
 

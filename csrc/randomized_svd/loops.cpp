@@ -8,7 +8,7 @@ namespace sf::SF_ISA {
 extern const LowRankLoops low_rank_loops;
 const LowRankLoops low_rank_loops{
     kLanes,
-    {kSingles, rows_product<float>, columns_product<float>, add_to<float>, squares<float>, convert<float>, widen_single},
-    {kLanes, rows_product<double>, columns_product<double>, add_to<double>, squares<double>, convert<double>, widen_double},
+    {kSingles, rows_product<float>, columns_product<float>, add_to<float>, squares<float>, convert<float>, fetch, widen_single},
+    {kLanes, rows_product<double>, columns_product<double>, add_to<double>, squares<double>, convert<double>, fetch, widen_double},
     jacobi};
 }  // namespace sf::SF_ISA

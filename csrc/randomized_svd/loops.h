@@ -28,7 +28,9 @@ struct ProductLoops {
   // A part of a strided matrix of any format, times `scale`.
   void (*convert)(const void* from, DType dtype, int64_t row_stride, int64_t col_stride, int64_t rows, int64_t cols, double scale, T* to,
                   int64_t ldto);
-  // The same of a thin matrix as doubles.
+  // Asks for rows of `bytes` bytes each to be brought nearer. (Never inlined: GCC takes a function that does nothing else for one without effect.)
+  void (*fetch)(const char* from, int64_t stride, int64_t rows, int64_t bytes);
+  // A thin matrix as doubles.
   void (*widen)(const T* from, int64_t rows, int64_t ld, double* to);
 };
 
@@ -37,10 +39,9 @@ struct LowRankLoops {
   ProductLoops<float> single;
   ProductLoops<double> twice;
 
-  // One sweep of one-sided Jacobi rotations over all pairs of the 2 h columns of x, h a multiple of `lanes`; j is turned alike. Both have
-  // `rows` rows, 2 (h + lanes) apart, with columns 0 ... h - 1 at [0] and the others at [h + lanes]. Each round writes to the spare memory
-  // and swaps the pointers. work: 2 h doubles. Returns the largest cosine between two columns that was met.
-  double (*jacobi)(double** x, double** j, double** spare_x, double** spare_j, int64_t rows, int64_t h, double* work);
+  // One sweep of one-sided Jacobi rotations over all pairs of the 2 h columns of x (rows x 2 h, row-major), h a multiple of `lanes`. work: 2 h
+  // doubles. Returns whether a pair with a larger cosine than `cosine` was met.
+  bool (*jacobi)(double* x, int64_t rows, int64_t h, double cosine, double* work);
 };
 
 }  // namespace sf

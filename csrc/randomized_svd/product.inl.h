@@ -34,6 +34,8 @@ inline Vec plus(Vec a, Vec b) { return add(a, b); }
 
 constexpr int64_t kTogether = 32;  // rows of the matrix that are added to a result at a time
 
+constexpr int64_t kAhead = 128;  // bytes along each row that are fetched in advance
+
 // Rows of the matrix in a register tile with this many vectors.
 constexpr int tile_rows(int vectors) { return vectors == 1 ? 8 : vectors == 2 ? 6 : 4; }
 
@@ -45,17 +47,26 @@ inline void rows_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64_
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) sums[r][v] = all(T{0});
-  for (int64_t k = 0; k < depth; ++k, x += ldx) {
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
     typename Of<T>::Vector line[Vectors];
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * L);
+    x += ldx;
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const auto factor = all(a[r * lda + k]);
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) sums[r][v] = multiply_add(factor, line[v], sums[r][v]);
     }
+  };
+  constexpr int kLine = 64 / sizeof(T);
+  int64_t k = 0;
+  for (; k + kLine <= depth; k += kLine) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) __builtin_prefetch(a + (Rows + r) * lda + k);  // for the next tile
+    for (int64_t h = k; h < k + kLine; ++h) step(h);
   }
+  for (; k < depth; ++k) step(k);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
@@ -95,6 +106,7 @@ inline void columns_tile(const T* a, int64_t lda, int64_t rows, const T* x, int6
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) sums[c][v] = get(z + c * ldz + v * L);
   for (int64_t i = 0; i < rows; ++i, a += lda, x += ldx) {
+    __builtin_prefetch(a + kAhead / sizeof(T));
     typename Of<T>::Vector line[Vectors];
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * L);

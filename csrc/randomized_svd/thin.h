@@ -112,8 +112,11 @@ class Source {
 
  private:
   static constexpr std::int64_t kRows = 48;      // a multiple of all tiles' rows
+  static constexpr std::int64_t kFew = 12;       // of them converted at a time, likewise a multiple of most
   static constexpr std::int64_t kStrip = 1024;   // columns of A^T x done together, or less
-  static constexpr std::int64_t kTogether = 32;  // rows converted at a time for them
+  static constexpr std::int64_t kTogether = 32;  // rows converted at a time for them,
+  static constexpr std::int64_t kAcross = 128;   // and columns: all in the L1 cache,
+  static constexpr std::int64_t kNext = 256;     // and so far ahead they are fetched
 
   const T* in_place() const { return working_ && scale_ == 1.0 ? static_cast<const T*>(a_.data) : nullptr; }
 
@@ -122,11 +125,19 @@ class Source {
     loops_.convert(from, a_.dtype, a_.row_stride, a_.col_stride, count, width, scale, to, ld);
   }
 
+  // Asks for a part that is converted next, while there is work on another.
+  void fetch(std::int64_t i, std::int64_t j, std::int64_t count, std::int64_t width) const {
+    if (i >= a_.rows || a_.col_stride != 1) return;
+    const auto size = size_of(a_.dtype);
+    loops_.fetch(static_cast<const char*>(a_.data) + (i * a_.row_stride + j) * size, a_.row_stride * size, std::min(count, a_.rows - i),
+                 std::min(width, a_.cols - j) * size);
+  }
+
   void rows(const Thin<T>& x, const Thin<T>& y, double* squares) const {
     const std::int64_t parts = parts_of(a_.rows, kRows);
     std::vector<double> sums(squares ? static_cast<std::size_t>(parts) : 0);
-    std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
     const T* const a = in_place();
+    std::vector<Buffer<T>> scratch(a ? 0 : static_cast<std::size_t>(team_.size()));
     team_.each(parts, [&](std::int64_t p, int rank) {
       const std::int64_t i = p * kRows, count = std::min(kRows, a_.rows - i);
       y.clear(i, count);
@@ -137,13 +148,21 @@ class Source {
         return;
       }
       Buffer<T>& panel = scratch[static_cast<std::size_t>(rank)];
-      if (!panel.get()) panel = Buffer<T>(kRows * kChain);
+      if (!panel.get()) panel = Buffer<T>(kFew * kChain);
       double sum = 0.0;
       for (std::int64_t k = 0; k < a_.cols; k += kChain) {
         const std::int64_t depth = std::min(kChain, a_.cols - k);
-        convert(i, k, count, depth, scale_, panel.get(), kChain);
-        if (squares) sum += loops_.squares(panel.get(), kChain, count, depth);
-        loops_.rows(panel.get(), kChain, count, depth, x.row(k), x.ld, x.width, y.row(i), y.ld);
+        for (std::int64_t r = 0; r < count; r += kFew) {
+          const std::int64_t few = std::min(kFew, count - r);
+          convert(i + r, k, few, depth, scale_, panel.get(), kChain);
+          if (k + kChain < a_.cols) {
+            fetch(i + r, k + kChain, few, kChain);
+          } else {
+            fetch(i + r + kRows, 0, kFew, kChain);
+          }
+          if (squares) sum += loops_.squares(panel.get(), kChain, few, depth);
+          loops_.rows(panel.get(), kChain, few, depth, x.row(k), x.ld, x.width, y.row(i + r), y.ld);
+        }
       }
       if (squares) sums[static_cast<std::size_t>(p)] = sum;
     });
@@ -157,13 +176,14 @@ class Source {
     std::int64_t parts = parts_of(a_.cols, kStrip);
     parts = parts_of(parts, team_.size()) * team_.size();
     const std::int64_t strip = parts_of(parts_of(a_.cols, parts), 16) * 16;
-    std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
     const T* const a = in_place();
+    const std::int64_t room = (a && a_.rows <= kChain ? 0 : strip * z.ld) + (a ? 0 : kAcross * kTogether);
+    std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
     team_.each(parts_of(a_.cols, strip), [&](std::int64_t p, int rank) {
       const std::int64_t j = p * strip, width = std::min(strip, a_.cols - j);
       Buffer<T>& work = scratch[static_cast<std::size_t>(rank)];
-      if (!work.get()) work = Buffer<T>(strip * (z.ld + kTogether));
-      T *const sum = work.get(), *const panel = work + strip * z.ld;
+      if (!work.get() && room > 0) work = Buffer<T>(room);
+      T *const sum = work.get(), *const panel = a ? nullptr : work + strip * z.ld;
       z.clear(j, width);
       for (std::int64_t i = 0; i < a_.rows; i += kChain) {
         const std::int64_t depth = std::min(kChain, a_.rows - i);
@@ -174,8 +194,16 @@ class Source {
         } else {
           for (std::int64_t r = 0; r < depth; r += kTogether) {
             const std::int64_t count = std::min(kTogether, depth - r);
-            convert(i + r, j, count, width, scale_, panel, strip);
-            loops_.columns(panel, strip, count, width, x.row(i + r), x.ld, x.width, to, z.ld);
+            for (std::int64_t c = 0; c < width; c += kAcross) {
+              const std::int64_t across = std::min(kAcross, width - c);
+              convert(i + r, j + c, count, across, scale_, panel, kAcross);
+              if (c + kNext < width) {
+                fetch(i + r, j + c + kNext, count, kAcross);
+              } else {
+                fetch(i + r + kTogether, j + (c + kNext) % (parts_of(width, kAcross) * kAcross), kTogether, kAcross);
+              }
+              loops_.columns(panel, kAcross, count, across, x.row(i + r), x.ld, x.width, to + c * z.ld, z.ld);
+            }
           }
         }
         if (i > 0) loops_.add(sum, width * z.ld, z.row(j));

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gaussian", "philox4x32", "rademacher"]
+__all__ = ["gaussian", "philox4x32", "rademacher", "uniform"]
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # golden ratio, sqrt(3) - 1
@@ -48,6 +48,11 @@ def rademacher(n: int, seed: int, stream: int = 0) -> NDArray[np.float64]:
     words = _words((n + 31) // 32, seed, stream).astype("<u4")
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:n]
     return 1.0 - 2.0 * bits.astype(np.float64)
+
+
+def uniform(n: int, seed: int, stream: int = 0) -> NDArray[np.float64]:
+    """(n,) uniform in (-1, 1): entry i from word i of (seed, stream)."""
+    return (_words(n, seed, stream) + 0.5) * 2.0**-31 - 1.0
 
 
 def gaussian(n: int, seed: int, stream: int = 0, start: int = 0) -> NDArray[np.float64]:

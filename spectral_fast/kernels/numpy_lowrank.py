@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .counters import rademacher
+from .counters import rademacher, uniform
 
 __all__ = ["METHODS", "LowRank", "Plan", "plan", "randomized_svd", "signed"]
 
@@ -59,7 +60,7 @@ def randomized_svd(
     method: "subspace": Q = orth(A Omega) of l = min(rank + oversample, m, n) columns, then n_iter times Q = orth(A orth(A^T Q)) (their algorithm
     4.4). "krylov": Q spans Omega's Krylov space (Musco & Musco 2015) by block Golub-Kahan bidiagonalization: each further block is A times the
     last part of A^T Q's basis. Narrow blocks bring more for as many products (Meyer, Musco & Musco 2024), so that :func:`plan` takes
-    n_iter + 1 or more blocks that have about 1.5 l columns together. "auto": "krylov" where that is at most half of min(m, n), and n_iter > 0.
+    n_iter + 1 or more blocks of 8, 16 or 24 that have 1.5 l columns together (more for n_iter > 2). "auto": "krylov" where that is at most half of min(m, n), and n_iter > 0.
     Then B = Q^T A and its singular value decomposition, cut at ``rank``; where Q is the whole space the values are exact to rounding.
     omega: (n, l) test matrix, the same for all matrices, instead of Rademacher entries from the counters of ``seed``, stream 0, entry (j, c) being
     number j times width + c; "krylov" then has n_iter + 1 blocks of its width.
@@ -67,7 +68,7 @@ def randomized_svd(
     that does not get there has ``rank`` triplets. "subspace" draws every block anew, from stream 1 on (randQB_EI, Yu, Gu & Li 2018), "krylov"
     and "auto" go on with the Krylov space. Norms are float64, below 3e-7 from the residual itself.
 
-    A block whose columns vanish to rounding against those before (16 eps of their length, or 4 eps of |A|_F) goes on with A times random vectors in their place, or
+    A block whose columns vanish to rounding against those before (4 eps of their length, or eps of |A|_F) goes on with A times random vectors in their place, or
     with random ones where A has nothing else. With ``tol``, "krylov" adds n_iter blocks to those that suffice: fewer triplets then do.
 
     Signs: the entry of largest magnitude in every column of u is positive (the first of equal ones). error: the Frobenius norm of A - u s vt,
@@ -123,6 +124,10 @@ def _random(n: int, columns: int, seed: int, stream: int) -> F64:
     return rademacher(n * columns, seed, stream).reshape(n, columns)
 
 
+def _fill(n: int, columns: int, seed: int, stream: int) -> F64:
+    return uniform(n * columns, seed, stream).reshape(n, columns)  # unlike signs never in a space by coincidence
+
+
 def plan(m: int, n: int, rank: int, *, oversample: int, n_iter: int, method: str, tol: float | None, omega: NDArray[Any] | None) -> Plan:
     """What :func:`randomized_svd` does, for every backend."""
     d = min(m, n)
@@ -130,8 +135,9 @@ def plan(m: int, n: int, rank: int, *, oversample: int, n_iter: int, method: str
         return Plan(min(_BLOCK, d), 1, method != "subspace")
     columns = min(rank + oversample, d) if omega is None else omega.shape[1]
     if omega is None:
-        width = 8 * max(1, int(1.5 * columns / (8 * (n_iter + 2)) + 0.5))
-        krylov = Plan(min(width, d), max(n_iter + 1, -(-3 * columns // (2 * width))), True)
+        width = 8 if columns <= 24 else 16 if columns <= 64 else 24
+        wanted = (9 + max(n_iter - 2, 0)) * columns / 6
+        krylov = Plan(min(width, d), max(n_iter + 1, math.ceil(wanted / width)), True)
     else:
         krylov = Plan(columns, n_iter + 1, True)
     if method == "krylov" or (method == "auto" and n_iter > 0 and 2 * krylov.width * krylov.blocks <= d):
@@ -151,10 +157,10 @@ def _basis(
     block, further = 0, n_iter if how.krylov else 0
 
     def refill(draw: int, columns: int) -> F64:
-        return x @ _random(n, columns, seed, _LEFT_FILL + block) if draw == 0 else _random(m, columns, seed, _LEFT_FILL + block)
+        return x @ _fill(n, columns, seed, _LEFT_FILL + block) if draw == 0 else _fill(m, columns, seed, _LEFT_FILL + block)
 
     def refill_rows(draw: int, columns: int) -> F64:
-        return _random(n, columns, seed, _RIGHT_FILL + 2 * block + draw)
+        return _fill(n, columns, seed, _RIGHT_FILL + 2 * block + draw)
 
     while True:
         width = min(how.width, d - q.shape[1])
@@ -192,7 +198,7 @@ def _apart_from(known: F64, y: F64, norm: float, refill: Callable[[int, int], F6
     for draw in range(3):
         rest = y - known @ (known.T @ y)
         q, r = np.linalg.qr(rest)
-        gone = np.abs(np.diag(r)) <= np.finfo(np.float64).eps * np.maximum(16.0 * size, 4.0 * norm)
+        gone = np.abs(np.diag(r)) <= np.finfo(np.float64).eps * np.maximum(4.0 * size, norm)
         if draw == 2 or not gone.any():
             break
         y[:, gone] = refill(draw, int(gone.sum()))

@@ -1,0 +1,216 @@
+"""The compiled randomized_svd against its definition in numpy: the same subspaces, orthonormal factors, and bits that depend on the matrix alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectral_fast.kernels import native_kernels, numpy_kernels
+from spectral_fast.kernels.numpy_kernels import LowRank
+
+pytestmark = pytest.mark.native_only
+
+LEVELS = native_kernels.levels()
+SPECTRA = {
+    "decaying": 1.0 / np.arange(1, 121) ** 1.5,
+    "flat": np.linspace(1.1, 1.0, 120),
+    "gapped": np.r_[np.linspace(2.0, 1.0, 10), np.full(110, 1e-2)],
+    "condition 1e12": np.geomspace(1.0, 1e-12, 120),
+    "rank 5": np.r_[np.linspace(2.0, 1.0, 5), np.zeros(115)],
+    "one value": np.r_[np.ones(120)],
+}
+PLANS: dict[str, dict[str, Any]] = {
+    "subspace": {"method": "subspace"},
+    "krylov": {"method": "krylov"},
+    "no iteration": {"method": "subspace", "n_iter": 0},
+    "tol": {"tol": 1e-3},
+    "tol, subspace": {"tol": 1e-3, "method": "subspace"},
+}
+
+
+def prescribed(seed: int, m: int, n: int, s: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    u, v = (np.linalg.qr(rng.standard_normal((k, len(s))))[0] for k in (m, n))
+    return np.ascontiguousarray(((u * s) @ v.T)[None].astype(dtype))
+
+
+def left(a: np.ndarray, r: LowRank, i: int = 0) -> float:
+    u, s, vt = (x[i].astype(np.float64) for x in (r.u, r.s, r.vt))
+    return float(np.linalg.norm(a[i].astype(np.float64) - (u * s) @ vt))
+
+
+def same(a: LowRank, b: LowRank) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("method", ["subspace", "krylov"])
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("shape", [(300, 120), (120, 300)])
+def test_as_close_as_numpy_with_the_same_test_matrix(shape: tuple[int, int], name: str, method: str, dtype: type, level: str) -> None:
+    a = prescribed(1, *shape, SPECTRA[name], dtype)
+    omega = np.random.default_rng(2).standard_normal((shape[1], 20))
+    options = {"rank": 10, "method": method, "omega": omega}
+    ours, theirs = native_kernels.randomized_svd(a, **options, level=level), numpy_kernels.randomized_svd(a, **options)
+    size, eps = np.linalg.norm(SPECTRA[name]), np.finfo(dtype).eps
+    assert left(a, ours) <= 1.05 * left(a, theirs) + 4 * eps * size
+    limit = 1e-6 if dtype == np.float32 else 1e-13
+    for x in (ours.u[0].astype(np.float64).T, ours.vt[0].astype(np.float64)):
+        assert np.abs(x @ x.T - np.eye(10)).max() <= limit
+    assert (ours.u[0][np.abs(ours.u[0]).argmax(axis=0), np.arange(10)] > 0).all()
+    assert (np.diff(ours.s[0]) <= 0).all()
+    assert left(a, ours) * (1 - 1e-9) <= ours.error[0] <= 1.01 * left(a, ours) + 1.1e-3 * size * (dtype == np.float32) + 1e-7 * size
+    if name == "gapped":  # every value is determined by the test matrix, to rounding
+        assert np.abs(ours.s - theirs.s).max() <= 20 * eps * size
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_same_triplets_as_numpy(plan: str, level: str) -> None:
+    """Values far enough apart that every vector is determined to a few digits less than the precision."""
+    s = 2.0 ** -np.arange(40.0)
+    a = np.concatenate([prescribed(seed, 90, 70, s) for seed in range(3)])
+    options = {"rank": 12, "seed": 5, **PLANS[plan]}
+    ours, theirs = native_kernels.randomized_svd(a, **options, level=level), numpy_kernels.randomized_svd(a, **options)
+    assert np.array_equal(ours.ranks, theirs.ranks) and np.array_equal(ours.reached, theirs.reached)
+    assert np.abs(ours.s - theirs.s).max() <= 1e-13
+    assert np.abs(ours.u * ours.s[:, None] - theirs.u * theirs.s[:, None]).max() <= 1e-11
+    assert np.abs(ours.vt * ours.s[:, :, None] - theirs.vt * theirs.s[:, :, None]).max() <= 1e-11
+    assert np.abs(ours.error - theirs.error).max() <= 1e-6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bits_do_not_depend_on_threads_or_the_batch(dtype: type, plan: str, level: str) -> None:
+    a = np.random.default_rng(3).standard_normal((5, 150, 130)).astype(dtype) / np.arange(1, 131, dtype=dtype)
+    options = {"rank": 9, "level": level, **PLANS[plan]}
+    want = native_kernels.randomized_svd(a, threads=1, **options)
+    for threads in (2, 3):
+        assert same(native_kernels.randomized_svd(a, threads=threads, **options), want)
+    for i in range(5):
+        assert same(native_kernels.randomized_svd(a[i : i + 1], threads=2, **options), LowRank(*(x[i : i + 1] for x in want)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("turned", [False, True])
+def test_bits_of_a_matrix_shared_by_threads(turned: bool, dtype: type) -> None:
+    a = np.random.default_rng(4).standard_normal((3, 1300, 700)).astype(dtype)
+    if turned:
+        a = np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2)
+    want = native_kernels.randomized_svd(a, rank=20, threads=1)
+    for threads in (2, 3):
+        for i in (0, 2):
+            alone = native_kernels.randomized_svd(a[i : i + 1], rank=20, threads=threads)
+            assert same(alone, LowRank(*(x[i : i + 1] for x in want)))
+        assert same(native_kernels.randomized_svd(a, rank=20, threads=threads), want)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_formats_and_strides(level: str) -> None:
+    """Read in place or converted, in rows or in columns: the same sums, hence the same bits for the same order of memory."""
+    rng = np.random.default_rng(5)
+    narrow = rng.standard_normal((2, 90, 301)).astype(ml_dtypes.bfloat16)
+    wide = narrow.astype(np.float32)
+    options = {"rank": 7, "level": level}
+    want = native_kernels.randomized_svd(wide, **options)
+    assert same(native_kernels.randomized_svd(narrow.view(np.uint16), bits="bfloat16", **options), want)
+    half = wide.astype(np.float16)
+    assert same(native_kernels.randomized_svd(half, **options), native_kernels.randomized_svd(half.astype(np.float32), **options))
+    padded = np.zeros((2, 95, 640), np.float32)
+    padded[:, 2:92, 10:612:2] = wide
+    assert same(native_kernels.randomized_svd(padded[:, 2:92, 10:612:2], **options), want)
+    turned = np.ascontiguousarray(wide.swapaxes(1, 2)).swapaxes(1, 2)
+    there = native_kernels.randomized_svd(turned, **options)
+    assert np.abs(there.s - want.s).max() <= 1e-5 * want.s.max()
+    backwards = np.ascontiguousarray(wide[:, ::-1, ::-1])[:, ::-1, ::-1]
+    assert np.abs(native_kernels.randomized_svd(backwards, **options).s - want.s).max() <= 1e-5 * want.s.max()
+    foreign = wide.astype(">f4")
+    assert same(native_kernels.randomized_svd(foreign, **options), want)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 10),
+    st.integers(0, 3),
+    st.sampled_from(["subspace", "krylov", "auto", "tol"]),
+    st.sampled_from(["normal", "small rank", "zeros and ones", "one column", "constant"]),
+    st.sampled_from([np.float32, np.float64]),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_shape(m: int, n: int, rank: int, oversample: int, n_iter: int, method: str, kind: str, dtype: type, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a = {
+        "normal": lambda: rng.standard_normal((m, n)),
+        "small rank": lambda: rng.standard_normal((m, 2)) @ rng.standard_normal((2, n)),
+        "zeros and ones": lambda: (rng.random((m, n)) < 0.2).astype(float),
+        "one column": lambda: np.r_[np.ones((m, 1)).T, np.zeros((n - 1, m))].T,
+        "constant": lambda: np.full((m, n), 0.1),
+    }[kind]()[None].astype(dtype)
+    rank = min(rank, m, n)
+    how: dict[str, Any] = {"tol": 1e-4} if method == "tol" else {"method": method}
+    r = native_kernels.randomized_svd(a, rank=rank, oversample=oversample, n_iter=n_iter, seed=seed, **how)
+    k, size = int(r.ranks[0]), float(np.linalg.norm(a.astype(np.float64)))
+    limit = 1e-6 if dtype == np.float32 else 1e-13
+    assert np.abs(r.u[0, :, :k].astype(np.float64).T @ r.u[0, :, :k] - np.eye(k)).max(initial=0) <= limit
+    assert np.abs(r.vt[0, :k].astype(np.float64) @ r.vt[0, :k].T - np.eye(k)).max(initial=0) <= limit
+    assert left(a, r) <= r.error[0] * (1 + 1e-9)
+    s = np.linalg.svd(a[0].astype(np.float64), compute_uv=False)
+    eps = float(np.finfo(dtype).eps)
+    assert (r.s[0, :k] <= s[:k] * (1 + 20 * eps) + 20 * eps * size).all()  # a projection has no larger values
+    if rank == min(m, n):
+        assert left(a, r) <= (1e-4 if method == "tol" else 50 * eps) * size * (1 + 1e-3)
+    if method == "tol" and r.reached[0]:
+        assert left(a, r) <= 1e-4 * size * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_extreme_scales_and_bad_matrices(dtype: type) -> None:
+    good = np.random.default_rng(6).standard_normal((20, 15)).astype(dtype)
+    tiny, huge = (1e-37, 1e37) if dtype == np.float32 else (1e-305, 1e305)
+    bad, infinite = good.copy(), good.copy()
+    bad[3, 4], infinite[19, 14] = np.nan, -np.inf
+    a = np.stack([good, good * dtype(tiny), bad, good * dtype(huge), infinite, good * 0, good])
+    r = native_kernels.randomized_svd(a, rank=4)
+    eps = float(np.finfo(dtype).eps)
+    for i, scale in ((1, tiny), (3, huge)):
+        assert np.abs(r.s[i] / dtype(scale) - r.s[0]).max() <= 40 * eps * r.s[0, 0]
+        assert np.abs(r.u[i] - r.u[0]).max() <= 1e4 * eps
+        assert abs(r.error[i] / scale - r.error[0]) <= 1e-5 * r.error[0]
+    for i in (2, 4):
+        assert np.isnan(r.u[i]).all() and np.isnan(r.s[i]).all() and np.isnan(r.vt[i]).all() and np.isnan(r.error[i])
+    assert (r.s[5] == 0).all() and r.error[5] == 0 and np.array_equal(r.u[5].T @ r.u[5], np.eye(4))
+    assert np.array_equal(r.u[6], r.u[0])
+    assert list(r.ranks) == [4, 4, 0, 4, 0, 4, 4]
+
+
+def test_a_rank_that_is_not_reached_and_one_that_is_just_enough() -> None:
+    a = np.concatenate([prescribed(seed, 60, 50, SPECTRA[name][:50]) for seed, name in enumerate(("decaying", "flat", "rank 5"))])
+    ours, theirs = (module.randomized_svd(a, rank=10, tol=1e-4) for module in (native_kernels, numpy_kernels))
+    for r in (ours, theirs):
+        assert list(r.ranks) == [10, 10, 5]
+        assert list(r.reached) == [False, False, True]
+        assert (r.u[2, :, 5:] == 0).all() and (r.s[2, 5:] == 0).all() and (r.vt[2, 5:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"level": "sse9"}, "sse9"),
+        ({"threads": -1}, "^threads: wanted"),
+        ({"tol": 1.0}, "^tol: wanted"),
+        ({"omega": np.ones((3, 2))}, "^omega: wanted"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        native_kernels.randomized_svd(np.ones((1, 9, 6)), rank=2, **options)
