@@ -168,7 +168,7 @@ py::tuple randomized_svd(const py::array& a, const std::string& format, std::int
   py::array_t<double> error(batch);
   py::array_t<std::int64_t> ranks(batch);
   py::array_t<bool> reached(batch);
-  const sf::LowRankResults out{u.mutable_data(),      s.mutable_data(),      vt.mutable_data(),
+  const sf::LowRankResults out{u.mutable_data(),     s.mutable_data(),     vt.mutable_data(),
                                error.mutable_data(), ranks.mutable_data(), reached.mutable_data()};
   without_gil([&](const auto& interrupted) {
     options.interrupted = interrupted;

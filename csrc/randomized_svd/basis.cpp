@@ -6,8 +6,8 @@ namespace sf {
 
 namespace {
 
-// Smallest pivot of Cholesky's decomposition, relative to the diagonal, with which one step of CholeskyQR leaves columns that the next one can
-// make orthonormal to rounding.
+// Smallest pivot of Cholesky's decomposition, relative to the diagonal, with which one step of CholeskyQR leaves columns that the next one
+// can make orthonormal to rounding.
 template <class T>
 constexpr double kLeastPivot = sizeof(T) == sizeof(float) ? 4e-9 : 1e-11;
 

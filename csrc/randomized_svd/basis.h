@@ -1,9 +1,10 @@
 // Orthonormal bases that grow by blocks of columns.
 //
-// A block is made orthogonal to what is there, then to itself; a second time (twice is enough: Giraud, Langou, Rozloznik & van den Eshof 2005)
-// where the first took away so much, or had columns so close to each other, that rounding shows. To itself by Cholesky's decomposition
-// of its Gram matrix in double precision (CholeskyQR2: Yamamoto et al. 2015). Where that cannot work, because columns depend on each
-// other or on the basis to rounding, column by column; one that is nothing but rounding is replaced by another, whose coefficient is zero.
+// A block is made orthogonal to what is there, then to itself; a second time (twice is enough: Giraud, Langou, Rozloznik & van den Eshof
+// 2005) where the first took away so much, or had columns so close to each other, that rounding shows. To itself by Cholesky's
+// decomposition of its Gram matrix in double precision (CholeskyQR2: Yamamoto et al. 2015). Where that cannot work, because columns depend
+// on each other or on the basis to rounding, column by column; one that is nothing but rounding is replaced by another, whose coefficient
+// is zero.
 #pragma once
 #include <functional>
 

@@ -37,7 +37,9 @@ template <class T>
 Thin<T> test_matrix(const LowRankOptions& o, std::int64_t n, std::int64_t width, std::uint64_t stream, std::int64_t lanes) {
   Thin<T> out(n, width, lanes);
   out.clear(0, n);
-  if (o.omega) {
+  if (width == n && !o.omega) {  // the whole space: no chance is taken
+    for (std::int64_t i = 0; i < n; ++i) out.row(i)[i] = T{1};
+  } else if (o.omega) {
     for (std::int64_t i = 0; i < n * width; ++i) out.row(i / width)[i % width] = static_cast<T>(o.omega[i]);
   } else {
     rademacher(o.seed, stream, 0, n * width,
@@ -99,12 +101,17 @@ class OneMatrix {
   void build(Thin<T>&& first) {
     const std::int64_t d = std::min(m_, n_), most = o_.tol > 0.0 ? std::min(o_.rank, d) : d;
     Thin<T> y = std::move(first);
+    const bool whole = o_.width == d && !o_.omega;
+    if (whole && m_ == d) {
+      y.clear(0, m_);
+      for (std::int64_t i = 0; i < m_; ++i) y.row(i)[i] = T{1};
+    }
     const double size = std::sqrt(total_);
     lost_ = total_;
     std::int64_t further = o_.krylov ? o_.n_iter : 0;  // blocks, so that few triplets suffice
     for (std::int64_t block = 0;; ++block) {
       if (block > 0) y = next(block, std::min(o_.width, d - left_.width()));
-      const std::int64_t again = o_.krylov ? 0 : o_.n_iter;
+      const std::int64_t again = o_.krylov || whole ? 0 : o_.n_iter;
       left_.orthonormalize(y, size, refill_, again > 0, false);
       Thin<T> z(n_, y.width, lanes_);
       for (std::int64_t i = 1; i <= again; ++i) {
@@ -296,8 +303,8 @@ void in_precision(const Matrices& a, const LowRankOptions& options, const LowRan
   const std::int64_t threads = options.threads > 0 ? options.threads : default_threads();
   const std::int64_t apart = a.rows * a.cols >= kLarge ? a.batch / threads * threads : a.batch;
   parallel_for(
-      apart, options.threads,
-      [&](std::int64_t i) { Team::run(1, {}, [&](Team& team) { OneMatrix<T>(shared, i, team).run(); }); }, options.interrupted);
+      apart, options.threads, [&](std::int64_t i) { Team::run(1, {}, [&](Team& team) { OneMatrix<T>(shared, i, team).run(); }); },
+      options.interrupted);
   for (std::int64_t i = apart; i < a.batch; ++i) {
     Team::run(static_cast<int>(threads), options.interrupted, [&](Team& team) { OneMatrix<T>(shared, i, team).run(); });
   }

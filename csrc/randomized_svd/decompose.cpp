@@ -11,8 +11,8 @@ namespace sf {
 
 namespace {
 
-// Columns of w (r x k) that `known` says nothing of, each made a unit vector orthogonal to all known ones: the unit vector of the coordinate that
-// these have least of, less its parts along them.
+// Columns of w (r x k) that `known` says nothing of, each made a unit vector orthogonal to all known ones: the unit vector of the
+// coordinate that these have least of, less its parts along them.
 void complete(std::vector<double>& w, std::int64_t r, std::int64_t k, std::vector<char>& known) {
   const auto at = [k](std::int64_t i, std::int64_t c) { return static_cast<std::size_t>(i * k + c); };
   for (std::int64_t c = 0; c < k; ++c) {

@@ -6,8 +6,8 @@
 
 namespace sf {
 
-// t = left diag(s) right^T of a small matrix t (r x r, row-major): all values, descending, and the first k columns of left and right (r x k,
-// row-major), orthonormal whatever the rank of t.
+// t = left diag(s) right^T of a small matrix t (r x r, row-major): all values, descending, and the first k columns of left and right (r x
+// k, row-major), orthonormal whatever the rank of t.
 struct Decomposition {
   std::vector<double> s, left, right;
 };

@@ -1,7 +1,7 @@
 // One-sided Jacobi (Hestenes 1958; Demmel & Veselic 1992), several pairs of columns in the lanes of a vector.
 //
-// Column p of the first half meets column p of the second. After each round the columns move on as in a round-robin tournament, which is one
-// place along each half, the first column staying where it is: the rotated vectors are shifted by one lane before they are stored.
+// Column p of the first half meets column p of the second. After each round the columns move on as in a round-robin tournament, which is
+// one place along each half, the first column staying where it is: the rotated vectors are shifted by one lane before they are stored.
 #include "core/simd.h"
 #include "randomized_svd/loops.h"
 

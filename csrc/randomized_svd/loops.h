@@ -1,8 +1,8 @@
 // Products with thin matrices and a small singular value decomposition, compiled once per instruction set. They know nothing of threads.
 //
-// A thin matrix is row-major with a leading dimension that is a multiple of `lanes`; what stands in its rows behind its width is zero, or read
-// and written without meaning. Every sum is closed after kChain terms and added to those before, in this order, whatever part of a result a
-// call computes: parts and threads change no bit.
+// A thin matrix is row-major with a leading dimension that is a multiple of `lanes`; what stands in its rows behind its width is zero, or
+// read and written without meaning. Every sum is closed after kChain terms and added to those before, in this order, whatever part of a
+// result a call computes: parts and threads change no bit.
 #pragma once
 #include <stdint.h>
 
@@ -28,7 +28,8 @@ struct ProductLoops {
   // A part of a strided matrix of any format, times `scale`.
   void (*convert)(const void* from, DType dtype, int64_t row_stride, int64_t col_stride, int64_t rows, int64_t cols, double scale, T* to,
                   int64_t ldto);
-  // Asks for rows of `bytes` bytes each to be brought nearer. (Never inlined: GCC takes a function that does nothing else for one without effect.)
+  // Asks for rows of `bytes` bytes each to be brought nearer. (Never inlined: GCC takes a function that does nothing else for one without
+  // effect.)
   void (*fetch)(const char* from, int64_t stride, int64_t rows, int64_t bytes);
   // A thin matrix as doubles.
   void (*widen)(const T* from, int64_t rows, int64_t ld, double* to);
@@ -39,8 +40,8 @@ struct LowRankLoops {
   ProductLoops<float> single;
   ProductLoops<double> twice;
 
-  // One sweep of one-sided Jacobi rotations over all pairs of the 2 h columns of x (rows x 2 h, row-major), h a multiple of `lanes`. work: 2 h
-  // doubles. Returns whether a pair with a larger cosine than `cosine` was met.
+  // One sweep of one-sided Jacobi rotations over all pairs of the 2 h columns of x (rows x 2 h, row-major), h a multiple of `lanes`. work:
+  // 2 h doubles. Returns whether a pair with a larger cosine than `cosine` was met.
   bool (*jacobi)(double* x, int64_t rows, int64_t h, double cosine, double* work);
 };
 

@@ -1,5 +1,5 @@
-// Products of a matrix that is read once, in place, with thin ones that stay in the caches. The matrix is read as scalars that are spread over
-// the vectors, the thin matrix and the result as vectors along their rows: neither has to be packed or transposed.
+// Products of a matrix that is read once, in place, with thin ones that stay in the caches. The matrix is read as scalars that are spread
+// over the vectors, the thin matrix and the result as vectors along their rows: neither has to be packed or transposed.
 #include <string.h>
 
 #include "core/single.h"

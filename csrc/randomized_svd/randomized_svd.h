@@ -1,8 +1,8 @@
 // contract: numpy_kernels.randomized_svd
 //
-// Work and bytes. A matrix is read 2 blocks times (krylov) or 2 n_iter + 2 times (subspace), each time for a product with `width` columns: 2 m n
-// width flops for m n entries, which bounds the time from width = 16 on. What a block is made orthogonal to costs 8 (m + n) width flops
-// for each column before it. Matrices are read in place where they have the working precision and unit stride along one side, else
+// Work and bytes. A matrix is read 2 blocks times (krylov) or 2 n_iter + 2 times (subspace), each time for a product with `width` columns:
+// 2 m n width flops for m n entries, which bounds the time from width = 16 on. What a block is made orthogonal to costs 8 (m + n) width
+// flops for each column before it. Matrices are read in place where they have the working precision and unit stride along one side, else
 // converted in panels that stay in the caches.
 #pragma once
 #include <cstdint>
@@ -27,7 +27,8 @@ struct LowRankOptions {
   std::function<bool()> interrupted{};
 };
 
-// Of each matrix: u (rows, rank), s (rank), vt (rank, cols) in working precision (see below), contiguous and filled with zeros by the caller.
+// Of each matrix: u (rows, rank), s (rank), vt (rank, cols) in working precision (see below), contiguous and filled with zeros by the
+// caller.
 struct LowRankResults {
   void *u, *s, *vt;
   double* error;

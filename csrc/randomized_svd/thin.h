@@ -125,6 +125,17 @@ class Source {
     loops_.convert(from, a_.dtype, a_.row_stride, a_.col_stride, count, width, scale, to, ld);
   }
 
+  // Of rows in place, in the order of those that are converted.
+  double sum_of_squares(const T* from, std::int64_t count) const {
+    double sum = 0.0;
+    for (std::int64_t k = 0; k < a_.cols; k += kChain) {
+      for (std::int64_t r = 0; r < count; r += kFew) {
+        sum += loops_.squares(from + r * a_.row_stride + k, a_.row_stride, std::min(kFew, count - r), std::min(kChain, a_.cols - k));
+      }
+    }
+    return sum;
+  }
+
   // Asks for a part that is converted next, while there is work on another.
   void fetch(std::int64_t i, std::int64_t j, std::int64_t count, std::int64_t width) const {
     if (i >= a_.rows || a_.col_stride != 1) return;
@@ -143,7 +154,7 @@ class Source {
       y.clear(i, count);
       if (a) {
         const T* from = a + i * a_.row_stride;
-        if (squares) sums[static_cast<std::size_t>(p)] = loops_.squares(from, a_.row_stride, count, a_.cols);
+        if (squares) sums[static_cast<std::size_t>(p)] = sum_of_squares(from, count);
         loops_.rows(from, a_.row_stride, count, a_.cols, x.x.get(), x.ld, x.width, y.row(i), y.ld);
         return;
       }
@@ -216,14 +227,16 @@ class Source {
     double total = 0.0;
     for (std::int64_t i = 0; i < a_.rows; ++i) {
       if (const T* const a = in_place()) {
-        total += loops_.squares(a + i * a_.row_stride, a_.row_stride, 1, a_.cols);
+        total += sum_of_squares(a + i * a_.row_stride, 1);
         continue;
       }
+      double sum = 0.0;
       for (std::int64_t k = 0; k < a_.cols; k += kChain) {
         const std::int64_t width = std::min(kChain, a_.cols - k);
         convert(i, k, 1, width, scale_, panel.get(), kChain);
-        total += loops_.squares(panel.get(), kChain, 1, width);
+        sum += loops_.squares(panel.get(), kChain, 1, width);
       }
+      total += sum;
     }
     return total;
   }

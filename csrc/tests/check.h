@@ -46,5 +46,6 @@ void test_scales();
 void test_large();
 void test_largest();
 void test_complex();
+void test_low_rank();
 
 }  // namespace sf::tests

@@ -61,7 +61,7 @@ def randomized_svd(
     4.4). "krylov": Q spans Omega's Krylov space (Musco & Musco 2015) by block Golub-Kahan bidiagonalization: each further block is A times the
     last part of A^T Q's basis. Narrow blocks bring more for as many products (Meyer, Musco & Musco 2024), so that :func:`plan` takes
     n_iter + 1 or more blocks of 8, 16 or 24 that have 1.5 l columns together (more for n_iter > 2). "auto": "krylov" where that is at most half of min(m, n), and n_iter > 0.
-    Then B = Q^T A and its singular value decomposition, cut at ``rank``; where Q is the whole space the values are exact to rounding.
+    Then B = Q^T A and its singular value decomposition, cut at ``rank``. Where l is min(m, n) nothing is random and the values are exact to rounding.
     omega: (n, l) test matrix, the same for all matrices, instead of Rademacher entries from the counters of ``seed``, stream 0, entry (j, c) being
     number j times width + c; "krylov" then has n_iter + 1 blocks of its width.
     tol: the rank grows by blocks of 16 until |A - Q B|_F <= tol |A|_F, at most to ``rank``, and is then cut to the least that keeps this; a matrix
@@ -135,6 +135,8 @@ def plan(m: int, n: int, rank: int, *, oversample: int, n_iter: int, method: str
         return Plan(min(_BLOCK, d), 1, method != "subspace")
     columns = min(rank + oversample, d) if omega is None else omega.shape[1]
     if omega is None:
+        if columns == d:
+            return Plan(d, 1, False)
         width = 8 if columns <= 24 else 16 if columns <= 64 else 24
         wanted = (9 + max(n_iter - 2, 0)) * columns / 6
         krylov = Plan(min(width, d), max(n_iter + 1, math.ceil(wanted / width)), True)
@@ -168,12 +170,14 @@ def _basis(
             z = _apart_from(v, b[-how.width :].T.copy(), norm, refill_rows)
             v = np.concatenate((v, z), axis=1)
             test = z[:, :width]
+        elif width == d and omega is None:
+            test = np.eye(n) if n == d else None  # the whole space: no chance is taken
         elif omega is not None:
             test = np.asarray(omega, dtype=np.float64)
         else:
             test = _random(n, width, seed, block + (tol is not None))
-        fresh = _apart_from(q, x @ test, norm, refill)
-        for _ in range(0 if how.krylov else n_iter):
+        fresh = np.eye(m) if test is None else _apart_from(q, x @ test, norm, refill)
+        for _ in range(0 if how.krylov or width == d else n_iter):
             fresh = _apart_from(q, x @ np.linalg.qr(x.T @ fresh)[0], norm, refill)
         rows = fresh.T @ x
         q, b = np.concatenate((q, fresh), axis=1), np.concatenate((b, rows), axis=0)
