@@ -18,6 +18,9 @@ constexpr int kMostRounds = 5;
 template <class T>
 constexpr double kRounding = 4.0 * static_cast<double>(std::numeric_limits<T>::epsilon());
 
+// The same where the Gram matrix is in the working precision, which is enough for a rough basis.
+constexpr double kEvenPivot = 1e-3;
+
 // g (w x w), symmetric, to the upper triangle r with r^T r = g and its inverse; returns the smallest pivot relative
 // to the diagonal, 0 where that is less than `least`.
 double cholesky(const std::vector<double>& g, std::int64_t w, double least, std::vector<double>& r, std::vector<double>& inverse) {
@@ -37,16 +40,17 @@ double cholesky(const std::vector<double>& g, std::int64_t w, double least, std:
     smallest = std::min(smallest, ri[i] / g[at(i, i)]);
     const double pivot = 1.0 / std::sqrt(ri[i]);
     for (std::int64_t j = i; j < w; ++j) ri[j] *= pivot;
+    inverse[at(i, i)] = pivot;
   }
   for (std::int64_t i = w - 1; i >= 0; --i) {  // row i of the inverse: (e_i - r_i,i+1.. inverse) / r_ii
     double* const xi = inverse.data() + i * w;
     const double* const ri = r.data() + i * w;
-    xi[i] = 1.0;
+    const double pivot = xi[i];
     for (std::int64_t k = i + 1; k < w; ++k) {
       const double* const xk = inverse.data() + k * w;
-      for (std::int64_t j = k; j < w; ++j) xi[j] -= ri[k] * xk[j];
+      const double factor = pivot * ri[k];
+      for (std::int64_t j = k; j < w; ++j) xi[j] -= factor * xk[j];
     }
-    for (std::int64_t j = i; j < w; ++j) xi[j] /= ri[i];
   }
   return smallest;
 }
@@ -130,6 +134,23 @@ void Basis<T>::subtract(const Thin<T>& y, std::vector<double>& c) const {
 }
 
 template <class T>
+std::vector<double> Basis<T>::quick_gram(const Thin<T>& y) const {
+  const std::int64_t w = y.width;
+  const auto size = static_cast<std::size_t>(w * w);
+  std::vector<double> partial(size * static_cast<std::size_t>(parts()));
+  team_.each(parts(), [&](std::int64_t p, int) {
+    Local<T, 2048> z(w * y.ld);
+    std::memset(z.get(), 0, static_cast<std::size_t>(w * y.ld) * sizeof(T));
+    loops_.columns(y.row(p * kChain), y.ld, count(p), w, y.row(p * kChain), y.ld, w, z.get(), y.ld);
+    double* to = partial.data() + size * static_cast<std::size_t>(p);
+    for (std::int64_t i = 0; i < w; ++i) {
+      for (std::int64_t j = 0; j < w; ++j) *to++ = static_cast<double>(z.get()[i * y.ld + j]);
+    }
+  });
+  return sum(partial, size);
+}
+
+template <class T>
 std::vector<double> Basis<T>::gram(const Thin<T>& y) const {
   const std::int64_t w = y.width;
   const auto size = static_cast<std::size_t>(w * w);
@@ -172,14 +193,24 @@ typename Basis<T>::Refill Basis<T>::random() const {
 template <class T>
 Coefficients Basis<T>::orthonormalize(const Thin<T>& block, double size, const Refill& refill, bool rough, bool wanted) {
   const std::int64_t w = block.width;
-  Coefficients all{width_, w, {}, {}};
+  Coefficients all{width_, w, {}, {}, 0.0};
   std::vector<double> above, r, inverse, rounding(static_cast<std::size_t>(w)), before(static_cast<std::size_t>(w));
   for (int round = 0; round < kMostRounds; ++round) {
     if (width_ > 0) {
       above = overlap(block);
       subtract(block, above);
     }
-    const std::vector<double> g = gram(block);
+    std::vector<double> g;
+    if (rough && width_ == 0) {  // columns far from depending on each other need no more than this
+      g = quick_gram(block);
+      const double pivot = cholesky(g, w, kEvenPivot, r, inverse);
+      if (pivot > 0.0) {
+        multiply(block, inverse);
+        all.pivot = pivot;
+        return all;
+      }
+    }
+    g = gram(block);
     for (std::int64_t j = 0; j < w; ++j) before[static_cast<std::size_t>(j)] = g[static_cast<std::size_t>(j * w + j)];
     for (std::int64_t i = 0; i < width_; ++i) {
       const double* const row = above.data() + i * w;
@@ -197,6 +228,7 @@ Coefficients Basis<T>::orthonormalize(const Thin<T>& block, double size, const R
     if (pivot == 0.0) break;
     multiply(block, inverse);
     if (wanted) compose(all, above, r);
+    all.pivot = round == 0 ? pivot : 0.0;
     if (rough || (kept && (round > 0 || pivot > 1.0 / 16))) return all;
   }
   Coefficients rest = by_columns(block, rounding, refill);  // of what the last round has taken `above` from
@@ -215,7 +247,7 @@ template <class T>
 Coefficients Basis<T>::by_columns(const Thin<T>& y, const std::vector<double>& noise, const Refill& refill) const {
   const std::int64_t w = y.width;
   Coefficients out{width_, w, std::vector<double>(static_cast<std::size_t>(width_ * w), 0.0),
-                   std::vector<double>(static_cast<std::size_t>(w * w), 0.0)};
+                   std::vector<double>(static_cast<std::size_t>(w * w), 0.0), 0.0};
   std::vector<double> column(static_cast<std::size_t>(rows_));
   const auto length = [&] {
     double total = 0.0;

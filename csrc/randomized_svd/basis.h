@@ -17,6 +17,7 @@ namespace sf {
 struct Coefficients {
   std::int64_t before = 0, width = 0;
   std::vector<double> above, corner;
+  double pivot = 0.0;  // the smallest of Cholesky's decomposition, relative to the diagonal, where that did it all
 };
 
 template <class T>
@@ -53,7 +54,8 @@ class Basis {
 
   std::vector<double> overlap(const Thin<T>& y) const;
   void subtract(const Thin<T>& y, std::vector<double>& c) const;
-  std::vector<double> gram(const Thin<T>& y) const;
+  std::vector<double> gram(const Thin<T>& y) const;        // in double precision
+  std::vector<double> quick_gram(const Thin<T>& y) const;  // in the working precision
   void multiply(const Thin<T>& y, const std::vector<double>& c) const;
   std::vector<double> sum(const std::vector<double>& partial, std::size_t size) const;
   Coefficients by_columns(const Thin<T>& y, const std::vector<double>& noise, const Refill& refill) const;

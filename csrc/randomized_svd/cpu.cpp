@@ -31,6 +31,11 @@ struct Precision<double> {
   static constexpr double cosine = 1e-8;
 };
 
+constexpr double kUneven = 64.0, kDrift = 30.0;  // a condition number, and powers of two by which sizes may change
+
+// About the condition number that one product with the matrix gives to orthonormal columns.
+double unevenness(const Coefficients& c) { return c.pivot > 0.0 ? 1.0 / std::sqrt(c.pivot) : std::numeric_limits<double>::infinity(); }
+
 constexpr double kPassBelow = 3e-7;  // tol^2 has drowned in |A|^2 - |B|^2
 
 template <class T>
@@ -112,14 +117,25 @@ class OneMatrix {
     for (std::int64_t block = 0;; ++block) {
       if (block > 0) y = next(block, std::min(o_.width, d - left_.width()));
       const std::int64_t again = o_.krylov || whole ? 0 : o_.n_iter;
-      left_.orthonormalize(y, size, refill_, again > 0, false);
+      double uneven = unevenness(left_.orthonormalize(y, size, refill_, again > 0, false)), grown = 1.0, drift = 0.0;
       Thin<T> z(n_, y.width, lanes_);
+      // Products are made orthonormal again only once they may have become too dependent, but always against a basis that is there already.
+      const auto too_uneven = [&] {
+        grown *= uneven;
+        drift += std::abs(std::log2(size));
+        return grown * uneven > kUneven || drift > kDrift || left_.width() > 0;
+      };
       for (std::int64_t i = 1; i <= again; ++i) {
         source_.multiply(true, y, z);
-        Basis<T> none(n_, s_.loops, team_, o_.seed, kRightFill);
-        none.orthonormalize(z, size, none.random(), true, false);
+        if (too_uneven()) {
+          Basis<T> none(n_, s_.loops, team_, o_.seed, kRightFill);
+          uneven = std::max(uneven, unevenness(none.orthonormalize(z, size, none.random(), true, false)));
+          grown = 1.0, drift = 0.0;
+        }
         source_.multiply(false, z, y);
-        left_.orthonormalize(y, size, refill_, i < again, false);
+        if (i < again && !too_uneven()) continue;
+        uneven = std::max(uneven, unevenness(left_.orthonormalize(y, size, refill_, i < again, false)));
+        grown = 1.0, drift = 0.0;
       }
       source_.multiply(true, y, z);
       left_.push(std::move(y));
@@ -214,14 +230,21 @@ class OneMatrix {
     right_.polish(v);
     T *const out_u = static_cast<T*>(s_.out.u) + index_ * m_ * rank, *const out_vt = static_cast<T*>(s_.out.vt) + index_ * rank * n_;
     T* const out_s = static_cast<T*>(s_.out.s) + index_ * rank;
-    for (std::int64_t c = 0; c < k; ++c) {
-      std::int64_t at = 0;
-      for (std::int64_t i = 1; i < m_; ++i) {
-        if (std::abs(u.row(i)[c]) > std::abs(u.row(at)[c])) at = i;
+    std::vector<T> largest(static_cast<std::size_t>(k), T{0}), sign(static_cast<std::size_t>(k), T{1});
+    for (std::int64_t i = 0; i < m_; ++i) {
+      const T* const row = u.row(i);
+      for (std::int64_t c = 0; c < k; ++c) {
+        const auto at = static_cast<std::size_t>(c);
+        if (!(std::abs(row[c]) > largest[at])) continue;
+        largest[at] = std::abs(row[c]);
+        sign[at] = row[c] < T{0} ? T{-1} : T{1};
       }
-      const T sign = u.row(at)[c] < T{0} ? T{-1} : T{1};
-      for (std::int64_t i = 0; i < m_; ++i) out_u[i * rank + c] = sign * u.row(i)[c];
-      for (std::int64_t j = 0; j < n_; ++j) out_vt[c * n_ + j] = sign * v.row(j)[c];
+    }
+    for (std::int64_t i = 0; i < m_; ++i) {
+      for (std::int64_t c = 0; c < k; ++c) out_u[i * rank + c] = sign[static_cast<std::size_t>(c)] * u.row(i)[c];
+    }
+    for (std::int64_t c = 0; c < k; ++c) {
+      for (std::int64_t j = 0; j < n_; ++j) out_vt[c * n_ + j] = sign[static_cast<std::size_t>(c)] * v.row(j)[c];
     }
     double kept = 0.0;
     std::vector<double> values(static_cast<std::size_t>(k));  // as they are returned, but for the scale

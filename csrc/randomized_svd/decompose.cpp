@@ -104,8 +104,10 @@ Decomposition decompose(const std::vector<double>& t, std::int64_t r, std::int64
     for (std::int64_t c = 0; c < ld; ++c) squares[static_cast<std::size_t>(c)] += x[i * ld + c] * x[i * ld + c];
   }
   std::vector<Column> columns;
+  columns.reserve(static_cast<std::size_t>(ld));
   for (std::int64_t c = 0; c < ld; ++c) columns.push_back({std::sqrt(squares[static_cast<std::size_t>(c)]), c});
-  std::stable_sort(columns.begin(), columns.end(), [](const Column& a, const Column& b) { return a.length > b.length; });
+  std::sort(columns.begin(), columns.end(),
+            [](const Column& a, const Column& b) { return a.length != b.length ? a.length > b.length : a.at < b.at; });
   Decomposition out;
   for (std::int64_t c = 0; c < r; ++c) out.s.push_back(columns[static_cast<std::size_t>(c)].length);
   out.left.assign(static_cast<std::size_t>(r * k), 0.0);
@@ -130,7 +132,15 @@ Decomposition decompose(const std::vector<double>& t, std::int64_t r, std::int64
       for (std::int64_t c = 0; factor != 0.0 && c < k; ++c) to[c] += factor * from[c];
     }
   }
-  orthonormalize(out.left, r, k, left_known);
+  double weakest = out.s[0];
+  for (std::int64_t c = 0; c < k; ++c) {
+    const double length = out.s[static_cast<std::size_t>(c)];
+    if (!left_known[static_cast<std::size_t>(c)]) continue;
+    weakest = std::min(weakest, length);
+    for (std::int64_t i = 0; i < r; ++i) out.left[static_cast<std::size_t>(i * k + c)] /= length;
+  }
+  // those of small values are uncertain by the rounding of large ones
+  if (std::numeric_limits<double>::epsilon() * out.s[0] > 0.1 * cosine * cosine * weakest) orthonormalize(out.left, r, k, left_known);
   complete(out.left, r, k, left_known);
   return out;
 }

@@ -150,37 +150,25 @@ void add_to(const T* part, int64_t count, T* total) {
   for (int64_t i = 0; i < count; ++i) total[i] += part[i];
 }
 
-inline double row_squares(const double* a, int64_t count) {
-  Vec sums[4] = {zeros(), zeros(), zeros(), zeros()};
-  int64_t j = 0;
-  for (; j + 4 * kLanes <= count; j += 4 * kLanes)
-    for (int v = 0; v < 4; ++v) {
-      const Vec x = load(a + j + v * kLanes);
-      sums[v] = fma(x, x, sums[v]);
-    }
-  double rest = 0.0;
-  for (; j < count; ++j) rest += a[j] * a[j];
-  return sum(add(add(sums[0], sums[1]), add(sums[2], sums[3]))) + rest;
-}
-
-inline double row_squares(const float* a, int64_t count) {
-  Vec sums[4] = {zeros(), zeros(), zeros(), zeros()};
-  int64_t j = 0;
-  for (; j + 4 * kLanes <= count; j += 4 * kLanes)
-    for (int v = 0; v < 4; ++v) {
-      const Vec x = load_float(a + j + v * kLanes);
-      sums[v] = fma(x, x, sums[v]);
-    }
-  double rest = 0.0;
-  for (; j < count; ++j) rest += static_cast<double>(a[j]) * static_cast<double>(a[j]);
-  return sum(add(add(sums[0], sums[1]), add(sums[2], sums[3]))) + rest;
-}
+inline Vec wide(const double* p) { return load(p); }
+inline Vec wide(const float* p) { return load_float(p); }
 
 template <class T>
 double squares(const T* a, int64_t lda, int64_t rows, int64_t cols) {
-  double total = 0.0;
-  for (int64_t i = 0; i < rows; ++i) total += row_squares(a + i * lda, cols);
-  return total;
+  Vec sums[4] = {zeros(), zeros(), zeros(), zeros()};
+  double rest = 0.0;
+  for (int64_t i = 0; i < rows; ++i, a += lda) {
+    int64_t j = 0;
+    for (; j + 4 * kLanes <= cols; j += 4 * kLanes) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        const Vec x = wide(a + j + v * kLanes);
+        sums[v] = fma(x, x, sums[v]);
+      }
+    }
+    for (; j < cols; ++j) rest += static_cast<double>(a[j]) * static_cast<double>(a[j]);
+  }
+  return sum(add(add(sums[0], sums[1]), add(sums[2], sums[3]))) + rest;
 }
 
 void widen_single(const float* from, int64_t rows, int64_t ld, double* to) {

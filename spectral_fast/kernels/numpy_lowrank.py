@@ -17,6 +17,7 @@ F64 = NDArray[np.float64]
 
 METHODS = ("auto", "subspace", "krylov")
 _LEFT_FILL, _RIGHT_FILL = 2 << 32, 3 << 32  # streams of the counters; test matrices take 0, 1, ...
+_WORTH_IT = 4096  # entries for each column from which the products saved outweigh the decomposition of a larger B
 _BLOCK = 16  # columns by which an adaptive rank grows
 _DROWNED = 1e-11  # share of |A|^2 below which what is left is formed, not subtracted
 _PASS_BELOW = 3e-7  # |A|^2 - |B|^2 has lost its digits: the residual is formed
@@ -60,7 +61,8 @@ def randomized_svd(
     method: "subspace": Q = orth(A Omega) of l = min(rank + oversample, m, n) columns, then n_iter times Q = orth(A orth(A^T Q)) (their algorithm
     4.4). "krylov": Q spans Omega's Krylov space (Musco & Musco 2015) by block Golub-Kahan bidiagonalization: each further block is A times the
     last part of A^T Q's basis. Narrow blocks bring more for as many products (Meyer, Musco & Musco 2024), so that :func:`plan` takes
-    n_iter + 1 or more blocks of 8, 16 or 24 that have 1.5 l columns together (more for n_iter > 2). "auto": "krylov" where that is at most half of min(m, n), and n_iter > 0.
+    n_iter + 1 or more blocks of 8, 16 or 24 that have 1.5 l columns together (more for n_iter > 2). "auto": "krylov" where that is at most half of min(m, n), n_iter > 0
+    and the matrix has 4096 l entries or more, so that the products are what takes time.
     Then B = Q^T A and its singular value decomposition, cut at ``rank``. Where l is min(m, n) nothing is random and the values are exact to rounding.
     omega: (n, l) test matrix, the same for all matrices, instead of Rademacher entries from the counters of ``seed``, stream 0, entry (j, c) being
     number j times width + c; "krylov" then has n_iter + 1 blocks of its width.
@@ -142,7 +144,7 @@ def plan(m: int, n: int, rank: int, *, oversample: int, n_iter: int, method: str
         krylov = Plan(min(width, d), max(n_iter + 1, math.ceil(wanted / width)), True)
     else:
         krylov = Plan(columns, n_iter + 1, True)
-    if method == "krylov" or (method == "auto" and n_iter > 0 and 2 * krylov.width * krylov.blocks <= d):
+    if method == "krylov" or (method == "auto" and n_iter > 0 and 2 * krylov.width * krylov.blocks <= d and m * n >= _WORTH_IT * columns):
         return krylov
     return Plan(columns, 1, False)
 

@@ -54,8 +54,8 @@ def randomized_svd(
     oversample: further columns of the test matrix: with 5 to 10 the values wanted are seldom missed.
     n_iter:     passes A A^T beyond the first: 0 for spectra that fall fast, 2 for slow ones.
     method:     "subspace" iteration (Halko et al., algorithm 4.4); "krylov": a Krylov space of narrow blocks, as close as subspace iteration to within
-                about one per cent of what is left for half the products (Musco & Musco 2015; Meyer, Musco & Musco 2024); "auto": "krylov" where its
-                blocks have at most half of min(m, n) columns and n_iter > 0.
+                about one per cent of what is left for half the products (Musco & Musco 2015; Meyer, Musco & Musco 2024); "auto": "krylov" for
+                all but small matrices, where its blocks have at most half of min(m, n) columns and n_iter > 0.
     tol:        |A - u s vt|_F <= tol |A|_F with as few triplets as random products find; not with ``omega``.
     seed:       of the Rademacher test matrix; the same for all matrices, so that a matrix's result does not depend on its batch.
     omega:      (n, l) test matrix instead, l >= rank.
