@@ -1,4 +1,5 @@
 // Parts of strided matrices of any format as rows of floats or doubles.
+#pragma once
 #include <string.h>
 
 #include "core/simd.h"

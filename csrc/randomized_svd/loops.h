@@ -21,6 +21,11 @@ struct ProductLoops {
   void (*rows)(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, int64_t width, T* y, int64_t ldy);
   // z (cols x width) += a^T x for `rows` <= kChain rows of a and x.
   void (*columns)(const T* a, int64_t lda, int64_t rows, int64_t cols, const T* x, int64_t ldx, int64_t width, T* z, int64_t ldz);
+  // The same for the bits of bfloat16; none in double precision.
+  void (*rows_of_bfloat16)(const uint16_t* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, int64_t width, T* y,
+                           int64_t ldy);
+  void (*columns_of_bfloat16)(const uint16_t* a, int64_t lda, int64_t rows, int64_t cols, const T* x, int64_t ldx, int64_t width, T* z,
+                              int64_t ldz);
   // total (count) += part (count)
   void (*add)(const T* part, int64_t count, T* total);
   // Sum of squares, in double precision.

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/single.h"
+#include "randomized_svd/convert.inl.h"
 #include "randomized_svd/loops.h"
 
 namespace sf::SF_ISA {
@@ -32,6 +33,45 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 inline Singles plus(Singles a, Singles b) { return add_singles(a, b); }
 inline Vec plus(Vec a, Vec b) { return add(a, b); }
 
+// Entry `at` of a row in all lanes. Entries of bfloat16 are taken from the pair that they are the low or the high half of, as a number of
+// which they are the upper 16 bits: kHigh says which half `at` is.
+template <bool kHigh>
+inline Singles spread(const float* a, int64_t at) {
+  return all(a[at]);
+}
+template <bool kHigh>
+inline Vec spread(const double* a, int64_t at) {
+  return all(a[at]);
+}
+template <bool kHigh>
+inline Singles spread(const uint16_t* a, int64_t at) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  int32_t pair;
+  memcpy(&pair, a + at - (kHigh ? 1 : 0), sizeof pair);
+#if defined(__AVX512F__)
+  const __m512i x = _mm512_set1_epi32(pair);
+  return _mm512_castsi512_ps(kHigh ? _mm512_and_si512(x, _mm512_set1_epi32(INT32_MIN >> 15)) : _mm512_slli_epi32(x, 16));
+#else
+  const __m256i x = _mm256_set1_epi32(pair);
+  return _mm256_castsi256_ps(kHigh ? _mm256_and_si256(x, _mm256_set1_epi32(INT32_MIN >> 15)) : _mm256_slli_epi32(x, 16));
+#endif
+#else
+  return all(float_of_bfloat16(a[at]));
+#endif
+}
+// Keeps the compiler from loading a pair once for both halves, or many pairs in advance: it would have no registers left for the sums.
+template <class E>
+inline void forget_pair() {
+#if defined(__GNUC__)
+  if constexpr (sizeof(E) == sizeof(uint16_t)) asm volatile("" ::: "memory");
+#endif
+}
+
+// Where there is no pair to take it from.
+inline Singles spread_alone(const float* a) { return all(*a); }
+inline Vec spread_alone(const double* a) { return all(*a); }
+inline Singles spread_alone(const uint16_t* a) { return all(float_of_bfloat16(*a)); }
+
 constexpr int64_t kTogether = 32;  // rows of the matrix that are added to a result at a time
 
 constexpr int64_t kAhead = 128;  // bytes along each row that are fetched in advance
@@ -39,34 +79,38 @@ constexpr int64_t kAhead = 128;  // bytes along each row that are fetched in adv
 // Rows of the matrix in a register tile with this many vectors.
 constexpr int tile_rows(int vectors) { return vectors == 1 ? 8 : vectors == 2 ? 6 : 4; }
 
-template <class T, int Rows, int Vectors>
-inline void rows_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64_t ldx, T* y, int64_t ldy) {
+template <class T, class E, int Rows, int Vectors>
+inline void rows_tile(const E* a, int64_t lda, int64_t depth, const T* x, int64_t ldx, T* y, int64_t ldy) {
   constexpr int L = Of<T>::lanes;
   typename Of<T>::Vector sums[Rows][Vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) sums[r][v] = all(T{0});
-  const auto step = [&](int64_t k) __attribute__((always_inline)) {
+  const auto step = [&](const auto& entry) __attribute__((always_inline)) {
     typename Of<T>::Vector line[Vectors];
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * L);
     x += ldx;
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const auto factor = all(a[r * lda + k]);
+      const auto factor = entry(a + r * lda);
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) sums[r][v] = multiply_add(factor, line[v], sums[r][v]);
+      forget_pair<E>();
     }
   };
-  constexpr int kLine = 64 / sizeof(T);
+  constexpr int kLine = 64 / sizeof(E);
   int64_t k = 0;
   for (; k + kLine <= depth; k += kLine) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) __builtin_prefetch(a + (Rows + r) * lda + k);  // for the next tile
-    for (int64_t h = k; h < k + kLine; ++h) step(h);
+    for (int64_t h = k; h < k + kLine; h += 2) {
+      step([h](const E* row) { return spread<false>(row, h); });
+      step([h](const E* row) { return spread<true>(row, h + 1); });
+    }
   }
-  for (; k < depth; ++k) step(k);
+  for (; k < depth; ++k) step([k](const E* row) { return spread_alone(row + k); });
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
@@ -74,31 +118,32 @@ inline void rows_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64_
 }
 
 // All rows times `Vectors` vectors of x.
-template <class T, int Vectors>
-inline void rows_strip(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, T* y, int64_t ldy) {
+template <class T, class E, int Vectors>
+inline void rows_strip(const E* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, T* y, int64_t ldy) {
   constexpr int R = tile_rows(Vectors);
   int64_t i = 0;
-  for (; i + R <= rows; i += R) rows_tile<T, R, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
-  for (; i + 2 <= rows; i += 2) rows_tile<T, 2, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
-  for (; i < rows; ++i) rows_tile<T, 1, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
+  for (; i + R <= rows; i += R) rows_tile<T, E, R, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
+  for (; i + 2 <= rows; i += 2) rows_tile<T, E, 2, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
+  for (; i < rows; ++i) rows_tile<T, E, 1, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
 }
 
-template <class T>
-void rows_product(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, int64_t width, T* y, int64_t ldy) {
+template <class T, class E>
+void rows_product(const E* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, int64_t width, T* y, int64_t ldy) {
   constexpr int L = Of<T>::lanes;
   const int64_t vectors = (width + L - 1) / L;
   for (int64_t k = 0; k < depth; k += kChain) {
     const int64_t here = depth - k < kChain ? depth - k : kChain;
-    const T *ak = a + k, *xk = x + k * ldx;
+    const E* ak = a + k;
+    const T* xk = x + k * ldx;
     int64_t v = 0;
-    for (; vectors - v > 4 || vectors - v == 3; v += 3) rows_strip<T, 3>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
-    for (; vectors - v >= 2; v += 2) rows_strip<T, 2>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
-    if (v < vectors) rows_strip<T, 1>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
+    for (; vectors - v > 4 || vectors - v == 3; v += 3) rows_strip<T, E, 3>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
+    for (; vectors - v >= 2; v += 2) rows_strip<T, E, 2>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
+    if (v < vectors) rows_strip<T, E, 1>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
   }
 }
 
-template <class T, int Cols, int Vectors>
-inline void columns_tile(const T* a, int64_t lda, int64_t rows, const T* x, int64_t ldx, T* z, int64_t ldz) {
+template <class T, class E, int Cols, int Vectors>
+inline void columns_tile(const E* a, int64_t lda, int64_t rows, const T* x, int64_t ldx, T* z, int64_t ldz) {
   constexpr int L = Of<T>::lanes;
   typename Of<T>::Vector sums[Cols][Vectors];
 #pragma GCC unroll 8
@@ -106,15 +151,25 @@ inline void columns_tile(const T* a, int64_t lda, int64_t rows, const T* x, int6
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) sums[c][v] = get(z + c * ldz + v * L);
   for (int64_t i = 0; i < rows; ++i, a += lda, x += ldx) {
-    __builtin_prefetch(a + kAhead / sizeof(T));
+    __builtin_prefetch(a + kAhead / sizeof(E));
     typename Of<T>::Vector line[Vectors];
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * L);
-#pragma GCC unroll 8
-    for (int c = 0; c < Cols; ++c) {
-      const auto factor = all(a[c]);
+#pragma GCC unroll 4
+    for (int c = 0; c + 1 < Cols; c += 2) {
+      const auto even = spread<false>(a, c);
 #pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) sums[c][v] = multiply_add(factor, line[v], sums[c][v]);
+      for (int v = 0; v < Vectors; ++v) sums[c][v] = multiply_add(even, line[v], sums[c][v]);
+      forget_pair<E>();
+      const auto odd = spread<true>(a, c + 1);
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v) sums[c + 1][v] = multiply_add(odd, line[v], sums[c + 1][v]);
+      forget_pair<E>();
+    }
+    if constexpr (Cols % 2 == 1) {
+      const auto factor = spread_alone(a + Cols - 1);
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v) sums[Cols - 1][v] = multiply_add(factor, line[v], sums[Cols - 1][v]);
     }
   }
 #pragma GCC unroll 8
@@ -123,25 +178,25 @@ inline void columns_tile(const T* a, int64_t lda, int64_t rows, const T* x, int6
     for (int v = 0; v < Vectors; ++v) put(z + c * ldz + v * L, sums[c][v]);
 }
 
-template <class T, int Vectors>
-inline void columns_strip(const T* a, int64_t lda, int64_t rows, int64_t cols, const T* x, int64_t ldx, T* z, int64_t ldz) {
+template <class T, class E, int Vectors>
+inline void columns_strip(const E* a, int64_t lda, int64_t rows, int64_t cols, const T* x, int64_t ldx, T* z, int64_t ldz) {
   constexpr int C = tile_rows(Vectors);
   int64_t j = 0;
-  for (; j + C <= cols; j += C) columns_tile<T, C, Vectors>(a + j, lda, rows, x, ldx, z + j * ldz, ldz);
-  for (; j + 2 <= cols; j += 2) columns_tile<T, 2, Vectors>(a + j, lda, rows, x, ldx, z + j * ldz, ldz);
-  for (; j < cols; ++j) columns_tile<T, 1, Vectors>(a + j, lda, rows, x, ldx, z + j * ldz, ldz);
+  for (; j + C <= cols; j += C) columns_tile<T, E, C, Vectors>(a + j, lda, rows, x, ldx, z + j * ldz, ldz);
+  for (; j + 2 <= cols; j += 2) columns_tile<T, E, 2, Vectors>(a + j, lda, rows, x, ldx, z + j * ldz, ldz);
+  for (; j < cols; ++j) columns_tile<T, E, 1, Vectors>(a + j, lda, rows, x, ldx, z + j * ldz, ldz);
 }
 
-template <class T>
-void columns_product(const T* a, int64_t lda, int64_t rows, int64_t cols, const T* x, int64_t ldx, int64_t width, T* z, int64_t ldz) {
+template <class T, class E>
+void columns_product(const E* a, int64_t lda, int64_t rows, int64_t cols, const T* x, int64_t ldx, int64_t width, T* z, int64_t ldz) {
   constexpr int L = Of<T>::lanes;
   const int64_t vectors = (width + L - 1) / L;
   for (int64_t i = 0; i < rows; i += kTogether, a += kTogether * lda, x += kTogether * ldx) {
     const int64_t here = rows - i < kTogether ? rows - i : kTogether;
     int64_t v = 0;
-    for (; vectors - v > 4 || vectors - v == 3; v += 3) columns_strip<T, 3>(a, lda, here, cols, x + v * L, ldx, z + v * L, ldz);
-    for (; vectors - v >= 2; v += 2) columns_strip<T, 2>(a, lda, here, cols, x + v * L, ldx, z + v * L, ldz);
-    if (v < vectors) columns_strip<T, 1>(a, lda, here, cols, x + v * L, ldx, z + v * L, ldz);
+    for (; vectors - v > 4 || vectors - v == 3; v += 3) columns_strip<T, E, 3>(a, lda, here, cols, x + v * L, ldx, z + v * L, ldz);
+    for (; vectors - v >= 2; v += 2) columns_strip<T, E, 2>(a, lda, here, cols, x + v * L, ldx, z + v * L, ldz);
+    if (v < vectors) columns_strip<T, E, 1>(a, lda, here, cols, x + v * L, ldx, z + v * L, ldz);
   }
 }
 

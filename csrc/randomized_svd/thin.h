@@ -53,6 +53,7 @@ class Source {
       std::swap(a_.row_stride, a_.col_stride);
     }
     working_ = size == static_cast<std::int64_t>(sizeof(T)) && a_.col_stride == 1;
+    bfloat16_ = batch.dtype == DType::bf16 && loops_.rows_of_bfloat16 && a_.col_stride == 1;
   }
 
   void set_scale(double scale) { scale_ = scale; }
@@ -118,19 +119,30 @@ class Source {
   static constexpr std::int64_t kAcross = 128;   // and columns: all in the L1 cache,
   static constexpr std::int64_t kNext = 256;     // and so far ahead they are fetched
 
-  const T* in_place() const { return working_ && scale_ == 1.0 ? static_cast<const T*>(a_.data) : nullptr; }
+  // Whether products read the matrix as it is.
+  bool in_place() const { return (working_ || bfloat16_) && scale_ == 1.0; }
+
+  template <class E>
+  const E* at(std::int64_t i, std::int64_t j) const {
+    return static_cast<const E*>(a_.data) + i * a_.row_stride + j;
+  }
 
   void convert(std::int64_t i, std::int64_t j, std::int64_t count, std::int64_t width, double scale, T* to, std::int64_t ld) const {
     const char* from = static_cast<const char*>(a_.data) + (i * a_.row_stride + j * a_.col_stride) * size_of(a_.dtype);
     loops_.convert(from, a_.dtype, a_.row_stride, a_.col_stride, count, width, scale, to, ld);
   }
 
-  // Of rows in place, in the order of those that are converted.
-  double sum_of_squares(const T* from, std::int64_t count) const {
+  // Of the squares of `count` rows, in the order of those that are converted for a product.
+  double sum_of_squares(std::int64_t i, std::int64_t count) const {
+    const bool there = working_ && scale_ == 1.0;
+    Local<T, kFew * kChain> panel(kFew * kChain);
     double sum = 0.0;
     for (std::int64_t k = 0; k < a_.cols; k += kChain) {
+      const std::int64_t depth = std::min(kChain, a_.cols - k);
       for (std::int64_t r = 0; r < count; r += kFew) {
-        sum += loops_.squares(from + r * a_.row_stride + k, a_.row_stride, std::min(kFew, count - r), std::min(kChain, a_.cols - k));
+        const std::int64_t few = std::min(kFew, count - r);
+        if (!there) convert(i + r, k, few, depth, scale_, panel.get(), kChain);
+        sum += there ? loops_.squares(at<T>(i + r, k), a_.row_stride, few, depth) : loops_.squares(panel.get(), kChain, few, depth);
       }
     }
     return sum;
@@ -147,15 +159,17 @@ class Source {
   void rows(const Thin<T>& x, const Thin<T>& y, double* squares) const {
     const std::int64_t parts = parts_of(a_.rows, kRows);
     std::vector<double> sums(squares ? static_cast<std::size_t>(parts) : 0);
-    const T* const a = in_place();
-    std::vector<Buffer<T>> scratch(a ? 0 : static_cast<std::size_t>(team_.size()));
+    std::vector<Buffer<T>> scratch(in_place() ? 0 : static_cast<std::size_t>(team_.size()));
     team_.each(parts, [&](std::int64_t p, int rank) {
       const std::int64_t i = p * kRows, count = std::min(kRows, a_.rows - i);
       y.clear(i, count);
-      if (a) {
-        const T* from = a + i * a_.row_stride;
-        if (squares) sums[static_cast<std::size_t>(p)] = sum_of_squares(from, count);
-        loops_.rows(from, a_.row_stride, count, a_.cols, x.x.get(), x.ld, x.width, y.row(i), y.ld);
+      if (in_place()) {
+        if (working_) {
+          loops_.rows(at<T>(i, 0), a_.row_stride, count, a_.cols, x.x.get(), x.ld, x.width, y.row(i), y.ld);
+        } else {
+          loops_.rows_of_bfloat16(at<std::uint16_t>(i, 0), a_.row_stride, count, a_.cols, x.x.get(), x.ld, x.width, y.row(i), y.ld);
+        }
+        if (squares) sums[static_cast<std::size_t>(p)] = sum_of_squares(i, count);  // now that they are near
         return;
       }
       Buffer<T>& panel = scratch[static_cast<std::size_t>(rank)];
@@ -187,21 +201,23 @@ class Source {
     std::int64_t parts = parts_of(a_.cols, kStrip);
     parts = parts_of(parts, team_.size()) * team_.size();
     const std::int64_t strip = parts_of(parts_of(a_.cols, parts), 16) * 16;
-    const T* const a = in_place();
-    const std::int64_t room = (a && a_.rows <= kChain ? 0 : strip * z.ld) + (a ? 0 : kAcross * kTogether);
+    const bool direct = in_place();
+    const std::int64_t room = (direct && a_.rows <= kChain ? 0 : strip * z.ld) + (direct ? 0 : kAcross * kTogether);
     std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
     team_.each(parts_of(a_.cols, strip), [&](std::int64_t p, int rank) {
       const std::int64_t j = p * strip, width = std::min(strip, a_.cols - j);
       Buffer<T>& work = scratch[static_cast<std::size_t>(rank)];
       if (!work.get() && room > 0) work = Buffer<T>(room);
-      T *const sum = work.get(), *const panel = a ? nullptr : work + strip * z.ld;
+      T *const sum = work.get(), *const panel = direct ? nullptr : work + strip * z.ld;
       z.clear(j, width);
       for (std::int64_t i = 0; i < a_.rows; i += kChain) {
         const std::int64_t depth = std::min(kChain, a_.rows - i);
         T* const to = i == 0 ? z.row(j) : sum;
         if (i > 0) std::memset(sum, 0, static_cast<std::size_t>(width * z.ld) * sizeof(T));
-        if (a) {
-          loops_.columns(a + i * a_.row_stride + j, a_.row_stride, depth, width, x.row(i), x.ld, x.width, to, z.ld);
+        if (direct && working_) {
+          loops_.columns(at<T>(i, j), a_.row_stride, depth, width, x.row(i), x.ld, x.width, to, z.ld);
+        } else if (direct) {
+          loops_.columns_of_bfloat16(at<std::uint16_t>(i, j), a_.row_stride, depth, width, x.row(i), x.ld, x.width, to, z.ld);
         } else {
           for (std::int64_t r = 0; r < depth; r += kTogether) {
             const std::int64_t count = std::min(kTogether, depth - r);
@@ -223,28 +239,15 @@ class Source {
   }
 
   double sum_of_squares() const {
-    Buffer<T> panel(in_place() ? 1 : kChain);
     double total = 0.0;
-    for (std::int64_t i = 0; i < a_.rows; ++i) {
-      if (const T* const a = in_place()) {
-        total += sum_of_squares(a + i * a_.row_stride, 1);
-        continue;
-      }
-      double sum = 0.0;
-      for (std::int64_t k = 0; k < a_.cols; k += kChain) {
-        const std::int64_t width = std::min(kChain, a_.cols - k);
-        convert(i, k, 1, width, scale_, panel.get(), kChain);
-        sum += loops_.squares(panel.get(), kChain, 1, width);
-      }
-      total += sum;
-    }
+    for (std::int64_t i = 0; i < a_.rows; ++i) total += sum_of_squares(i, 1);
     return total;
   }
 
   const ProductLoops<T>& loops_;
   Team& team_;
   Matrices a_;  // of one matrix, in the order of its memory
-  bool flipped_ = false, working_ = false;
+  bool flipped_ = false, working_ = false, bfloat16_ = false;
   double scale_ = 1.0;
 };
 
