@@ -18,6 +18,21 @@ def complex_singular_values(
 def marchenko_pastur(
     values: NDArray[np.float64], d_max: int, start: float, quantile: float, *, min_bulk: int, level: str | None = None, threads: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]: ...
+def randomized_svd(
+    a: NDArray[Any],
+    *,
+    format: str,
+    rank: int,
+    width: int,
+    blocks: int,
+    krylov: bool,
+    n_iter: int,
+    tol: float,
+    seed: int,
+    omega: NDArray[np.float64] | None = None,
+    level: str | None = None,
+    threads: int = 0,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]: ...
 def storage_noise(
     w: NDArray[Any], *, format: str, floor: int, level: str | None = None, threads: int = 0
 ) -> tuple[int, tuple[int, int], int, int, int, int, int, int, int, int, float, float]: ...

@@ -132,18 +132,15 @@ class Source {
     loops_.convert(from, a_.dtype, a_.row_stride, a_.col_stride, count, width, scale, to, ld);
   }
 
-  // Of the squares of `count` rows, in the order of those that are converted for a product.
-  double sum_of_squares(std::int64_t i, std::int64_t count) const {
+  // Of the squares of a part of at most kChain columns, in the order of what is converted for a product.
+  double sum_of_squares(std::int64_t i, std::int64_t j, std::int64_t count, std::int64_t width) const {
     const bool there = working_ && scale_ == 1.0;
     Local<T, kFew * kChain> panel(kFew * kChain);
     double sum = 0.0;
-    for (std::int64_t k = 0; k < a_.cols; k += kChain) {
-      const std::int64_t depth = std::min(kChain, a_.cols - k);
-      for (std::int64_t r = 0; r < count; r += kFew) {
-        const std::int64_t few = std::min(kFew, count - r);
-        if (!there) convert(i + r, k, few, depth, scale_, panel.get(), kChain);
-        sum += there ? loops_.squares(at<T>(i + r, k), a_.row_stride, few, depth) : loops_.squares(panel.get(), kChain, few, depth);
-      }
+    for (std::int64_t r = 0; r < count; r += kFew) {
+      const std::int64_t few = std::min(kFew, count - r);
+      if (!there) convert(i + r, j, few, width, scale_, panel.get(), kChain);
+      sum += there ? loops_.squares(at<T>(i + r, j), a_.row_stride, few, width) : loops_.squares(panel.get(), kChain, few, width);
     }
     return sum;
   }
@@ -163,20 +160,25 @@ class Source {
     team_.each(parts, [&](std::int64_t p, int rank) {
       const std::int64_t i = p * kRows, count = std::min(kRows, a_.rows - i);
       y.clear(i, count);
+      double sum = 0.0;
       if (in_place()) {
-        if (working_) {
-          loops_.rows(at<T>(i, 0), a_.row_stride, count, a_.cols, x.x.get(), x.ld, x.width, y.row(i), y.ld);
-        } else {
-          loops_.rows_of_bfloat16(at<std::uint16_t>(i, 0), a_.row_stride, count, a_.cols, x.x.get(), x.ld, x.width, y.row(i), y.ld);
+        for (std::int64_t k = 0; k < a_.cols; k += kChain) {
+          const std::int64_t depth = std::min(kChain, a_.cols - k);
+          if (working_) {
+            loops_.rows(at<T>(i, k), a_.row_stride, count, depth, x.row(k), x.ld, x.width, y.row(i), y.ld);
+          } else {
+            loops_.rows_of_bfloat16(at<std::uint16_t>(i, k), a_.row_stride, count, depth, x.row(k), x.ld, x.width, y.row(i), y.ld);
+          }
+          if (squares) sum += sum_of_squares(i, k, count, depth);  // now that they are near
         }
-        if (squares) sums[static_cast<std::size_t>(p)] = sum_of_squares(i, count);  // now that they are near
+        if (squares) sums[static_cast<std::size_t>(p)] = sum;
         return;
       }
       Buffer<T>& panel = scratch[static_cast<std::size_t>(rank)];
       if (!panel.get()) panel = Buffer<T>(kFew * kChain);
-      double sum = 0.0;
       for (std::int64_t k = 0; k < a_.cols; k += kChain) {
         const std::int64_t depth = std::min(kChain, a_.cols - k);
+        double part = 0.0;
         for (std::int64_t r = 0; r < count; r += kFew) {
           const std::int64_t few = std::min(kFew, count - r);
           convert(i + r, k, few, depth, scale_, panel.get(), kChain);
@@ -185,9 +187,10 @@ class Source {
           } else {
             fetch(i + r + kRows, 0, kFew, kChain);
           }
-          if (squares) sum += loops_.squares(panel.get(), kChain, few, depth);
+          if (squares) part += loops_.squares(panel.get(), kChain, few, depth);
           loops_.rows(panel.get(), kChain, few, depth, x.row(k), x.ld, x.width, y.row(i + r), y.ld);
         }
+        sum += part;
       }
       if (squares) sums[static_cast<std::size_t>(p)] = sum;
     });
@@ -240,7 +243,11 @@ class Source {
 
   double sum_of_squares() const {
     double total = 0.0;
-    for (std::int64_t i = 0; i < a_.rows; ++i) total += sum_of_squares(i, 1);
+    for (std::int64_t i = 0; i < a_.rows; i += kRows) {
+      for (std::int64_t k = 0; k < a_.cols; k += kChain) {
+        total += sum_of_squares(i, k, std::min(kRows, a_.rows - i), std::min(kChain, a_.cols - k));
+      }
+    }
     return total;
   }
 

@@ -52,7 +52,7 @@ def rademacher(n: int, seed: int, stream: int = 0) -> NDArray[np.float64]:
 
 def uniform(n: int, seed: int, stream: int = 0) -> NDArray[np.float64]:
     """(n,) uniform in (-1, 1): entry i from word i of (seed, stream)."""
-    return (_words(n, seed, stream) + 0.5) * 2.0**-31 - 1.0
+    return (_words(n, seed, stream).astype(np.float64) + 0.5) * 2.0**-31 - 1.0
 
 
 def gaussian(n: int, seed: int, stream: int = 0, start: int = 0) -> NDArray[np.float64]:

@@ -60,18 +60,18 @@ def randomized_svd(
     a: (batch, m, n) real, of any dtype and strides; the working precision is float64 for float64 and integers, else float32.
     method: "subspace": Q = orth(A Omega) of l = min(rank + oversample, m, n) columns, then n_iter times Q = orth(A orth(A^T Q)) (their algorithm
     4.4). "krylov": Q spans Omega's Krylov space (Musco & Musco 2015) by block Golub-Kahan bidiagonalization: each further block is A times the
-    last part of A^T Q's basis. Narrow blocks bring more for as many products (Meyer, Musco & Musco 2024), so that :func:`plan` takes
-    n_iter + 1 or more blocks of 8, 16 or 24 that have 1.5 l columns together (more for n_iter > 2). "auto": "krylov" where that is at most half of min(m, n), n_iter > 0
-    and the matrix has 4096 l entries or more, so that the products are what takes time.
-    Then B = Q^T A and its singular value decomposition, cut at ``rank``. Where l is min(m, n) nothing is random and the values are exact to rounding.
+    last part of A^T Q's basis. Narrow blocks bring more for as many products (Meyer, Musco & Musco 2024), so that :func:`plan` takes n_iter + 1
+    or more blocks of 8, 16 or 24 that have 1.5 l columns together (more for n_iter > 2). "auto": "krylov" where that is at most half of
+    min(m, n), n_iter > 0 and the matrix has 4096 l entries or more, so that the products are what takes time. Then B = Q^T A and its
+    singular value decomposition, cut at ``rank``. Where l is min(m, n) nothing is random and the values are exact to rounding.
     omega: (n, l) test matrix, the same for all matrices, instead of Rademacher entries from the counters of ``seed``, stream 0, entry (j, c) being
     number j times width + c; "krylov" then has n_iter + 1 blocks of its width.
     tol: the rank grows by blocks of 16 until |A - Q B|_F <= tol |A|_F, at most to ``rank``, and is then cut to the least that keeps this; a matrix
     that does not get there has ``rank`` triplets. "subspace" draws every block anew, from stream 1 on (randQB_EI, Yu, Gu & Li 2018), "krylov"
     and "auto" go on with the Krylov space. Norms are float64, below 3e-7 from the residual itself.
 
-    A block whose columns vanish to rounding against those before (4 eps of their length, or eps of |A|_F) goes on with A times random vectors in their place, or
-    with random ones where A has nothing else. With ``tol``, "krylov" adds n_iter blocks to those that suffice: fewer triplets then do.
+    Columns of a block that vanish to rounding against those before (4 eps of their length, or eps of |A|_F) are replaced by A times random vectors,
+    or by random ones where A has nothing else. With ``tol``, "krylov" adds n_iter blocks to those that suffice: fewer triplets then do.
 
     Signs: the entry of largest magnitude in every column of u is positive (the first of equal ones). error: the Frobenius norm of A - u s vt,
     a bound on its spectral norm, as sqrt(|A|_F^2 - s_1^2 - s_2^2 - ...) with room for rounding, or from the difference itself where that would
@@ -118,7 +118,8 @@ def _error(x: F64, u: NDArray[Any], s: NDArray[Any], vt: NDArray[Any]) -> float:
     total, kept = float(np.vdot(x, x)), float(np.vdot(s.astype(np.float64), s.astype(np.float64)))
     left, eps = max(total - kept, 0.0), float(np.finfo(s.dtype).eps)
     if left < _DROWNED * total:
-        return float(np.linalg.norm(x - (u.astype(np.float64) * s) @ vt.astype(np.float64))) + 2.0 * float(np.finfo(np.float64).eps) * np.sqrt(total)
+        rounding = 2.0 * float(np.finfo(np.float64).eps) * math.sqrt(total)
+        return float(np.linalg.norm(x - (u.astype(np.float64) * s) @ vt.astype(np.float64))) + rounding
     return float(np.sqrt(left + 64.0 * np.finfo(np.float64).eps * total) + 2.0 * eps * np.sqrt(kept))
 
 
@@ -149,15 +150,14 @@ def plan(m: int, n: int, rank: int, *, oversample: int, n_iter: int, method: str
     return Plan(columns, 1, False)
 
 
-def _basis(
-    x: F64, how: Plan, n_iter: int, tol: float | None, most: int, seed: int, omega: NDArray[Any] | None
-) -> tuple[F64, F64, float]:
+def _basis(x: F64, how: Plan, n_iter: int, tol: float | None, most: int, seed: int, omega: NDArray[Any] | None) -> tuple[F64, F64, float]:
     """Orthonormal Q (m, r), B = Q^T x (r, n) and |x - Q B|_F^2; with ``tol`` Q has ``most`` columns, or a few more, at most."""
     m, n = x.shape
     d = min(m, n)
     q, b, v = np.zeros((m, 0)), np.zeros((0, n)), np.zeros((n, 0))
     total = lost = float(np.vdot(x, x))
     norm = total**0.5
+    whole = how.width == d and omega is None  # no chance is taken
     block, further = 0, n_iter if how.krylov else 0
 
     def refill(draw: int, columns: int) -> F64:
@@ -172,14 +172,14 @@ def _basis(
             z = _apart_from(v, b[-how.width :].T.copy(), norm, refill_rows)
             v = np.concatenate((v, z), axis=1)
             test = z[:, :width]
-        elif width == d and omega is None:
-            test = np.eye(n) if n == d else None  # the whole space: no chance is taken
+        elif whole:
+            test = np.eye(n, n if n == d else 0)
         elif omega is not None:
             test = np.asarray(omega, dtype=np.float64)
         else:
             test = _random(n, width, seed, block + (tol is not None))
-        fresh = np.eye(m) if test is None else _apart_from(q, x @ test, norm, refill)
-        for _ in range(0 if how.krylov or width == d else n_iter):
+        fresh = np.eye(m) if whole and m == d else _apart_from(q, x @ test, norm, refill)
+        for _ in range(0 if how.krylov or whole else n_iter):
             fresh = _apart_from(q, x @ np.linalg.qr(x.T @ fresh)[0], norm, refill)
         rows = fresh.T @ x
         q, b = np.concatenate((q, fresh), axis=1), np.concatenate((b, rows), axis=0)
