@@ -33,35 +33,40 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 inline Singles plus(Singles a, Singles b) { return add_singles(a, b); }
 inline Vec plus(Vec a, Vec b) { return add(a, b); }
 
-// Entry `at` of a row in all lanes. Entries of bfloat16 are taken from the pair that they are the low or the high half of, as a number of
-// which they are the upper 16 bits: kHigh says which half `at` is.
-template <bool kHigh>
-inline Singles spread(const float* a, int64_t at) {
-  return all(a[at]);
+// An entry in all lanes. One of bfloat16 is taken from the pair of which it is the low or the high half, as the upper 16 bits of a float.
+enum class Half { none, low, high };  // none: there is no pair to take it from
+template <Half kHalf>
+inline Singles spread(const float* a) {
+  return all(*a);
 }
-template <bool kHigh>
-inline Vec spread(const double* a, int64_t at) {
-  return all(a[at]);
+template <Half kHalf>
+inline Vec spread(const double* a) {
+  return all(*a);
 }
-template <bool kHigh>
-inline Singles spread(const uint16_t* a, int64_t at) {
+template <Half kHalf>
+inline Singles spread(const uint16_t* a) {
+  if constexpr (kHalf == Half::none) {
+    return all(float_of_bfloat16(*a));
+  } else {
 #if defined(__AVX512F__) || defined(__AVX2__)
-  int32_t pair;
-  memcpy(&pair, a + at - (kHigh ? 1 : 0), sizeof pair);
+    int32_t pair;
+    memcpy(&pair, kHalf == Half::high ? a - 1 : a, sizeof pair);
 #if defined(__AVX512F__)
-  const __m512i x = _mm512_set1_epi32(pair);
-  return _mm512_castsi512_ps(kHigh ? _mm512_and_si512(x, _mm512_set1_epi32(INT32_MIN >> 15)) : _mm512_slli_epi32(x, 16));
+    const __m512i x = _mm512_set1_epi32(pair);
+    return _mm512_castsi512_ps(kHalf == Half::high ? _mm512_and_si512(x, _mm512_set1_epi32(INT32_MIN >> 15)) : _mm512_slli_epi32(x, 16));
 #else
-  const __m256i x = _mm256_set1_epi32(pair);
-  return _mm256_castsi256_ps(kHigh ? _mm256_and_si256(x, _mm256_set1_epi32(INT32_MIN >> 15)) : _mm256_slli_epi32(x, 16));
+    const __m256i x = _mm256_set1_epi32(pair);
+    return _mm256_castsi256_ps(kHalf == Half::high ? _mm256_and_si256(x, _mm256_set1_epi32(INT32_MIN >> 15)) : _mm256_slli_epi32(x, 16));
 #endif
 #else
-  return all(float_of_bfloat16(a[at]));
+    return all(float_of_bfloat16(*a));
 #endif
+  }
 }
+
 // Keeps the compiler from loading a pair once for both halves, or many pairs in advance: it would have no registers left for the sums.
 template <class E>
-inline void forget_pair() {
+inline void forget_pair() noexcept {
 #if defined(__GNUC__)
   if constexpr (sizeof(E) == sizeof(uint16_t)) asm volatile("" ::: "memory");
 #endif
@@ -79,6 +84,21 @@ constexpr int64_t kAhead = 128;  // bytes along each row that are fetched in adv
 // Rows of the matrix in a register tile with this many vectors.
 constexpr int tile_rows(int vectors) { return vectors == 1 ? 8 : vectors == 2 ? 6 : 4; }
 
+// sums += (the entries of column a of a matrix) (row x)
+template <Half kHalf, class T, class E, class Vector, int Rows, int Vectors>
+inline void add_products(Vector (&sums)[Rows][Vectors], const E* a, int64_t lda, const T* x) {
+  Vector line[Vectors];
+#pragma GCC unroll 3
+  for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * Of<T>::lanes);
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    const Vector factor = spread<kHalf>(a + r * lda);
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = multiply_add(factor, line[v], sums[r][v]);
+    forget_pair<E>();
+  }
+}
+
 template <class T, class E, int Rows, int Vectors>
 inline void rows_tile(const E* a, int64_t lda, int64_t depth, const T* x, int64_t ldx, T* y, int64_t ldy) {
   constexpr int L = Of<T>::lanes;
@@ -87,30 +107,18 @@ inline void rows_tile(const E* a, int64_t lda, int64_t depth, const T* x, int64_
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) sums[r][v] = all(T{0});
-  const auto step = [&](const auto& entry) __attribute__((always_inline)) {
-    typename Of<T>::Vector line[Vectors];
-#pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * L);
-    x += ldx;
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const auto factor = entry(a + r * lda);
-#pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) sums[r][v] = multiply_add(factor, line[v], sums[r][v]);
-      forget_pair<E>();
-    }
-  };
   constexpr int kLine = 64 / sizeof(E);
   int64_t k = 0;
   for (; k + kLine <= depth; k += kLine) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) __builtin_prefetch(a + (Rows + r) * lda + k);  // for the next tile
     for (int64_t h = k; h < k + kLine; h += 2) {
-      step([h](const E* row) { return spread<false>(row, h); });
-      step([h](const E* row) { return spread<true>(row, h + 1); });
+      add_products<Half::low>(sums, a + h, lda, x);
+      add_products<Half::high>(sums, a + h + 1, lda, x + ldx);
+      x += 2 * ldx;
     }
   }
-  for (; k < depth; ++k) step([k](const E* row) { return spread_alone(row + k); });
+  for (; k < depth; ++k, x += ldx) add_products<Half::none>(sums, a + k, lda, x);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
@@ -157,17 +165,17 @@ inline void columns_tile(const E* a, int64_t lda, int64_t rows, const T* x, int6
     for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * L);
 #pragma GCC unroll 4
     for (int c = 0; c + 1 < Cols; c += 2) {
-      const auto even = spread<false>(a, c);
+      const auto even = spread<Half::low>(a + c);
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) sums[c][v] = multiply_add(even, line[v], sums[c][v]);
       forget_pair<E>();
-      const auto odd = spread<true>(a, c + 1);
+      const auto odd = spread<Half::high>(a + c + 1);
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) sums[c + 1][v] = multiply_add(odd, line[v], sums[c + 1][v]);
       forget_pair<E>();
     }
     if constexpr (Cols % 2 == 1) {
-      const auto factor = spread_alone(a + Cols - 1);
+      const auto factor = spread<Half::none>(a + Cols - 1);
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) sums[Cols - 1][v] = multiply_add(factor, line[v], sums[Cols - 1][v]);
     }
