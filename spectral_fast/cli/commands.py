@@ -147,6 +147,8 @@ def scan(
     layers: Annotated[str | None, typer.Option("--layers", metavar="GLOB", help="Only tensors whose name matches.")] = None,
     null: NullOption = None,
     baseline: BaselineOption = None,
+    top: Annotated[int | None, typer.Option("--top", min=1, metavar="K", help="Only the K leading singular values of large matrices.")] = None,
+    top_above: Annotated[int, typer.Option("--top-above", min=0, metavar="N", help="Large: more than N entries.")] = 1 << 24,
     as_json: JsonOption = None,
     html: HtmlOption = None,
     fail_on: FailOption = FailOn.never,
@@ -156,7 +158,7 @@ def scan(
     from ..findings import weight_findings
     from ..weights.scan import scan as run
 
-    spectra = run(str(path), layers=layers, null=None if null is None else null.value, baseline=baseline)
+    spectra = run(str(path), layers=layers, null=None if null is None else null.value, baseline=baseline, top=top, top_above=top_above)
     return _finish(spectra, weight_findings(spectra), as_json, html, fail_on.value)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..kernels.select import select
 from ..linalg.arrays import RawArray
+from ..linalg.lowrank import randomized_svd
 from ..linalg.svd import svd_bound, svdvals
 from ..metrics.rank import rank_tolerances, undecided
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ..metrics.rank import StorageNoise
     from .structure import MatrixPlan
 
-__all__ = ["Pending", "ShapeBatches", "SingularValues", "core_values"]
+__all__ = ["Leading", "Pending", "ShapeBatches", "SingularValues", "core_values"]
 
 # Matrices of one shape are computed together up to this size and this many flops: a fraction of a second, so that progress is seen and
 # an interruption loses little.
@@ -38,7 +39,7 @@ class Pending:
     """A matrix on its way: what its entries told, and its values once they are there.
 
     s: (d_min,) descending, None until computed or where ``why`` says that they cannot be; bound: of every value's error. redone: a second time, with
-    "high" accuracy, because "standard" left a rank or s_min open.
+    "high" accuracy, because "standard" left a rank or s_min open. frobenius: where s holds only the leading values, and backend: who found these.
     """
 
     plan: MatrixPlan
@@ -50,6 +51,34 @@ class Pending:
     zero_rows: int = 0
     zero_columns: int = 0
     redone: bool = False
+    frobenius: float | None = None
+    backend: str = ""
+
+
+class Leading:
+    """The leading ``top`` values alone of matrices of more than ``above`` entries; none: no matrix is that large."""
+
+    def __init__(self, top: int | None, above: int, backend: str, seed: int) -> None:
+        self._top, self._above, self._backend, self._seed = top, above, backend, seed
+
+    def wanted(self, shape: tuple[int, int]) -> bool:
+        """Whether of a matrix of this shape."""
+        return self._top is not None and shape[0] * shape[1] > self._above and min(shape) > self._top
+
+    def compute(self, pending: Pending, w: Matrix) -> None:
+        """Fill in what is found of ``w`` (m, n): values from below, each within ``bound`` of the true one (Weyl), and the Frobenius norm."""
+        try:
+            # more passes than its default: values are wanted here, not subspaces, and hardly any time is spent on them
+            r = randomized_svd(w, self._top, oversample=16, n_iter=8, seed=self._seed, backend=self._backend)
+        except MemoryError:
+            pending.why = "not enough memory for its leading singular values"
+            return
+        s = np.asarray(r.s, dtype=np.float64)
+        if s[0] == 0.0:  # then all are known
+            pending.s, pending.bound = np.zeros(min(pending.plan.shape)), 0.0
+            return
+        pending.s, pending.bound, pending.backend = s, float(r.error), r.backend
+        pending.frobenius = float(s[0] * np.hypot(np.linalg.norm(s / s[0]), r.error / s[0]))
 
 
 class SingularValues:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def matrix_spectra(done: list[Pending], order: Mapping[str, int], clock: dict[st
     order: name -> place in the results. clock: where the seconds of the fits go.
     """
     done = sorted(done, key=lambda p: order[p.plan.name])
-    ready = [p for p in done if p.s is not None]
+    ready = [p for p in done if p.s is not None and p.frobenius is None]
     spectra = [p.s for p in ready if p.s is not None]
     floors = [max(p.noise.tolerance, p.bound) for p in ready]
     t = time.perf_counter()
@@ -65,6 +66,8 @@ def matrix_spectra(done: list[Pending], order: Mapping[str, int], clock: dict[st
     for p in done:
         if p.s is None:
             matrices.append(_failed(p))
+        elif p.frobenius is not None:
+            matrices.append(_leading(p, p.s, p.frobenius))
         else:
             matrices.append(_matrix(p, p.s, *by_name[p.plan.name]))
     return matrices, tails[0].backend if tails else "none"
@@ -108,6 +111,27 @@ def _matrix(p: Pending, s: NDArray[np.float64], fit: PowerLawFit, mp: MarchenkoP
         role=plan.role,
         in_out=plan.in_out,
         redone=p.redone,
+    )
+
+
+def _leading(p: Pending, s: NDArray[np.float64], frobenius: float) -> MatrixSpectrum:
+    """What the leading values and the Frobenius norm tell."""
+    why = f"only the {s.size} leading of {min(p.plan.shape)} singular values were computed"
+    known = {"spectral_norm": float(s[0]), "lambda_max": float(s[0]) ** 2, "frobenius": frobenius, "stable_rank": float((frobenius / s[0]) ** 2)}
+    blank = _failed(p)
+    return replace(
+        blank,
+        status="incomplete",
+        reason=why,
+        backend=p.backend,
+        s=s,
+        bound=p.bound,
+        metrics={**blank.metrics, **known},
+        mp=mp_unresolved(why),
+        zero_rows=p.zero_rows,
+        zero_columns=p.zero_columns,
+        null=random_matrix_reference(p.plan.shape, _mean_square(frobenius, p.plan.shape)),
+        storage_noise=p.noise.tolerance,
     )
 
 

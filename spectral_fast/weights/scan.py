@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..linalg.arrays import RawArray, as_numpy, bfloat16_bits, dtype_name
+from ..linalg.lowrank import whole_number
 from ..metrics.random_matrix import permutation_null
 from ..progress import Progress, ProgressOption, progress_reporter
 from ..results import Skipped, Status
 from .baseline import beside_baseline, open_baseline
-from .batches import Key, Pending, ShapeBatches, SingularValues
+from .batches import Key, Leading, Pending, ShapeBatches, SingularValues
 from .measure import look_at, matrix_spectra, product_of
 from .slices import cut_differently, slice_values
 from .sources import TensorList, TensorRecord, open_source
@@ -36,6 +38,8 @@ def scan(
     null: str | None = None,
     seed: int = 0,
     baseline: Any = None,
+    top: int | None = None,
+    top_above: int = 1 << 24,
 ) -> WeightSpectra:
     """Spectra of every weight matrix: norms, condition, rank under every rule, power law, bulk and spikes, beside a random matrix of the same shape.
 
@@ -48,7 +52,10 @@ def scan(
               (``WeightSpectra.slices``). ``to_pandas(view="weightwatcher")`` needs them; off by default because they cost about as much again
               as the spectra of the convolutions.
     null:     "permutation": also the spectra of 20 shuffles of every matrix's entries (``MatrixSpectrum.permutation``), at 20 times the cost.
-    seed:     of the shuffles.
+    seed:     of the shuffles, and of random test matrices.
+    top:      of matrices with more than ``top_above`` entries only so many leading singular values (randomized_svd), many times as fast. Such a
+              matrix has status "incomplete": its norms and stable rank are known, what needs all values is NaN or absent, and no findings
+              are made of it.
     baseline: another source, or the result of a scan or a diagnosis: findings then compare every matrix with the one of the same name there, such as
               the weights before fine-tuning, instead of with a random matrix (``MatrixSpectrum.baseline``). Matrices that have no partner of their
               shape are compared as without a baseline and listed in ``WeightSpectra.not_compared``.
@@ -57,13 +64,17 @@ def scan(
     ``matrices`` with status "failed" and the place of the first. Values are computed with "standard" accuracy and again with "high" where
     that leaves a rank or s_min open (``redone``, ``WeightSpectra.redone_share``).
     Raises TypeError for another kind of source or baseline, checkpoints.CheckpointError (a ValueError) for a missing file or one that cannot be read,
-    ValueError when ``layers`` matches nothing, for an unknown ``null`` or ``backend``.
+    ValueError when ``layers`` matches nothing, for an unknown ``null`` or ``backend``, a ``top`` or ``top_above`` that is no number of values or entries.
     """
     check_null(null)
+    if top is not None:
+        whole_number("top", top, 1)
+    whole_number("top_above", top_above, 0)
     # the baseline is opened first: what is wrong with it should not wait for the spectra
     with open_baseline(baseline) as reference, open_source(source) as tensors, progress_reporter(progress) as report:
-        spectra = weight_spectra(tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed)
-        return beside_baseline(spectra, reference, weight_spectra, layers=layers, progress=report, backend=backend)
+        spectra = weight_spectra(tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed, top=top, top_above=top_above)
+        measure = partial(weight_spectra, top=top, top_above=top_above)
+        return beside_baseline(spectra, reference, measure, layers=layers, progress=report, backend=backend)
 
 
 def check_null(null: str | None) -> None:
@@ -81,6 +92,8 @@ def weight_spectra(
     slices: bool = False,
     null: str | None = None,
     seed: int = 0,
+    top: int | None = None,
+    top_above: int = 1 << 24,
 ) -> WeightSpectra:
     """Spectra of all matrices in ``tensors``; arguments as of :func:`scan`. progress: called as progress(done, total, what).
 
@@ -94,7 +107,7 @@ def weight_spectra(
     clock = {"read": 0.0, "noise": 0.0, "singular values": 0.0, "slices": 0.0, "permutation null": 0.0, "power law": 0.0, "marchenko-pastur": 0.0}
     done: list[Pending] = []
     cuts: dict[str, NDArray[np.float64]] = {}
-    values = SingularValues(backend)
+    values, leading = SingularValues(backend), Leading(top, top_above, backend, seed)
     batches = ShapeBatches(values)
     interrupted = False
 
@@ -144,6 +157,13 @@ def weight_spectra(
             clock["noise"] += time.perf_counter() - t
             if pending.why:
                 done.append(pending)
+            elif leading.wanted(plan.shape):
+                t = time.perf_counter()
+                leading.compute(pending, w)
+                clock["singular values"] += time.perf_counter() - t
+                done.append(pending)
+                if progress:
+                    progress(len(done), len(plans), plan.name)
             else:
                 full = batches.add(pending, w)
                 if full:

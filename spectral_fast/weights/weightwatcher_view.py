@@ -113,7 +113,7 @@ def weightwatcher_frame(spectra: WeightSpectra) -> pd.DataFrame:
         evals = [np.sort((sv * sv).ravel()) for sv in values]
         tails = _tails(evals)
         rows = [_row(layer, sv, e, tail) for layer, sv, e, tail in zip(layers, values, evals, tails, strict=True)]
-    reasons = {m.name: m.reason for m in spectra.matrices if m.status == "failed"}
+    reasons = {m.name: m.reason for m in spectra.matrices if m.status in ("failed", "incomplete")}
     for layer, sv, row in zip(layers, values, rows, strict=True):
         if not np.isfinite(sv).all():
             row.update(warning=reasons.get(layer.tensor.name, "no singular values of some slice"))
@@ -174,7 +174,7 @@ def _singular_values(spectra: WeightSpectra, layers: Sequence[_Layer]) -> dict[s
         name, shape = layer.tensor.name, layer.tensor.shape
         m = whole.get(name)
         if m is not None and sorted(m.shape) == sorted(shape[:2]) and layer.rf == 1:
-            found[name] = m.s[None]
+            found[name] = m.s[None] if m.status != "incomplete" else np.full((1, min(m.shape)), np.nan)
         elif name in spectra.slices:
             found[name] = spectra.slices[name]
         elif name in cut:
