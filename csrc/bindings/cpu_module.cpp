@@ -195,7 +195,7 @@ PYBIND11_MODULE(_native, m) {
         py::kw_only(), py::arg("min_bulk"), py::arg("level") = py::none(), py::arg("threads") = 0,
         "See spectral_fast.kernels.numpy_kernels.marchenko_pastur.");
   m.def("randomized_svd", &randomized_svd, py::arg("a").noconvert(), py::kw_only(), py::arg("format"), py::arg("rank"), py::arg("width"),
-        py::arg("blocks"), py::arg("krylov"), py::arg("n_iter"), py::arg("tol"), py::arg("seed"), py::arg("omega") = py::none(),
+        py::arg("blocks"), py::arg("krylov"), py::arg("n_iter"), py::arg("tol"), py::arg("seed"), py::arg("omega").noconvert() = py::none(),
         py::arg("level") = py::none(), py::arg("threads") = 0,
         "u, s, vt, error, ranks, reached of every matrix; see spectral_fast.kernels.numpy_kernels.randomized_svd.");
   m.def("storage_noise", &storage_noise, py::arg("w").noconvert(), py::kw_only(), py::arg("format"), py::arg("floor"),

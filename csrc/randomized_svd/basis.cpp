@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "randomized_svd/triangle.h"
+
 namespace sf {
 
 namespace {
@@ -20,53 +22,6 @@ constexpr double kRounding = 4.0 * static_cast<double>(std::numeric_limits<T>::e
 
 // The same where the Gram matrix is in the working precision, which is enough for a rough basis.
 constexpr double kEvenPivot = 1e-3;
-
-// g (w x w), symmetric, to the upper triangle r with r^T r = g and its inverse; returns the smallest pivot relative
-// to the diagonal, 0 where that is less than `least`.
-double cholesky(const std::vector<double>& g, std::int64_t w, double least, std::vector<double>& r, std::vector<double>& inverse) {
-  r.assign(g.size(), 0.0);
-  inverse.assign(g.size(), 0.0);
-  const auto at = [w](std::int64_t i, std::int64_t j) { return static_cast<std::size_t>(i * w + j); };
-  double smallest = 1.0;
-  for (std::int64_t i = 0; i < w; ++i) {
-    double* const ri = r.data() + i * w;
-    for (std::int64_t j = i; j < w; ++j) ri[j] = g[at(i, j)];
-    for (std::int64_t k = 0; k < i; ++k) {
-      const double* const rk = r.data() + k * w;
-      const double factor = rk[i];
-      for (std::int64_t j = i; j < w; ++j) ri[j] -= factor * rk[j];
-    }
-    if (!(ri[i] > least * g[at(i, i)]) || !(ri[i] > 0.0)) return 0.0;
-    smallest = std::min(smallest, ri[i] / g[at(i, i)]);
-    const double pivot = 1.0 / std::sqrt(ri[i]);
-    for (std::int64_t j = i; j < w; ++j) ri[j] *= pivot;
-    inverse[at(i, i)] = pivot;
-  }
-  for (std::int64_t i = w - 1; i >= 0; --i) {  // row i of the inverse: (e_i - r_i,i+1.. inverse) / r_ii
-    double* const xi = inverse.data() + i * w;
-    const double* const ri = r.data() + i * w;
-    const double pivot = xi[i];
-    for (std::int64_t k = i + 1; k < w; ++k) {
-      const double* const xk = inverse.data() + k * w;
-      const double factor = pivot * ri[k];
-      for (std::int64_t j = k; j < w; ++j) xi[j] -= factor * xk[j];
-    }
-  }
-  return smallest;
-}
-
-// a (n x w) b, b (w x w) upper triangular
-std::vector<double> times_triangle(const std::vector<double>& a, const std::vector<double>& b, std::int64_t n, std::int64_t w) {
-  std::vector<double> out(static_cast<std::size_t>(n * w), 0.0);
-  for (std::int64_t i = 0; i < n; ++i) {
-    for (std::int64_t k = 0; k < w; ++k) {
-      const double factor = a[static_cast<std::size_t>(i * w + k)];
-      if (factor == 0.0) continue;
-      for (std::int64_t j = k; j < w; ++j) out[static_cast<std::size_t>(i * w + j)] += factor * b[static_cast<std::size_t>(k * w + j)];
-    }
-  }
-  return out;
-}
 
 // Coefficients of a step that comes after those in `all`: block = basis above + itself corner, where the block is what `all` left.
 void compose(Coefficients& all, const std::vector<double>& above, const std::vector<double>& corner) {
@@ -254,12 +209,28 @@ Coefficients Basis<T>::by_columns(const Thin<T>& y, const std::vector<double>& n
     for (const double x : column) total += x * x;
     return std::sqrt(total);
   };
-  // column -= its part along column j of q; returns how much it was
-  const auto take = [&](const Thin<T>& q, std::int64_t j) {
-    double dot = 0.0;
-    for (std::int64_t i = 0; i < rows_; ++i) dot += static_cast<double>(q.row(i)[j]) * column[static_cast<std::size_t>(i)];
-    for (std::int64_t i = 0; i < rows_; ++i) column[static_cast<std::size_t>(i)] -= dot * static_cast<double>(q.row(i)[j]);
-    return dot;
+  // column -= its parts along the first `columns` columns of q, which are added to dots, `step` apart, where it is the block's own
+  std::vector<double> partial, dots;
+  const auto take = [&](const Thin<T>& q, std::int64_t columns, double* sums, std::int64_t step) {
+    partial.assign(static_cast<std::size_t>(parts() * columns), 0.0);
+    team_.each(parts(), [&](std::int64_t p, int) {
+      double* const to = partial.data() + p * columns;
+      for (std::int64_t i = p * kChain; i < p * kChain + count(p); ++i) {
+        const double x = column[static_cast<std::size_t>(i)];
+        const T* const row = q.row(i);
+        for (std::int64_t j = 0; j < columns; ++j) to[j] += x * static_cast<double>(row[j]);
+      }
+    });
+    dots = sum(partial, static_cast<std::size_t>(columns));
+    team_.each(parts(), [&](std::int64_t p, int) {
+      for (std::int64_t i = p * kChain; i < p * kChain + count(p); ++i) {
+        double along = 0.0;
+        const T* const row = q.row(i);
+        for (std::int64_t j = 0; j < columns; ++j) along += dots[static_cast<std::size_t>(j)] * static_cast<double>(row[j]);
+        column[static_cast<std::size_t>(i)] -= along;
+      }
+    });
+    for (std::int64_t j = 0; sums && j < columns; ++j) sums[j * step] += dots[static_cast<std::size_t>(j)];
   };
   for (std::int64_t c = 0; c < w; ++c) {
     team_.check();
@@ -269,17 +240,12 @@ Coefficients Basis<T>::by_columns(const Thin<T>& y, const std::vector<double>& n
     std::uint64_t drawn = 0;
     for (int pass = 0; pass < 2 || after < 0.5 * before; ++pass) {
       before = after;
-      std::int64_t k = 0;
+      double* above = out.above.data() + c;
       for (const Thin<T>& q : blocks_) {
-        for (std::int64_t j = 0; j < q.width; ++j, ++k) {
-          const double dot = take(q, j);
-          if (own) out.above[static_cast<std::size_t>(k * w + c)] += dot;
-        }
+        take(q, q.width, own ? above : nullptr, w);
+        above += q.width * w;
       }
-      for (std::int64_t j = 0; j < c; ++j) {
-        const double dot = take(y, j);
-        if (own) out.corner[static_cast<std::size_t>(j * w + c)] += dot;
-      }
+      if (c > 0) take(y, c, own ? out.corner.data() + c : nullptr, w);
       after = length();
       if (after > rounding) continue;
       own = false;

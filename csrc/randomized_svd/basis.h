@@ -42,6 +42,10 @@ class Basis {
     width_ += block.width;
     blocks_.push_back(std::move(block));
   }
+  void clear() {
+    width_ = 0;
+    blocks_.clear();
+  }
   const Thin<T>& last() const { return blocks_.back(); }
   std::int64_t width() const { return width_; }
 

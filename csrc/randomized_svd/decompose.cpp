@@ -140,7 +140,7 @@ Decomposition decompose(const std::vector<double>& t, std::int64_t r, std::int64
     for (std::int64_t i = 0; i < r; ++i) out.left[static_cast<std::size_t>(i * k + c)] /= length;
   }
   // those of small values are uncertain by the rounding of large ones
-  if (std::numeric_limits<double>::epsilon() * out.s[0] > 0.1 * cosine * cosine * weakest) orthonormalize(out.left, r, k, left_known);
+  if (std::numeric_limits<double>::epsilon() * out.s[0] > 0.1 * cosine * weakest) orthonormalize(out.left, r, k, left_known);
   complete(out.left, r, k, left_known);
   return out;
 }

@@ -12,7 +12,8 @@ struct Decomposition {
   std::vector<double> s, left, right;
 };
 
-// To `cosine`: pairs of columns closer to a right angle are left alone once all are.
+// cosine: of two columns that are at a right angle but for rounding. Sweeps go on until no pair is further from it: where values are close
+// together the last sweep does not square what is left.
 Decomposition decompose(const std::vector<double>& t, std::int64_t r, std::int64_t k, double cosine, const LowRankLoops& loops);
 
 }  // namespace sf

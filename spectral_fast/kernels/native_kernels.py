@@ -2,7 +2,7 @@
 
 Contracts: the functions of the same names in ``numpy_kernels``. Beyond them every function takes ``level`` (an
 instruction-set level of :func:`levels`, default ``SPECTRAL_FAST_ISA`` or the fastest) and ``threads`` (0: as many as this
-process may use); neither changes a bit of the result.
+process may use). The number of threads changes no bit of a result; where products are summed, the level changes rounding.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def randomized_svd(
         return LowRank(*empty, np.zeros(batch), np.zeros(batch, np.int64), np.ones(batch, np.bool_))
     how = plan(m, n, rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, omega=omega)
     if omega is not None:
-        omega = np.ascontiguousarray(omega / (np.abs(omega).max() or 1.0), dtype=np.float64)
+        omega = np.ascontiguousarray(omega, dtype=np.float64)
     return LowRank(
         *_native.randomized_svd(
             a,

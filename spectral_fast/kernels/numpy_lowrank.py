@@ -20,7 +20,7 @@ _LEFT_FILL, _RIGHT_FILL = 2 << 32, 3 << 32  # streams of the counters; test matr
 _WORTH_IT = 4096  # entries for each column from which the products saved outweigh the decomposition of a larger B
 _BLOCK = 16  # columns by which an adaptive rank grows
 _DROWNED = 1e-11  # share of |A|^2 below which what is left is formed, not subtracted
-_PASS_BELOW = 3e-7  # |A|^2 - |B|^2 has lost its digits: the residual is formed
+_ROOM = 2e-14  # of |A|^2, what |A|^2 - |B|^2 is uncertain by
 
 
 class Plan(NamedTuple):
@@ -68,7 +68,7 @@ def randomized_svd(
     number j times width + c; "krylov" then has n_iter + 1 blocks of its width.
     tol: the rank grows by blocks of 16 until |A - Q B|_F <= tol |A|_F, at most to ``rank``, and is then cut to the least that keeps this; a matrix
     that does not get there has ``rank`` triplets. "subspace" draws every block anew, from stream 1 on (randQB_EI, Yu, Gu & Li 2018), "krylov"
-    and "auto" go on with the Krylov space. Norms are float64, below 3e-7 from the residual itself.
+    and "auto" go on with the Krylov space. Norms are float64, of the residual itself where their difference does not tell.
 
     Columns of a block that vanish to rounding against those before (4 eps of their length, or eps of |A|_F) are replaced by A times random vectors,
     or by random ones where A has nothing else. With ``tol``, "krylov" adds n_iter blocks to those that suffice: fewer triplets then do.
@@ -109,17 +109,17 @@ def randomized_svd(
         ranks[i] = keep
         u[i, :, :keep], vt[i, :keep] = left, right
         s[i, :keep] = np.ldexp(values, exponent)
-        error[i] = np.ldexp(_error(x, u[i, :, :keep], values.astype(working), vt[i, :keep]), exponent)
+        error[i] = np.ldexp(_error(x, u[i, :, :keep], values, vt[i, :keep]), exponent)
     return LowRank(u, s, vt, error, ranks, reached)
 
 
-def _error(x: F64, u: NDArray[Any], s: NDArray[Any], vt: NDArray[Any]) -> float:
-    """|x - u s vt|_F from the norms of both, at least, as u, s and vt are rounded; from the difference where little is left."""
-    total, kept = float(np.vdot(x, x)), float(np.vdot(s.astype(np.float64), s.astype(np.float64)))
-    left, eps = max(total - kept, 0.0), float(np.finfo(s.dtype).eps)
+def _error(x: F64, u: NDArray[Any], s: F64, vt: NDArray[Any]) -> float:
+    """|x - u s vt|_F from the norms of both, at least, with room for the rounding of u, s and vt; from the difference where little is left."""
+    total, kept = float(np.vdot(x, x)), float(np.vdot(s, s))
+    left, eps = max(total - kept, 0.0), float(np.finfo(u.dtype).eps)
     if left < _DROWNED * total:
         rounding = 2.0 * float(np.finfo(np.float64).eps) * math.sqrt(total)
-        return float(np.linalg.norm(x - (u.astype(np.float64) * s) @ vt.astype(np.float64))) + rounding
+        return float(np.linalg.norm(x - (u.astype(np.float64) * s.astype(u.dtype)) @ vt.astype(np.float64))) + rounding
     return float(np.sqrt(left + 64.0 * np.finfo(np.float64).eps * total) + 2.0 * eps * np.sqrt(kept))
 
 
@@ -161,10 +161,11 @@ def _basis(x: F64, how: Plan, n_iter: int, tol: float | None, most: int, seed: i
     block, further = 0, n_iter if how.krylov else 0
 
     def refill(draw: int, columns: int) -> F64:
-        return x @ _fill(n, columns, seed, _LEFT_FILL + block) if draw == 0 else _fill(m, columns, seed, _LEFT_FILL + block)
+        stream = _LEFT_FILL + (draw << 20) + block
+        return x @ _fill(n, columns, seed, stream) if draw == 0 else _fill(m, columns, seed, stream)
 
     def refill_rows(draw: int, columns: int) -> F64:
-        return _fill(n, columns, seed, _RIGHT_FILL + 2 * block + draw)
+        return _fill(n, columns, seed, _RIGHT_FILL + (draw << 20) + block)
 
     while True:
         width = min(how.width, d - q.shape[1])
@@ -185,31 +186,35 @@ def _basis(x: F64, how: Plan, n_iter: int, tol: float | None, most: int, seed: i
         q, b = np.concatenate((q, fresh), axis=1), np.concatenate((b, rows), axis=0)
         lost = max(lost - float(np.vdot(rows, rows)), 0.0)
         block += 1
-        if q.shape[1] == d or (tol is None and block == how.blocks):
-            return q, b, lost
-        if tol is not None:
-            if tol < _PASS_BELOW and lost < 1e-12 * total:
-                residual = x - q @ b
-                lost = float(np.vdot(residual, residual))
-            if lost <= tol**2 * total or q.shape[1] >= most:
-                if further == 0:
-                    return q, b, lost
-                further -= 1
+        full = q.shape[1] == d
+        if tol is None:
+            if full or block == how.blocks:
+                return q, b, lost
+            continue
+        allowed = tol**2 * total
+        if full or abs(lost - allowed) < _ROOM * total:  # the difference of the norms does not tell
+            lost = float(np.linalg.norm(x - q @ b)) ** 2
+        if full and lost > allowed and not whole:  # the columns do not span A to rounding: those of A do
+            return _basis(x, Plan(d, 1, False), 0, None, most, seed, None)
+        if full or lost <= allowed or q.shape[1] >= most:
+            if full or further == 0:
+                return q, b, lost
+            further -= 1
 
 
 def _apart_from(known: F64, y: F64, norm: float, refill: Callable[[int, int], F64]) -> F64:
     """Orthonormal columns that with ``known`` span what ``y``, a product with a matrix of this norm, adds to it; in the place of those that add
-    nothing refill(draw, columns), for draw = 0, 1. Twice, as one pass leaves what rounding puts back."""
+    nothing refill(draw, columns), for draw = 0, 1, ... Twice, as one pass leaves what rounding puts back; what the second takes half of was rounding."""
     size = np.linalg.norm(y, axis=0)
-    for draw in range(3):
-        rest = y - known @ (known.T @ y)
-        q, r = np.linalg.qr(rest)
-        gone = np.abs(np.diag(r)) <= np.finfo(np.float64).eps * np.maximum(4.0 * size, norm)
-        if draw == 2 or not gone.any():
+    for draw in range(8):
+        once, r = np.linalg.qr(y - known @ (known.T @ y))
+        twice, kept = np.linalg.qr(once - known @ (known.T @ once))
+        gone = (np.abs(np.diag(r)) <= np.finfo(np.float64).eps * np.maximum(4.0 * size, norm)) | (np.abs(np.diag(kept)) <= 0.5)
+        if not gone.any():
             break
         y[:, gone] = refill(draw, int(gone.sum()))
-        size[gone] = np.linalg.norm(y[:, gone], axis=0)
-    return np.linalg.qr(q - known @ (known.T @ q))[0]
+        size[gone], norm = np.linalg.norm(y[:, gone], axis=0), 0.0
+    return twice
 
 
 def _least(values: F64, lost: float, allowed: float, most: int) -> tuple[int, bool]:

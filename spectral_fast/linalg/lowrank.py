@@ -79,6 +79,8 @@ def randomized_svd(
     whole_number("oversample", oversample, 0)
     whole_number("n_iter", n_iter, 0)
     whole_number("seed", seed, 0)
+    if seed >= 1 << 64:
+        raise ValueError(f"seed: got {seed}; wanted less than 2**64")
     if rank is None:
         if tol is None:
             raise ValueError("rank: got None; wanted a number of triplets, or tol=")
@@ -88,7 +90,7 @@ def randomized_svd(
         raise ValueError(f"rank: got {rank}; a matrix of shape {(m, n)} has {d} singular values")
     if tol is not None:
         floor = _TOL_FLOOR["float32" if x.dtype.itemsize <= 4 else "float64"]
-        if not floor <= tol < 1.0:
+        if not isinstance(tol, float | int | np.floating) or not floor <= tol < 1.0:
             raise ValueError(f"tol: got {tol!r}; wanted a number in [{floor}, 1): below it rounding to {dtype_name(a)} decides")
         if omega is not None:
             raise ValueError("omega: cannot be given together with tol, which draws its test vectors block by block")
@@ -96,6 +98,7 @@ def randomized_svd(
         omega = as_float64(omega)
         if omega.ndim != 2 or omega.shape[0] != n or not rank <= omega.shape[1] <= d or not np.isfinite(omega).all():
             raise ValueError(f"omega: got shape {omega.shape}; wanted ({n}, l) with {rank} <= l <= {d}, finite")
+        omega = omega / np.exp2(np.frexp(np.abs(omega).max(axis=0))[1])  # only directions matter, and large ones should not hide small ones
     lead = x.shape[:-2]
     batch = x.reshape((int(np.prod(lead, dtype=np.int64)), m, n))
     found = function(batch, rank=rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, seed=seed, omega=omega, **bits)

@@ -214,3 +214,41 @@ def test_a_rank_that_is_not_reached_and_one_that_is_just_enough() -> None:
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         native_kernels.randomized_svd(np.ones((1, 9, 6)), rank=2, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_close_together(dtype: type) -> None:
+    """Near-equal values turn by large angles until late: what is left has to be rounding all the same."""
+    eps = float(np.finfo(dtype).eps)
+    for spread in (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2):
+        a = np.concatenate([prescribed(seed, 11, 3, 1 + spread * np.random.default_rng(seed).standard_normal(3), dtype) for seed in range(40)])
+        r = native_kernels.randomized_svd(a, rank=3)
+        assert max(left(a, r, i) for i in range(40)) <= 8 * eps
+
+
+@pytest.mark.parametrize("method", ["subspace", "krylov"])
+@pytest.mark.parametrize("tol", [1e-3, 1e-4, 1e-5, 1e-6])
+def test_tol_is_met_in_single_precision(tol: float, method: str) -> None:
+    """Where the difference of the norms tells nothing, and where all columns are needed."""
+    cases = [prescribed(7, 500, 150, 1.0 / np.arange(1, 151) ** 2, np.float32), prescribed(8, 90, 70, 2.0 ** -np.arange(70), np.float32)]
+    cases.append(np.random.default_rng(9).standard_normal((1, 60, 40)).astype(np.float32))
+    for a in cases:
+        size = float(np.linalg.norm(a.astype(np.float64)))
+        ours, theirs = (module.randomized_svd(a, rank=min(a.shape[1:]), tol=tol, method=method) for module in (native_kernels, numpy_kernels))
+        for r in (ours, theirs):
+            assert r.reached[0]
+            assert left(a, r) <= tol * size * (1 + 1e-3)
+        s = np.linalg.svd(a[0].astype(np.float64), compute_uv=False)
+        best = int(np.argmax(np.sqrt(np.r_[np.cumsum(s[::-1] ** 2)[::-1], 0.0]) <= tol * size))
+        assert ours.ranks[0] <= 1.2 * best + 1
+
+
+def test_columns_beyond_the_rank() -> None:
+    """Every column beyond the rank is replaced; the factors stay orthonormal."""
+    rng = np.random.default_rng(10)
+    a = (rng.standard_normal((3000, 2)) @ rng.standard_normal((2, 80))).astype(np.float32)[None]
+    for method in ("subspace", "krylov"):
+        r = native_kernels.randomized_svd(a, rank=30, method=method)
+        assert np.abs(r.u[0].astype(np.float64).T @ r.u[0] - np.eye(30)).max() <= 1e-6
+        assert (r.s[0, 2:] <= 1e-5 * r.s[0, 0]).all()
+        assert left(a, r) <= 3e-6 * np.linalg.norm(a)

@@ -180,6 +180,8 @@ def test_every_kind_of_array() -> None:
         ({"tol": 0.1, "omega": np.ones((6, 4))}, "^omega: cannot be given together with tol"),
         ({"rank": 3, "backend": "blas"}, "^backend: 'blas' is unknown"),
         ({"rank": 3, "seed": -1}, "^seed: got -1"),
+        ({"rank": 3, "seed": 2**64}, "^seed: got 18446744073709551616; wanted less than"),
+        ({"tol": "small"}, "^tol: got 'small'"),
     ],
 )
 def test_bad_arguments(options: dict, message: str) -> None:
@@ -216,6 +218,15 @@ def test_subspace_overlap() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             sf.subspace_overlap(a, b, k)
+
+
+def test_only_the_directions_of_omega_matter() -> None:
+    a = prescribed(11, 60, 50, SPECTRA["slow"][:50])
+    omega = np.random.default_rng(12).standard_normal((50, 12))
+    for backend in ("numpy", "auto"):
+        want = sf.randomized_svd(a, 6, omega=omega, backend=backend)
+        for scale in (1e200, 1e-200, 2.0 ** np.arange(-300, 300, 50.0)):
+            assert np.abs(sf.randomized_svd(a, 6, omega=omega * scale, backend=backend).s - want.s).max() <= 1e-12
 
 
 @pytest.mark.thorough

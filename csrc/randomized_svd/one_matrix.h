@@ -1,0 +1,289 @@
+// Leading triplets of one matrix, by a team of threads.
+#pragma once
+#include <limits>
+
+#include "randomized_svd/basis.h"
+#include "randomized_svd/decompose.h"
+#include "randomized_svd/shared.h"
+
+namespace sf {
+
+template <class T>
+class OneMatrix {
+ public:
+  OneMatrix(const Shared<T>& shared, std::int64_t index, Team& team)
+      : s_(shared),
+        o_(shared.options),
+        index_(index),
+        team_(team),
+        lanes_(product_loops<T>(shared.loops).lanes),
+        m_(shared.a.rows),
+        n_(shared.a.cols),
+        source_(shared.a, index, shared.loops, team),
+        left_(m_, shared.loops, team, o_.seed, kLeftFill),
+        right_(n_, shared.loops, team, o_.seed, kRightFill) {}
+
+  void run() {
+    Thin<T> y(m_, o_.width, lanes_);
+    source_.multiply(false, s_.omega, y, &total_);
+    if (!(total_ >= Precision<T>::least && total_ <= Precision<T>::most)) {
+      const double top = source_.largest();
+      if (std::isnan(top)) return fill_nan();
+      if (top == 0.0) return fill_zero();
+      exponent_ = std::clamp(std::ilogb(top) + 1, -1000, 1023);
+      scale_ = std::ldexp(1.0, -exponent_);
+      source_.set_scale(scale_);
+      source_.multiply(false, s_.omega, y, &total_);
+    }
+    build(std::move(y));
+    finish();
+  }
+
+ private:
+  // Bases of columns and rows with A = left coefficients right^T on what they span, and what is lost of |A|_F^2.
+  void build(Thin<T>&& first) {
+    const std::int64_t d = std::min(m_, n_), most = o_.tol > 0.0 ? std::min(o_.rank, d) : d;
+    Thin<T> y = std::move(first);
+    const bool whole = o_.width == d && !o_.omega;
+    if (whole && m_ == d) {
+      y.clear(0, m_);
+      for (std::int64_t i = 0; i < m_; ++i) y.row(i)[i] = T{1};
+    }
+    const double size = std::sqrt(total_);
+    lost_ = total_;
+    std::int64_t further = o_.krylov ? o_.n_iter : 0;  // blocks, so that few triplets suffice
+    for (std::int64_t block = 0;; ++block) {
+      if (block > 0) y = next(block, std::min(o_.width, d - left_.width()));
+      const std::int64_t again = o_.krylov || whole ? 0 : o_.n_iter;
+      double uneven = unevenness(left_.orthonormalize(y, size, refill_, again > 0, false)), grown = 1.0, drift = 0.0;
+      Thin<T> z(n_, y.width, lanes_);
+      // Products are made orthonormal again only once they may have become too dependent, but always against a basis that is there already.
+      const auto too_uneven = [&] {
+        grown *= uneven;
+        drift += std::abs(std::log2(size));
+        return grown * uneven > kUneven || drift > kDrift || left_.width() > 0;
+      };
+      for (std::int64_t i = 1; i <= again; ++i) {
+        source_.multiply(true, y, z);
+        if (too_uneven()) {
+          Basis<T> none(n_, s_.loops, team_, o_.seed, kRightFill);
+          uneven = std::max(uneven, unevenness(none.orthonormalize(z, size, none.random(), true, false)));
+          grown = 1.0, drift = 0.0;
+        }
+        source_.multiply(false, z, y);
+        if (i < again && !too_uneven()) continue;
+        uneven = std::max(uneven, unevenness(left_.orthonormalize(y, size, refill_, i < again, false)));
+        grown = 1.0, drift = 0.0;
+      }
+      source_.multiply(true, y, z);
+      left_.push(std::move(y));
+      coefficients_.push_back(right_.orthonormalize(z, size, right_.random()));
+      right_.push(std::move(z));
+      for (const auto* part : {&coefficients_.back().above, &coefficients_.back().corner}) {
+        for (const double c : *part) lost_ -= c * c;
+      }
+      lost_ = std::max(lost_, 0.0);
+      const bool full = left_.width() >= d;
+      if (o_.tol == 0.0) {
+        if (full || block + 1 >= o_.blocks) break;
+        continue;
+      }
+      const double allowed = o_.tol * o_.tol * total_;
+      if (full || std::abs(lost_ - allowed) < Precision<T>::room * total_)
+        lost_ = explicit_loss();  // the difference of norms does not tell
+      if (full && lost_ > allowed && !whole) return build_whole();
+      if (full || ((lost_ <= allowed || left_.width() >= most) && further-- == 0)) break;
+    }
+  }
+
+  // The columns found do not span A to rounding: those of A itself do.
+  void build_whole() {
+    left_.clear();
+    right_.clear();
+    coefficients_.clear();
+    const std::int64_t d = std::min(m_, n_);
+    Thin<T> y(m_, d, lanes_), z(n_, d, lanes_);
+    if (m_ == d) {
+      y.clear(0, m_);
+      for (std::int64_t i = 0; i < m_; ++i) y.row(i)[i] = T{1};
+    } else {
+      z.clear(0, n_);
+      for (std::int64_t i = 0; i < n_; ++i) z.row(i)[i] = T{1};
+      source_.multiply(false, z, y);
+    }
+    const double size = std::sqrt(total_);
+    left_.orthonormalize(y, size, refill_, false, false);
+    source_.multiply(true, y, z);
+    left_.push(std::move(y));
+    coefficients_.push_back(right_.orthonormalize(z, size, right_.random()));
+    right_.push(std::move(z));
+    lost_ = explicit_loss();
+  }
+
+  Thin<T> next(std::int64_t block, std::int64_t width) const {
+    Thin<T> y(m_, width, lanes_);
+    if (!o_.krylov) {
+      source_.multiply(false, test_matrix<T>(o_, n_, width, kSketch + 1 + static_cast<std::uint64_t>(block), lanes_), y);
+      return y;
+    }
+    const Thin<T>& z = right_.last();
+    if (width == z.width) {
+      source_.multiply(false, z, y);
+      return y;
+    }
+    Thin<T> part(n_, width, lanes_);
+    part.clear(0, n_);
+    for (std::int64_t i = 0; i < n_; ++i) std::copy(z.row(i), z.row(i) + width, part.row(i));
+    source_.multiply(false, part, y);
+    return y;
+  }
+
+  // r x r: A^T left = right t
+  std::vector<double> assemble() const {
+    const std::int64_t r = left_.width();
+    std::vector<double> t(static_cast<std::size_t>(r * r), 0.0);
+    for (const Coefficients& c : coefficients_) {
+      for (std::int64_t i = 0; i < c.before + c.width; ++i) {
+        const double* from = i < c.before ? c.above.data() + i * c.width : c.corner.data() + (i - c.before) * c.width;
+        std::copy(from, from + c.width, t.data() + i * r + c.before);
+      }
+    }
+    return t;
+  }
+
+  double explicit_loss() const {
+    const std::int64_t r = left_.width();
+    const std::vector<double> t = assemble();
+    std::vector<double> turned(t.size()), unit(t.size(), 0.0);
+    for (std::int64_t i = 0; i < r; ++i) {
+      unit[static_cast<std::size_t>(i * r + i)] = 1.0;
+      for (std::int64_t k = 0; k < r; ++k) turned[static_cast<std::size_t>(i * r + k)] = t[static_cast<std::size_t>(k * r + i)];
+    }
+    const Thin<T> left = left_.combine(turned.data(), r), right = right_.combine(unit.data(), r);
+    Thin<T> across(r, n_, lanes_);
+    across.clear(0, r);
+    for (std::int64_t i = 0; i < n_; ++i) {
+      for (std::int64_t k = 0; k < r; ++k) across.row(k)[i] = right.row(i)[k];
+    }
+    return source_.residual(left, across);
+  }
+
+  void finish() {
+    const std::int64_t r = left_.width(), rank = o_.rank;
+    std::int64_t k = std::min(rank, r);
+    const Decomposition small = decompose(assemble(), r, k, Precision<T>::cosine, s_.loops);
+    bool reached = true;
+    if (o_.tol > 0.0) {
+      const double allowed = o_.tol * o_.tol * total_;
+      std::int64_t least = r;
+      double tail = lost_;
+      reached = tail <= allowed;
+      while (reached && least > 0) {
+        const double s = small.s[static_cast<std::size_t>(least - 1)];
+        if (tail + s * s > allowed) break;
+        tail += s * s;
+        --least;
+      }
+      reached = reached && least <= rank;
+      k = std::min(least, rank);
+    }
+    const std::int64_t stored = std::min(rank, r);
+    Thin<T> u = left_.combine(small.right.data(), stored);
+    const Thin<T> v = right_.combine(small.left.data(), stored);
+    left_.polish(u);
+    right_.polish(v);
+    T *const out_u = static_cast<T*>(s_.out.u) + index_ * m_ * rank, *const out_vt = static_cast<T*>(s_.out.vt) + index_ * rank * n_;
+    T* const out_s = static_cast<T*>(s_.out.s) + index_ * rank;
+    std::vector<T> largest(static_cast<std::size_t>(k), T{0}), sign(static_cast<std::size_t>(k), T{1});
+    for (std::int64_t i = 0; i < m_; ++i) {
+      const T* const row = u.row(i);
+      for (std::int64_t c = 0; c < k; ++c) {
+        const auto at = static_cast<std::size_t>(c);
+        if (!(std::abs(row[c]) > largest[at])) continue;
+        largest[at] = std::abs(row[c]);
+        sign[at] = row[c] < T{0} ? T{-1} : T{1};
+      }
+    }
+    for (std::int64_t i = 0; i < m_; ++i) {
+      for (std::int64_t c = 0; c < k; ++c) out_u[i * rank + c] = sign[static_cast<std::size_t>(c)] * u.row(i)[c];
+    }
+    for (std::int64_t c = 0; c < k; ++c) {
+      for (std::int64_t j = 0; j < n_; ++j) out_vt[c * n_ + j] = sign[static_cast<std::size_t>(c)] * v.row(j)[c];
+    }
+    double kept = 0.0;
+    std::vector<double> values(static_cast<std::size_t>(k));  // as they are returned, but for the scale
+    for (std::int64_t c = 0; c < k; ++c) {
+      const double s = small.s[static_cast<std::size_t>(c)];
+      kept += s * s;
+      values[static_cast<std::size_t>(c)] = static_cast<double>(static_cast<T>(s));
+      out_s[c] = static_cast<T>(std::ldexp(s, exponent_));
+    }
+    s_.out.ranks[index_] = k;
+    s_.out.reached[index_] = reached;
+    const double eps = static_cast<double>(std::numeric_limits<T>::epsilon()), left = std::max(total_ - kept, 0.0);
+    double error = std::sqrt(left + Precision<T>::room * total_) + 2.0 * eps * std::sqrt(kept);
+    if (left < Precision<T>::drowned * total_) error = explicit_error(values, out_u, out_vt) + 2.0 * eps * std::sqrt(total_);
+    s_.out.error[index_] = std::ldexp(error, exponent_);
+  }
+
+  // |A - u s vt|_F of the scaled matrix, formed.
+  double explicit_error(const std::vector<double>& values, const T* u, const T* vt) const {
+    const std::int64_t rank = o_.rank, k = static_cast<std::int64_t>(values.size());
+    const Thin<T> left(m_, k, 1), right(k, n_, lanes_);
+    right.clear(0, k);
+    for (std::int64_t i = 0; i < m_; ++i) {
+      for (std::int64_t c = 0; c < k; ++c) left.row(i)[c] = static_cast<T>(values[static_cast<std::size_t>(c)]) * u[i * rank + c];
+    }
+    for (std::int64_t c = 0; c < k; ++c) std::copy(vt + c * n_, vt + (c + 1) * n_, right.row(c));
+    return std::sqrt(source_.residual(left, right));
+  }
+
+  void fill_nan() const {
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    std::fill_n(static_cast<T*>(s_.out.u) + index_ * m_ * o_.rank, m_ * o_.rank, nan);
+    std::fill_n(static_cast<T*>(s_.out.s) + index_ * o_.rank, o_.rank, nan);
+    std::fill_n(static_cast<T*>(s_.out.vt) + index_ * o_.rank * n_, o_.rank * n_, nan);
+    s_.out.error[index_] = std::nan("");
+    s_.out.ranks[index_] = 0;
+    s_.out.reached[index_] = true;
+  }
+
+  // Any orthonormal vectors will do.
+  void fill_zero() const {
+    for (std::int64_t c = 0; c < o_.rank; ++c) {
+      static_cast<T*>(s_.out.u)[index_ * m_ * o_.rank + c * o_.rank + c] = T{1};
+      static_cast<T*>(s_.out.vt)[index_ * o_.rank * n_ + c * n_ + c] = T{1};
+    }
+    s_.out.error[index_] = 0.0;
+    s_.out.ranks[index_] = o_.tol > 0.0 ? 0 : o_.rank;
+    s_.out.reached[index_] = true;
+  }
+
+  const Shared<T>& s_;
+  const LowRankOptions& o_;
+  const std::int64_t index_;
+  Team& team_;
+  const std::int64_t lanes_, m_, n_;
+  Source<T> source_;
+  Basis<T> left_, right_;
+  // A times a random vector, as long as that tells anything new.
+  const typename Basis<T>::Refill refill_ = [this](std::uint64_t draw, std::int64_t column, std::vector<double>& out) {
+    if (draw > 0 || exhausted_) {
+      exhausted_ = true;
+      return left_.random()(draw, column, out);
+    }
+    Thin<T> x(n_, 1, lanes_), y(m_, 1, lanes_);
+    x.clear(0, n_);
+    std::vector<double> entries(static_cast<std::size_t>(n_));
+    right_.random()(1, column, entries);
+    for (std::int64_t j = 0; j < n_; ++j) *x.row(j) = static_cast<T>(entries[static_cast<std::size_t>(j)]);
+    source_.multiply(false, x, y);
+    for (std::int64_t i = 0; i < m_; ++i) out[static_cast<std::size_t>(i)] = static_cast<double>(*y.row(i));
+  };
+  mutable bool exhausted_ = false;  // A times a random vector was in the basis: there is no more to A
+  std::vector<Coefficients> coefficients_;
+  double total_ = 0.0, lost_ = 0.0, scale_ = 1.0;
+  int exponent_ = 0;
+};
+
+}  // namespace sf

@@ -1,0 +1,69 @@
+// What all matrices of a batch share.
+#pragma once
+#include <limits>
+
+#include "core/philox.h"
+#include "randomized_svd/randomized_svd.h"
+#include "randomized_svd/thin.h"
+
+namespace sf {
+
+// Streams of the counters: test matrices (block by block), columns in place of those that vanish.
+inline constexpr std::uint64_t kSketch = 0, kLeftFill = std::uint64_t{2} << 32, kRightFill = std::uint64_t{3} << 32;
+
+template <class T>
+struct Precision;
+template <>
+struct Precision<float> {
+  static constexpr double least = 0x1p-60, most = 0x1p60;  // sums of squares of matrices that need no scaling
+  static constexpr double room = 0x1p-18;                  // what sums of squares of products in this precision are uncertain by
+  static constexpr double drowned = 1e-4;                  // share of |A|^2 below which what is left is formed, not subtracted
+  static constexpr double cosine = 1e-7;
+};
+template <>
+struct Precision<double> {
+  static constexpr double least = 0x1p-300, most = 0x1p300;
+  static constexpr double room = 64 * 0x1p-52;
+  static constexpr double drowned = 1e-11;
+  static constexpr double cosine = 1e-14;
+};
+
+inline constexpr double kUneven = 64.0, kDrift = 30.0;  // a condition number, and powers of two by which sizes may change
+
+// About the condition number that one product with the matrix gives to orthonormal columns.
+inline double unevenness(const Coefficients& c) {
+  return c.pivot > 0.0 ? 1.0 / std::sqrt(c.pivot) : std::numeric_limits<double>::infinity();
+}
+
+template <class T>
+Thin<T> test_matrix(const LowRankOptions& o, std::int64_t n, std::int64_t width, std::uint64_t stream, std::int64_t lanes) {
+  Thin<T> out(n, width, lanes);
+  out.clear(0, n);
+  if (width == n && !o.omega) {  // the whole space: no chance is taken
+    for (std::int64_t i = 0; i < n; ++i) out.row(i)[i] = T{1};
+  } else if (o.omega) {
+    for (std::int64_t i = 0; i < n * width; ++i) out.row(i / width)[i % width] = static_cast<T>(o.omega[i]);
+  } else {
+    rademacher(o.seed, stream, 0, n * width,
+               [&](std::int64_t i, bool negative) { out.row(i / width)[i % width] = negative ? T{-1} : T{1}; });
+  }
+  return out;
+}
+
+template <class T>
+struct Shared {
+  const Matrices& a;
+  const LowRankOptions& options;
+  const LowRankResults& out;
+  const LowRankLoops& loops;
+  Thin<T> omega;
+
+  Shared(const Matrices& a_, const LowRankOptions& o, const LowRankResults& out_, const LowRankLoops& loops_)
+      : a(a_),
+        options(o),
+        out(out_),
+        loops(loops_),
+        omega(test_matrix<T>(o, a_.cols, o.width, o.tol > 0.0 ? kSketch + 1 : kSketch, product_loops<T>(loops).lanes)) {}
+};
+
+}  // namespace sf
