@@ -147,7 +147,9 @@ def scan(
     layers: Annotated[str | None, typer.Option("--layers", metavar="GLOB", help="Only tensors whose name matches.")] = None,
     null: NullOption = None,
     baseline: BaselineOption = None,
-    top: Annotated[int | None, typer.Option("--top", min=1, metavar="K", help="Only the K leading singular values of large matrices.")] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", min=1, metavar="K", help="Only the K leading singular values of large matrices; these are not examined for findings.")
+    ] = None,
     top_above: Annotated[int, typer.Option("--top-above", min=0, metavar="N", help="Large: more than N entries.")] = 1 << 24,
     as_json: JsonOption = None,
     html: HtmlOption = None,

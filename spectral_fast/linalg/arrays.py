@@ -176,7 +176,7 @@ def like(template: Any, value: NDArray[Any]) -> Any:
     if not is_torch(template):
         return value
     torch = sys.modules["torch"]
-    tensor = torch.from_numpy(np.ascontiguousarray(value))
+    tensor = torch.from_numpy(np.asarray(value, order="C"))
     device = template.device
     if device.type in ("cpu", "mps"):
         return tensor

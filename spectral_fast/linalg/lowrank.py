@@ -52,7 +52,8 @@ def randomized_svd(
     a:          (..., m, n) real array or torch tensor: float16, bfloat16, float32, float64, integers, or a RawArray.
     rank:       triplets wanted, at most min(m, n); with ``tol`` the most that are computed (None: min(m, n)).
     oversample: further columns of the test matrix: with 5 to 10 the values wanted are seldom missed.
-    n_iter:     passes A A^T beyond the first: 0 for spectra that fall fast, 2 for slow ones.
+    n_iter:     passes A A^T beyond the first: 0 for spectra that fall fast, 2 for slow ones. Values are found from below: the last of those wanted may
+                be several per cent short where those behind it are as large; 8 is for when they count.
     method:     "subspace" iteration (Halko et al., algorithm 4.4); "krylov": a Krylov space of narrow blocks, as close as subspace iteration to within
                 about one per cent of what is left for half the products (Musco & Musco 2015; Meyer, Musco & Musco 2024); "auto": "krylov" for
                 all but small matrices, where its blocks have at most half of min(m, n) columns and n_iter > 0.
@@ -105,8 +106,10 @@ def randomized_svd(
     k = rank if tol is None else int(found.ranks.max(initial=0))
     status: Status = "ok"
     reason = ""
-    short = int((~found.reached).sum())
-    if short:
+    short, bad = int((~found.reached).sum()), int(np.isnan(found.error).sum())
+    if bad:
+        status, reason = "failed" if bad == len(batch) else "incomplete", f"{bad} of {len(batch)} matrices have a NaN or an infinity"
+    elif short:
         status, reason = "incomplete", f"tol {tol} needs more than {rank} triplets in {short} of {len(batch)} matrices"
     return LowRankSVD(
         u=like(a, found.u[..., :k].reshape((*lead, m, k))),

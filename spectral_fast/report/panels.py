@@ -136,7 +136,7 @@ def singular_values(ax: Axes, matrices: Sequence[MatrixSpectrum], selected: str 
     near = bool(tolerances) and smallest < _FAR * max(tolerances)
     bottom = min(tolerances) / 3 if near else smallest / 2
     for m, colour in zip(drawn, colours, strict=True):
-        x = np.arange(1, len(m.s) + 1) / len(m.s)
+        x = np.arange(1, len(m.s) + 1) / (min(m.shape) if m.status == "incomplete" else len(m.s))
         chosen = m.name == selected and len(drawn) > 1
         style = {"color": VERMILLION, "linewidth": 2.4, "zorder": 3} if chosen else {"color": colour, "linewidth": 1.4 if few else 0.9}
         ax.plot(x, np.maximum(m.s, bottom), label=label(m.name) if few or chosen else None, marker="." if len(m.s) < 40 else None, **style)

@@ -102,6 +102,10 @@ def _weights(w: WeightSpectra, rows: int | None) -> list[Section]:
     if w.status != "ok":
         facts.insert(0, ("status", f"{w.status}: {plain(w.reason)}"))
     findings = _findings_section(weight_findings(w), "the weights" if any(m.status == "ok" for m in w.matrices) else "")
+    partly = sum(m.status == "incomplete" for m in w.matrices)
+    if partly:
+        text = f"{partly} of {len(w.matrices)} matrices were not examined: only their leading singular values were computed"
+        findings = Section(findings.title, [*findings.blocks, Note(text, "note")], findings.key)
     return [weight_section(w, f"{WEIGHT_TITLE}:", rows), findings, Section("ABOUT THIS REPORT", [Facts(facts)], "about")]
 
 

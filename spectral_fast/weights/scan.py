@@ -23,9 +23,10 @@ from .sources import TensorList, TensorRecord, open_source
 from .spectra import MatrixSpectrum, WeightSpectra
 from .structure import MatrixPlan, plan_matrices
 
-__all__ = ["NULLS", "check_null", "scan", "weight_spectra"]
+__all__ = ["NULLS", "TOP_ABOVE", "check_null", "scan", "weight_spectra"]
 
 NULLS = (None, "permutation")
+TOP_ABOVE = 1 << 24
 
 
 def scan(
@@ -39,7 +40,7 @@ def scan(
     seed: int = 0,
     baseline: Any = None,
     top: int | None = None,
-    top_above: int = 1 << 24,
+    top_above: int = TOP_ABOVE,
 ) -> WeightSpectra:
     """Spectra of every weight matrix: norms, condition, rank under every rule, power law, bulk and spikes, beside a random matrix of the same shape.
 
@@ -69,6 +70,8 @@ def scan(
     check_null(null)
     if top is not None:
         whole_number("top", top, 1)
+    elif top_above != TOP_ABOVE:
+        raise ValueError(f"top_above: got {top_above}, which says nothing without top=")
     whole_number("top_above", top_above, 0)
     # the baseline is opened first: what is wrong with it should not wait for the spectra
     with open_baseline(baseline) as reference, open_source(source) as tensors, progress_reporter(progress) as report:
@@ -93,7 +96,7 @@ def weight_spectra(
     null: str | None = None,
     seed: int = 0,
     top: int | None = None,
-    top_above: int = 1 << 24,
+    top_above: int = TOP_ABOVE,
 ) -> WeightSpectra:
     """Spectra of all matrices in ``tensors``; arguments as of :func:`scan`. progress: called as progress(done, total, what).
 

@@ -27,7 +27,8 @@ class MatrixSpectrum(Result):
     """One matrix and its spectrum.
 
     s: (d_min,) float64, descending, or with status "incomplete" only the leading ones, asked for by ``scan(..., top=k)``; bound: error bound of every
-    value; redone: computed again with "high" accuracy, because "standard" (svdvals) left a rank or s_min open.
+    value, then the Frobenius norm of what is left, far more than their errors from below; redone: computed again with "high" accuracy, because
+    "standard" (svdvals) left a rank or s_min open.
     metrics: see metrics.norms, plus condition_number_is_lower_bound, near_zero_fraction, and of the power law alpha_weighted and log_alpha_norm, NaN
     where ``power_law.status`` is not "ok". ranks, rank_tolerances: per rule of metrics.rank.
     null: norms and condition of a random matrix of this shape and mean square. baseline: with ``scan(..., baseline=...)``, the metrics of the matrix of

@@ -145,6 +145,18 @@ def test_bad_zero_and_extreme_matrices() -> None:
     assert sf.randomized_svd(np.zeros((0, 5, 4)), 2).s.shape == (0, 2)
 
 
+def test_single_matrices_and_bad_ones() -> None:
+    a = np.random.default_rng(13).standard_normal((12, 9))
+    for x in (a, torch.from_numpy(a)):
+        r = sf.randomized_svd(x, 3)
+        assert tuple(r.error.shape) == tuple(r.ranks.shape) == ()
+    a[2, 3] = np.inf
+    r = sf.randomized_svd(a, 3)
+    assert (r.status, r.reason) == ("failed", "1 of 1 matrices have a NaN or an infinity")
+    r = sf.randomized_svd(np.stack([a, np.ones((12, 9))]), 3)
+    assert (r.status, r.reason) == ("incomplete", "1 of 2 matrices have a NaN or an infinity")
+
+
 def test_every_kind_of_array() -> None:
     a = np.random.default_rng(8).standard_normal((2, 3, 20, 12)).astype(np.float32)
     want = sf.randomized_svd(a, 4)

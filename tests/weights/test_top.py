@@ -62,6 +62,7 @@ def test_leading_values_of_large_matrices() -> None:
 def test_what_is_made_of_them() -> None:
     found = sf.scan(weights(), top=3, top_above=2000, progress=False)
     assert "wide.weight: incomplete: only the 3 leading of 120" in found.summary()
+    assert "3 of 7 matrices were not examined: only their leading singular values were computed" in " ".join(found.summary().split())
     rows = {row["name"]: row for row in found.to_pandas().to_dict("records")}
     assert rows["half.weight"]["status"] == "incomplete"
     assert json.loads(found.to_json())
@@ -80,7 +81,13 @@ def test_tensors_and_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"top": 0}, "^top: got 0"), ({"top": 2.5}, "^top: got 2.5"), ({"top": 2, "top_above": -1}, "^top_above: got -1")]
+    ("options", "message"),
+    [
+        ({"top": 0}, "^top: got 0"),
+        ({"top": 2.5}, "^top: got 2.5"),
+        ({"top": 2, "top_above": -1}, "^top_above: got -1"),
+        ({"top_above": 5}, "^top_above: got 5, which says nothing"),
+    ],
 )
 def test_bad_arguments(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
