@@ -56,6 +56,7 @@ def compare(against: Callable[..., dict[str, float]], a: np.ndarray, k: int, rou
     mine = left(a[0], ours.u[0], ours.s[0], ours.vt[0])
     assert mine <= 1.02 * theirs
     note = f"{ours.backend}, oversample {oversample}; what is left: {mine:.4g}, of torch's {mine / theirs:.3f}"
+    others["ours in numpy"] = lambda: randomized_svd(a, k, oversample=oversample, backend="numpy")
     if a.nbytes > 1 << 26:
         import torch
 

@@ -20,7 +20,7 @@ constexpr int kMostRounds = 5;
 template <class T>
 constexpr double kRounding = 4.0 * static_cast<double>(std::numeric_limits<T>::epsilon());
 
-// The same where the Gram matrix is in the working precision, which is enough for a rough basis.
+// The smallest pivot with which a Gram matrix in the working precision is enough, for a rough basis.
 constexpr double kEvenPivot = 1e-3;
 
 // Coefficients of a step that comes after those in `all`: block = basis above + itself corner, where the block is what `all` left.
@@ -46,14 +46,15 @@ std::vector<double> Basis<T>::sum(const std::vector<double>& partial, std::size_
   return total;
 }
 
-// basis^T y
+// q^T y of all the blocks q, one after the other
 template <class T>
-std::vector<double> Basis<T>::overlap(const Thin<T>& y) const {
-  const auto size = static_cast<std::size_t>(width_ * y.width);
+std::vector<double> Basis<T>::products(std::span<const Thin<T>> blocks, const Thin<T>& y) const {
+  std::size_t size = 0;
+  for (const Thin<T>& q : blocks) size += static_cast<std::size_t>(q.width * y.width);
   std::vector<double> partial(size * static_cast<std::size_t>(parts()));
   team_.each(parts(), [&](std::int64_t p, int) {
     double* to = partial.data() + size * static_cast<std::size_t>(p);
-    for (const Thin<T>& q : blocks_) {
+    for (const Thin<T>& q : blocks) {
       Local<T, 2048> z(q.width * y.ld);
       std::memset(z.get(), 0, static_cast<std::size_t>(q.width * y.ld) * sizeof(T));
       loops_.columns(q.row(p * kChain), q.ld, count(p), q.width, y.row(p * kChain), y.ld, y.width, z.get(), y.ld);
@@ -65,44 +66,36 @@ std::vector<double> Basis<T>::overlap(const Thin<T>& y) const {
   return sum(partial, size);
 }
 
-// y -= basis c, and c as it was used
+// The (width, k) coefficients c, times `sign`, block by block in the working precision
 template <class T>
-void Basis<T>::subtract(const Thin<T>& y, std::vector<double>& c) const {
-  std::vector<Thin<T>> minus;
-  std::size_t from = 0;
+std::vector<Thin<T>> Basis<T>::factors(const double* c, std::int64_t k, double sign) const {
+  std::vector<Thin<T>> out;
   for (const Thin<T>& q : blocks_) {
-    minus.emplace_back(q.width, y.width, loops_.lanes);
-    minus.back().clear(0, q.width);
-    for (std::int64_t i = 0; i < q.width; ++i) {
-      for (std::int64_t j = 0; j < y.width; ++j, ++from) {
-        minus.back().row(i)[j] = static_cast<T>(-c[from]);
-        c[from] = -static_cast<double>(minus.back().row(i)[j]);
-      }
+    out.emplace_back(q.width, k, loops_.lanes);
+    out.back().clear(0, q.width);
+    for (std::int64_t i = 0; i < q.width; ++i, c += k) {
+      for (std::int64_t j = 0; j < k; ++j) out.back().row(i)[j] = static_cast<T>(sign * c[j]);
     }
   }
+  return out;
+}
+
+// y += basis factors
+template <class T>
+void Basis<T>::add(const std::vector<Thin<T>>& factors, const Thin<T>& y) const {
   team_.each(parts(), [&](std::int64_t p, int) {
     for (std::size_t b = 0; b < blocks_.size(); ++b) {
       const Thin<T>& q = blocks_[b];
-      loops_.rows(q.row(p * kChain), q.ld, count(p), q.width, minus[b].x.get(), minus[b].ld, y.width, y.row(p * kChain), y.ld);
+      loops_.rows(q.row(p * kChain), q.ld, count(p), q.width, factors[b].x.get(), factors[b].ld, y.width, y.row(p * kChain), y.ld);
     }
   });
 }
 
+// y -= basis c, and c as it was used
 template <class T>
-std::vector<double> Basis<T>::quick_gram(const Thin<T>& y) const {
-  const std::int64_t w = y.width;
-  const auto size = static_cast<std::size_t>(w * w);
-  std::vector<double> partial(size * static_cast<std::size_t>(parts()));
-  team_.each(parts(), [&](std::int64_t p, int) {
-    Local<T, 2048> z(w * y.ld);
-    std::memset(z.get(), 0, static_cast<std::size_t>(w * y.ld) * sizeof(T));
-    loops_.columns(y.row(p * kChain), y.ld, count(p), w, y.row(p * kChain), y.ld, w, z.get(), y.ld);
-    double* to = partial.data() + size * static_cast<std::size_t>(p);
-    for (std::int64_t i = 0; i < w; ++i) {
-      for (std::int64_t j = 0; j < w; ++j) *to++ = static_cast<double>(z.get()[i * y.ld + j]);
-    }
-  });
-  return sum(partial, size);
+void Basis<T>::subtract(const Thin<T>& y, std::vector<double>& c) const {
+  add(factors(c.data(), y.width, -1.0), y);
+  for (double& x : c) x = static_cast<double>(static_cast<T>(x));
 }
 
 template <class T>
@@ -152,12 +145,12 @@ Coefficients Basis<T>::orthonormalize(const Thin<T>& block, double size, const R
   std::vector<double> above, r, inverse, rounding(static_cast<std::size_t>(w)), before(static_cast<std::size_t>(w));
   for (int round = 0; round < kMostRounds; ++round) {
     if (width_ > 0) {
-      above = overlap(block);
+      above = products(blocks_, block);
       subtract(block, above);
     }
     std::vector<double> g;
     if (rough && width_ == 0) {  // columns far from depending on each other need no more than this
-      g = quick_gram(block);
+      g = products({&block, 1}, block);
       const double pivot = cholesky(g, w, kEvenPivot, r, inverse);
       if (pivot > 0.0) {
         multiply(block, inverse);
@@ -209,7 +202,7 @@ Coefficients Basis<T>::by_columns(const Thin<T>& y, const std::vector<double>& n
     for (const double x : column) total += x * x;
     return std::sqrt(total);
   };
-  // column -= its parts along the first `columns` columns of q, which are added to dots, `step` apart, where it is the block's own
+  // column -= its parts along the first `columns` columns of q, which are added to sums, `step` apart, where they are asked for
   std::vector<double> partial, dots;
   const auto take = [&](const Thin<T>& q, std::int64_t columns, double* sums, std::int64_t step) {
     partial.assign(static_cast<std::size_t>(parts() * columns), 0.0);
@@ -261,23 +254,10 @@ Coefficients Basis<T>::by_columns(const Thin<T>& y, const std::vector<double>& n
 }
 
 template <class T>
-Thin<T> Basis<T>::combine(const double* c, std::int64_t k, double sign) const {
+Thin<T> Basis<T>::combine(const double* c, std::int64_t k) const {
   Thin<T> out(rows_, k, loops_.lanes);
-  std::vector<Thin<T>> factors;
-  for (const Thin<T>& q : blocks_) {
-    factors.emplace_back(q.width, k, loops_.lanes);
-    factors.back().clear(0, q.width);
-    for (std::int64_t i = 0; i < q.width; ++i, c += k) {
-      for (std::int64_t j = 0; j < k; ++j) factors.back().row(i)[j] = static_cast<T>(sign * c[j]);
-    }
-  }
-  team_.each(parts(), [&](std::int64_t p, int) {
-    out.clear(p * kChain, count(p));
-    for (std::size_t b = 0; b < blocks_.size(); ++b) {
-      const Thin<T>& q = blocks_[b];
-      loops_.rows(q.row(p * kChain), q.ld, count(p), q.width, factors[b].x.get(), factors[b].ld, k, out.row(p * kChain), out.ld);
-    }
-  });
+  out.clear(0, rows_);
+  add(factors(c, k, 1.0), out);
   return out;
 }
 

@@ -7,6 +7,7 @@
 // is zero.
 #pragma once
 #include <functional>
+#include <span>
 
 #include "core/philox.h"
 #include "randomized_svd/thin.h"
@@ -50,16 +51,17 @@ class Basis {
   std::int64_t width() const { return width_; }
 
   // (rows, k) = basis times the (width, k) row-major coefficients c
-  Thin<T> combine(const double* c, std::int64_t k, double sign = 1.0) const;
+  Thin<T> combine(const double* c, std::int64_t k) const;
 
  private:
   std::int64_t parts() const { return parts_of(rows_, kChain); }
   std::int64_t count(std::int64_t part) const { return std::min(kChain, rows_ - part * kChain); }
 
-  std::vector<double> overlap(const Thin<T>& y) const;
+  std::vector<double> products(std::span<const Thin<T>> blocks, const Thin<T>& y) const;
+  std::vector<Thin<T>> factors(const double* c, std::int64_t k, double sign) const;
+  void add(const std::vector<Thin<T>>& factors, const Thin<T>& y) const;
   void subtract(const Thin<T>& y, std::vector<double>& c) const;
-  std::vector<double> gram(const Thin<T>& y) const;        // in double precision
-  std::vector<double> quick_gram(const Thin<T>& y) const;  // in the working precision
+  std::vector<double> gram(const Thin<T>& y) const;  // in double precision
   void multiply(const Thin<T>& y, const std::vector<double>& c) const;
   std::vector<double> sum(const std::vector<double>& partial, std::size_t size) const;
   Coefficients by_columns(const Thin<T>& y, const std::vector<double>& noise, const Refill& refill) const;

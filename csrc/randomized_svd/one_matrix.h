@@ -8,6 +8,13 @@
 
 namespace sf {
 
+inline constexpr double kUneven = 64.0, kDrift = 30.0;  // a condition number, and powers of two by which sizes may change
+
+// About the condition number that one product with the matrix gives to orthonormal columns.
+inline double unevenness(const Coefficients& c) {
+  return c.pivot > 0.0 ? 1.0 / std::sqrt(c.pivot) : std::numeric_limits<double>::infinity();
+}
+
 template <class T>
 class OneMatrix {
  public:
@@ -40,11 +47,11 @@ class OneMatrix {
   }
 
  private:
-  // Bases of columns and rows with A = left coefficients right^T on what they span, and what is lost of |A|_F^2.
+  // Grows bases of columns and rows with A = left coefficients right^T on what they span, and what is lost of |A|_F^2.
   void build(Thin<T>&& first) {
     const std::int64_t d = std::min(m_, n_), most = o_.tol > 0.0 ? std::min(o_.rank, d) : d;
     Thin<T> y = std::move(first);
-    const bool whole = o_.width == d && !o_.omega;
+    const bool whole = whole_ || (o_.width == d && !o_.omega);
     if (whole && m_ == d) {
       y.clear(0, m_);
       for (std::int64_t i = 0; i < m_; ++i) y.row(i)[i] = T{1};
@@ -101,23 +108,16 @@ class OneMatrix {
     left_.clear();
     right_.clear();
     coefficients_.clear();
+    whole_ = true;
     const std::int64_t d = std::min(m_, n_);
-    Thin<T> y(m_, d, lanes_), z(n_, d, lanes_);
-    if (m_ == d) {
-      y.clear(0, m_);
-      for (std::int64_t i = 0; i < m_; ++i) y.row(i)[i] = T{1};
-    } else {
-      z.clear(0, n_);
-      for (std::int64_t i = 0; i < n_; ++i) z.row(i)[i] = T{1};
-      source_.multiply(false, z, y);
+    Thin<T> y(m_, d, lanes_);
+    if (m_ > d) {
+      Thin<T> unit(n_, d, lanes_);
+      unit.clear(0, n_);
+      for (std::int64_t i = 0; i < n_; ++i) unit.row(i)[i] = T{1};
+      source_.multiply(false, unit, y);
     }
-    const double size = std::sqrt(total_);
-    left_.orthonormalize(y, size, refill_, false, false);
-    source_.multiply(true, y, z);
-    left_.push(std::move(y));
-    coefficients_.push_back(right_.orthonormalize(z, size, right_.random()));
-    right_.push(std::move(z));
-    lost_ = explicit_loss();
+    build(std::move(y));
   }
 
   Thin<T> next(std::int64_t block, std::int64_t width) const {
@@ -280,7 +280,8 @@ class OneMatrix {
     source_.multiply(false, x, y);
     for (std::int64_t i = 0; i < m_; ++i) out[static_cast<std::size_t>(i)] = static_cast<double>(*y.row(i));
   };
-  mutable bool exhausted_ = false;  // A times a random vector was in the basis: there is no more to A
+  bool whole_ = false;      // the basis is to be that of the whole space
+  bool exhausted_ = false;  // A times a random vector was in the basis: there is no more to A
   std::vector<Coefficients> coefficients_;
   double total_ = 0.0, lost_ = 0.0, scale_ = 1.0;
   int exponent_ = 0;

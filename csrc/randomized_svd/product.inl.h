@@ -72,11 +72,6 @@ inline void forget_pair() noexcept {
 #endif
 }
 
-// Where there is no pair to take it from.
-inline Singles spread_alone(const float* a) { return all(*a); }
-inline Vec spread_alone(const double* a) { return all(*a); }
-inline Singles spread_alone(const uint16_t* a) { return all(float_of_bfloat16(*a)); }
-
 constexpr int64_t kTogether = 32;  // rows of the matrix that are added to a result at a time
 
 constexpr int64_t kAhead = 128;  // bytes along each row that are fetched in advance

@@ -1,7 +1,5 @@
 // What all matrices of a batch share.
 #pragma once
-#include <limits>
-
 #include "core/philox.h"
 #include "randomized_svd/randomized_svd.h"
 #include "randomized_svd/thin.h"
@@ -18,7 +16,7 @@ struct Precision<float> {
   static constexpr double least = 0x1p-60, most = 0x1p60;  // sums of squares of matrices that need no scaling
   static constexpr double room = 0x1p-18;                  // what sums of squares of products in this precision are uncertain by
   static constexpr double drowned = 1e-4;                  // share of |A|^2 below which what is left is formed, not subtracted
-  static constexpr double cosine = 1e-7;
+  static constexpr double cosine = 1e-7;                   // at most, between columns that count as orthogonal
 };
 template <>
 struct Precision<double> {
@@ -27,13 +25,6 @@ struct Precision<double> {
   static constexpr double drowned = 1e-11;
   static constexpr double cosine = 1e-14;
 };
-
-inline constexpr double kUneven = 64.0, kDrift = 30.0;  // a condition number, and powers of two by which sizes may change
-
-// About the condition number that one product with the matrix gives to orthonormal columns.
-inline double unevenness(const Coefficients& c) {
-  return c.pivot > 0.0 ? 1.0 / std::sqrt(c.pivot) : std::numeric_limits<double>::infinity();
-}
 
 template <class T>
 Thin<T> test_matrix(const LowRankOptions& o, std::int64_t n, std::int64_t width, std::uint64_t stream, std::int64_t lanes) {

@@ -1,33 +1,10 @@
 // Strided matrices of any format to vectors of doubles, one matrix per lane.
 #include <string.h>
 
+#include "core/half.h"
+
 namespace sf::SF_ISA {
 namespace {
-
-inline double widen_bfloat16(uint16_t x) {
-  const uint32_t wide = static_cast<uint32_t>(x) << 16;
-  float out;
-  memcpy(&out, &wide, sizeof out);
-  return static_cast<double>(out);
-}
-
-// Exact for all 65536 values: normal numbers by moving the exponent, subnormal ones by one multiplication.
-inline double widen_float16(uint16_t x) {
-  const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16, rest = x & 0x7fffu;
-  uint32_t bits_out;
-  float out;
-  if (rest >= 0x7c00u) {
-    bits_out = sign | 0x7f800000u | ((rest & 0x3ffu) << 13);
-  } else if (rest >= 0x400u) {
-    bits_out = sign | ((rest << 13) + (112u << 23));
-  } else {
-    const float size = static_cast<float>(rest) * 0x1p-24f;
-    memcpy(&bits_out, &size, sizeof bits_out);
-    bits_out |= sign;
-  }
-  memcpy(&out, &bits_out, sizeof out);
-  return static_cast<double>(out);
-}
 
 void convert(const void* from, DType dtype, int64_t stride, int64_t count, double* to) {
   switch (dtype) {
@@ -52,9 +29,9 @@ void convert(const void* from, DType dtype, int64_t stride, int64_t count, doubl
     case DType::bf16: {
       const uint16_t* x = static_cast<const uint16_t*>(from);
       if (stride == 1) {
-        for (int64_t i = 0; i < count; ++i) to[i] = widen_bfloat16(x[i]);
+        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<double>(float_of_bfloat16(x[i]));
       } else {
-        for (int64_t i = 0; i < count; ++i) to[i] = widen_bfloat16(x[i * stride]);
+        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<double>(float_of_bfloat16(x[i * stride]));
       }
       return;
     }
@@ -69,7 +46,7 @@ void convert(const void* from, DType dtype, int64_t stride, int64_t count, doubl
         }
       }
 #endif
-      for (; i < count; ++i) to[i] = widen_float16(x[i * stride]);
+      for (; i < count; ++i) to[i] = static_cast<double>(float_of_float16(x[i * stride]));
       return;
     }
   }

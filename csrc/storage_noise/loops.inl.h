@@ -2,6 +2,7 @@
 // of two added in an order that no instruction set changes.
 #include <string.h>
 
+#include "core/half.h"
 #include "core/simd.h"
 #include "storage_noise/storage_noise.h"
 
@@ -53,13 +54,6 @@ inline typename C::Int place_of(typename C::Bits v) {
   return static_cast<typename C::Int>((as<U>(unit) >> C::kField) + (field > 0 ? field : U{1}));
 }
 
-inline uint32_t float16_to_float32(uint16_t x) {
-  const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16, rest = x & 0x7fffu;
-  if (rest >= 0x7c00u) return sign | 0x7f800000u | ((rest & 0x3ffu) << 13);
-  if (rest >= 0x400u) return sign | ((rest << 13) + (112u << 23));
-  return sign | as<uint32_t>(static_cast<float>(rest) * 0x1p-24f);
-}
-
 // The bits of `count` entries: where they lie, or in `to`.
 inline const uint32_t* load_row(const Entries& w, int64_t row, int64_t count, uint32_t* to) {
   const int64_t stride = w.col_stride;
@@ -87,7 +81,7 @@ inline const uint32_t* load_row(const Entries& w, int64_t row, int64_t count, ui
     }
   }
 #endif
-  for (; j < count; ++j) to[j] = float16_to_float32(x[j * stride]);
+  for (; j < count; ++j) to[j] = as<uint32_t>(float_of_float16(x[j * stride]));
   return to;
 }
 

@@ -141,7 +141,7 @@ void test_case(const Case& c, const std::string& level) {
     if (c.m * c.n > 100000) continue;
     check(left(a, one, b) <= one.error[static_cast<std::size_t>(b)] * (1 + 1e-9), what + ": error");
   }
-  // the same matrices in the other order of memory, as bfloat16 bits, and with one that is not finite
+  // the same matrices in the other order of memory, the last one not finite
   std::vector<T> turned(a.size());
   for (std::int64_t b = 0; b < c.batch; ++b) {
     for (std::int64_t i = 0; i < c.m * c.n; ++i) {

@@ -114,9 +114,9 @@ def randomized_svd(
 
 
 def _readable(a: NDArray[Any], bits: str | None) -> NDArray[Any]:
-    """Real matrices as the kernels read them: other dtypes, foreign byte orders and unaligned data are copied."""
-    if bits is None and a.dtype.char not in _NAMES:
-        return a.astype(np.float64)
+    """Matrices as the kernels read them, real or complex128: other dtypes, foreign byte orders and unaligned data are copied."""
+    if bits is None and a.dtype.char not in (*_NAMES, "D"):
+        return a.astype(np.complex128 if a.dtype.kind == "c" else np.float64)
     return a if a.dtype.isnative and a.flags.aligned else a.astype(a.dtype.newbyteorder("="))
 
 
@@ -135,10 +135,7 @@ def singular_values(
     Other dtypes, foreign byte orders and unaligned data are copied to float64 or complex128 first. seconds: receives the thread seconds spent
     in each stage.
     """
-    if bits is None and a.dtype.name not in ("float16", "float32", "float64", "complex128"):
-        a = a.astype(np.complex128 if a.dtype.kind == "c" else np.float64)
-    elif not (a.dtype.isnative and a.flags.aligned):
-        a = a.astype(a.dtype.newbyteorder("="))
+    a = _readable(a, bits)
     if a.dtype.kind == "c":
         s, spent = _complex_singular_values(a, accuracy, level, threads)
     else:

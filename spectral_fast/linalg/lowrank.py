@@ -22,10 +22,10 @@ _TOL_FLOOR = {"float32": 1e-6, "float64": 1e-13}
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class LowRankSVD(Result):
     """u (..., m, k) and vt (..., k, n) with orthonormal columns and rows, s (..., k) descending, in float32 for float32 and narrower formats, else
-    float64; the largest entry of each column of u is positive. error (...): the Frobenius norm of A - u s vt (of SketchSVD
-    an estimate of it), at least its spectral norm. ranks (...): triplets of each matrix; with ``tol`` they differ
-    within a batch, and what is behind them is zero. Arrays are torch tensors on the input's device where that was one. status "incomplete":
-    ``tol`` was not met with ``rank`` triplets everywhere.
+    float64; the largest entry of each column of u is positive. error (...): a bound on the spectral norm of A - u s vt, its
+    Frobenius norm (of SketchSVD one that fails with probability 1e-6). ranks (...): triplets of each matrix; with ``tol`` they differ within a
+    batch, and what is behind them is zero. Arrays are torch tensors on the input's device where that was one. status "incomplete": ``tol`` was
+    not met with ``rank`` triplets everywhere, or a matrix is not finite; "failed": none is.
     """
 
     u: NDArray[Any] = field(repr=False)
@@ -99,7 +99,7 @@ def randomized_svd(
         omega = as_float64(omega)
         if omega.ndim != 2 or omega.shape[0] != n or not rank <= omega.shape[1] <= d or not np.isfinite(omega).all():
             raise ValueError(f"omega: got shape {omega.shape}; wanted ({n}, l) with {rank} <= l <= {d}, finite")
-        omega = omega / np.exp2(np.frexp(np.abs(omega).max(axis=0))[1])  # only directions matter, and large ones should not hide small ones
+        omega = np.ldexp(omega, -np.frexp(np.abs(omega).max(axis=0))[1])  # only directions matter, and large ones should not hide small ones
     lead = x.shape[:-2]
     batch = x.reshape((int(np.prod(lead, dtype=np.int64)), m, n))
     found = function(batch, rank=rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, seed=seed, omega=omega, **bits)
