@@ -18,9 +18,9 @@ import pytest
 
 from spectral_fast.linalg.lowrank import randomized_svd
 
-# (batch, m, n), k; of the large ones the columns beyond k with which the error is torch's, within its 2 %, in least time
+# (batch, m, n), k; of the large ones the columns beyond k and the method with which the error is torch's, within its 2 %, in least time
 SMALL = [((512, 128, 128), 8), ((256, 256, 64), 8)]
-LARGE = [((64, 1024, 1024), 32, 8), ((8, 4096, 4096), 64, 0), ((1, 16384, 3584), 64, 0)]
+LARGE = [((64, 1024, 1024), 32, 8, "auto"), ((8, 4096, 4096), 64, 0, "auto"), ((1, 16384, 3584), 64, 0, "sketch")]
 BARS = {"small": {"torch": 5.0, "sklearn": 8.0}, "large": {"torch": 1.8, "sklearn": 4.0}}
 
 
@@ -48,21 +48,23 @@ def peers(a: np.ndarray, k: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def compare(against: Callable[..., dict[str, float]], a: np.ndarray, k: int, rounds: int, oversample: int = 8) -> dict[str, float]:
+def compare(against: Callable[..., dict[str, float]], a: np.ndarray, k: int, rounds: int, oversample: int = 8, method: str = "auto") -> dict[str, float]:
     others = peers(a, k)
-    ours = randomized_svd(a, k, oversample=oversample)
+    ours = randomized_svd(a, k, oversample=oversample, method=method)
     u, s, v = others["torch"]()
     theirs = left(a[0], u[0][:, :k], s[0][:k], v[0][:, :k].T)
     mine = left(a[0], ours.u[0], ours.s[0], ours.vt[0])
     assert mine <= 1.02 * theirs
-    note = f"{ours.backend}, oversample {oversample}; what is left: {mine:.4g}, of torch's {mine / theirs:.3f}"
-    others["ours in numpy"] = lambda: randomized_svd(a, k, oversample=oversample, backend="numpy")
+    note = f"{ours.backend}, oversample {oversample}, method {method}; what is left: {mine:.4g}, of torch's {mine / theirs:.3f}"
+    others["ours in numpy"] = lambda: randomized_svd(a, k, oversample=oversample, method=method, backend="numpy")
     if a.nbytes > 1 << 26:
         import torch
 
         half = torch.from_numpy(a).to(torch.bfloat16)
-        others["ours in bfloat16"] = lambda: randomized_svd(half, k, oversample=oversample)
-    return against(lambda: randomized_svd(a, k, oversample=oversample), others, rounds=rounds, pause=0.2, note=note)
+        others["ours in bfloat16"] = lambda: randomized_svd(half, k, oversample=oversample, method=method)
+        if method != "auto":
+            others["ours, auto"] = lambda: randomized_svd(a, k, oversample=oversample)
+    return against(lambda: randomized_svd(a, k, oversample=oversample, method=method), others, rounds=rounds, pause=0.2, note=note)
 
 
 @pytest.mark.parametrize(("shape", "k"), SMALL, ids=lambda x: "x".join(map(str, x)) if isinstance(x, tuple) else f"k{x}")
@@ -78,10 +80,17 @@ def test_small(against: Callable[..., dict[str, float]], rng: np.random.Generato
 
 
 @pytest.mark.parametrize("kind", ["decaying", "heavy-tailed"])
-@pytest.mark.parametrize(("shape", "k", "oversample"), LARGE, ids=lambda x: "x".join(map(str, x)) if isinstance(x, tuple) else str(x))
+@pytest.mark.parametrize(("shape", "k", "oversample", "method"), LARGE, ids=lambda x: "x".join(map(str, x)) if isinstance(x, tuple) else str(x))
 def test_large(
-    against: Callable[..., dict[str, float]], rng: np.random.Generator, shape: tuple[int, int, int], k: int, oversample: int, kind: str, request: Any
+    against: Callable[..., dict[str, float]],
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    k: int,
+    oversample: int,
+    method: str,
+    kind: str,
+    request: Any,
 ) -> None:
-    ratios = compare(against, matrices(kind, shape, rng), k, request.config.getoption("--rounds") or 3, oversample)
+    ratios = compare(against, matrices(kind, shape, rng), k, request.config.getoption("--rounds") or 3, oversample, method)
     assert all(ratios[name] >= bar for name, bar in BARS["large"].items())
     assert ratios["ours in bfloat16"] <= 1.0

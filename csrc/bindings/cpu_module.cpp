@@ -138,7 +138,8 @@ py::tuple storage_noise(const py::array& w, const std::string& format, std::int6
 }
 
 py::tuple randomized_svd(const py::array& a, const std::string& format, std::int64_t rank, std::int64_t width, std::int64_t blocks,
-                         bool krylov, std::int64_t n_iter, double tol, std::uint64_t seed, const std::optional<py::array_t<double>>& omega,
+                         bool krylov, std::int64_t sketch, std::int64_t sketch_width, std::int64_t sketch_blocks, std::int64_t n_iter,
+                         double tol, std::uint64_t seed, const std::optional<py::array_t<double>>& omega,
                          const std::optional<std::string>& level, int threads) {
   const sf::Matrices matrices = sf::matrices_view(a, format, "a");
   const std::int64_t m = matrices.rows, n = matrices.cols, batch = matrices.batch, d = std::min(m, n);
@@ -150,10 +151,19 @@ py::tuple randomized_svd(const py::array& a, const std::string& format, std::int
   within("rank", rank, 1, d);
   within("width", width, 1, d);
   within("blocks", blocks, 1, kMost);
+  within("sketch", sketch, 0, kMost);
+  if (sketch > 0) {
+    sf::require(sketch % 4 == 0 && !omega && tol == 0.0, "sketch: wanted a multiple of 4, and neither omega nor tol");
+    within("width", width, 1, std::min(sketch, d));
+    within("sketch_width", sketch_width, 1, std::min(sketch, d));
+    within("sketch_blocks", sketch_blocks, 1, kMost);
+  }
   within("n_iter", n_iter, 0, kMost);
   within("threads", threads, 0, kMost);
   sf::require(tol >= 0.0 && tol < 1.0, "tol: wanted a number in [0, 1), got " + std::to_string(tol));
-  sf::LowRankOptions options{rank, width, blocks, krylov, n_iter, tol, seed, nullptr, sf::find_level(level.value_or("")), threads, {}};
+  sf::LowRankOptions options{rank,    width,  blocks,       krylov,        n_iter,  tol,
+                             seed,    sketch, sketch_width, sketch_blocks, nullptr, sf::find_level(level.value_or("")),
+                             threads, {}};
   if (omega) {
     sf::require(omega->ndim() == 2 && omega->shape(0) == n && omega->shape(1) == width && (omega->flags() & py::array::c_style) != 0,
                 "omega: wanted a C-contiguous (n, width) array");
@@ -195,8 +205,8 @@ PYBIND11_MODULE(_native, m) {
         py::kw_only(), py::arg("min_bulk"), py::arg("level") = py::none(), py::arg("threads") = 0,
         "See spectral_fast.kernels.numpy_kernels.marchenko_pastur.");
   m.def("randomized_svd", &randomized_svd, py::arg("a").noconvert(), py::kw_only(), py::arg("format"), py::arg("rank"), py::arg("width"),
-        py::arg("blocks"), py::arg("krylov"), py::arg("n_iter"), py::arg("tol"), py::arg("seed"), py::arg("omega").noconvert() = py::none(),
-        py::arg("level") = py::none(), py::arg("threads") = 0,
+        py::arg("blocks"), py::arg("krylov"), py::arg("sketch"), py::arg("sketch_width"), py::arg("sketch_blocks"), py::arg("n_iter"),
+        py::arg("tol"), py::arg("seed"), py::arg("omega").noconvert() = py::none(), py::arg("level") = py::none(), py::arg("threads") = 0,
         "u, s, vt, error, ranks, reached of every matrix; see spectral_fast.kernels.numpy_kernels.randomized_svd.");
   m.def("storage_noise", &storage_noise, py::arg("w").noconvert(), py::kw_only(), py::arg("format"), py::arg("floor"),
         py::arg("level") = py::none(), py::arg("threads") = 0,

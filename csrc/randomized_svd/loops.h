@@ -12,6 +12,7 @@
 namespace sf {
 
 static constexpr int64_t kChain = 256;  // rounding errors of one long chain would grow with its length
+static constexpr int kParts = 4;        // of a sparse sketch
 
 template <class T>
 struct ProductLoops {
@@ -38,6 +39,10 @@ struct ProductLoops {
   void (*fetch)(const char* from, int64_t stride, int64_t rows, int64_t bytes);
   // A thin matrix as doubles.
   void (*widen)(const T* from, int64_t rows, int64_t ld, double* to);
+  // Row i of a (rows x cols) is added to the rows places[4 i + t] / 2 of sums, t = 0 ... 3, or subtracted where that number is odd.
+  void (*scatter)(const T* a, int64_t lda, int64_t rows, int64_t cols, const uint32_t* places, T* sums, int64_t ldsums);
+  // to (cols x rows) = a^T
+  void (*turn)(const T* a, int64_t lda, int64_t rows, int64_t cols, T* to, int64_t ldto);
 };
 
 struct LowRankLoops {

@@ -32,7 +32,7 @@ class OneMatrix {
 
   void run() {
     Thin<T> y(m_, o_.width, lanes_);
-    source_.multiply(false, s_.omega, y, &total_);
+    first_product(y);
     if (!(total_ >= Precision<T>::least && total_ <= Precision<T>::most)) {
       const double top = source_.largest();
       if (std::isnan(top)) return fill_nan();
@@ -40,13 +40,48 @@ class OneMatrix {
       exponent_ = std::clamp(std::ilogb(top) + 1, -1000, 1023);
       scale_ = std::ldexp(1.0, -exponent_);
       source_.set_scale(scale_);
-      source_.multiply(false, s_.omega, y, &total_);
+      first_product(y);
     }
     build(std::move(y));
     finish();
   }
 
  private:
+  // y = A test, and the sum of A's squares
+  void first_product(const Thin<T>& y) {
+    if (o_.sketch > 0) {
+      source_.multiply(false, leading(), y, &total_);
+    } else {
+      source_.multiply(false, s_.omega, y, &total_);
+    }
+  }
+
+  // Leading right singular vectors of random combinations of A's rows.
+  Thin<T> leading() const {
+    LowRankOptions o = o_;
+    o.rank = o_.width;
+    o.width = o_.sketch_width;
+    o.blocks = o_.sketch_blocks;
+    o.sketch = 0;
+    const Thin<T> sums(o_.sketch, n_, lanes_);
+    source_.sketch(s_.places.data(), sums);
+    const Matrices a{sums.x.get(), sizeof(T) == sizeof(float) ? DType::f32 : DType::f64, 1, o_.sketch, n_, 0, sums.ld, 1};
+    std::vector<T> u(static_cast<std::size_t>(o_.sketch * o.rank)), s(static_cast<std::size_t>(o.rank)),
+        vt(static_cast<std::size_t>(o.rank * n_));
+    double error;
+    std::int64_t ranks;
+    bool reached;
+    const LowRankResults found{u.data(), s.data(), vt.data(), &error, &ranks, &reached};
+    const Shared<T> shared(a, o, found, s_.loops);
+    OneMatrix<T>(shared, 0, team_).run();
+    Thin<T> out(n_, o.rank, lanes_);
+    out.clear(0, n_);
+    for (std::int64_t c = 0; c < o.rank; ++c) {
+      for (std::int64_t j = 0; j < n_; ++j) out.row(j)[c] = vt[static_cast<std::size_t>(c * n_ + j)];
+    }
+    return out;
+  }
+
   // Grows bases of columns and rows with A = left coefficients right^T on what they span, and what is lost of |A|_F^2.
   void build(Thin<T>&& first) {
     const std::int64_t d = std::min(m_, n_), most = o_.tol > 0.0 ? std::min(o_.rank, d) : d;
@@ -123,7 +158,7 @@ class OneMatrix {
   Thin<T> next(std::int64_t block, std::int64_t width) const {
     Thin<T> y(m_, width, lanes_);
     if (!o_.krylov) {
-      source_.multiply(false, test_matrix<T>(o_, n_, width, kSketch + 1 + static_cast<std::uint64_t>(block), lanes_), y);
+      source_.multiply(false, test_matrix<T>(o_, n_, width, kTest + 1 + static_cast<std::uint64_t>(block), lanes_), y);
       return y;
     }
     const Thin<T>& z = right_.last();
@@ -188,14 +223,15 @@ class OneMatrix {
       k = std::min(least, rank);
     }
     const std::int64_t stored = std::min(rank, r);
-    Thin<T> u = left_.combine(small.right.data(), stored);
-    const Thin<T> v = right_.combine(small.left.data(), stored);
-    left_.polish(u);
-    right_.polish(v);
-    T *const out_u = static_cast<T*>(s_.out.u) + index_ * m_ * rank, *const out_vt = static_cast<T*>(s_.out.vt) + index_ * rank * n_;
+    const Thin<T> left = left_.combine(small.right.data(), stored), right = right_.combine(small.left.data(), stored);
+    left_.polish(left);
+    right_.polish(right);
+    const Thin<T>&u = s_.turned ? right : left, &v = s_.turned ? left : right;
+    T *const out_u = static_cast<T*>(s_.out.u) + index_ * u.rows * rank, *const out_vt =
+                                                                             static_cast<T*>(s_.out.vt) + index_ * rank * v.rows;
     T* const out_s = static_cast<T*>(s_.out.s) + index_ * rank;
     std::vector<T> largest(static_cast<std::size_t>(k), T{0}), sign(static_cast<std::size_t>(k), T{1});
-    for (std::int64_t i = 0; i < m_; ++i) {
+    for (std::int64_t i = 0; i < u.rows; ++i) {
       const T* const row = u.row(i);
       for (std::int64_t c = 0; c < k; ++c) {
         const auto at = static_cast<std::size_t>(c);
@@ -204,11 +240,11 @@ class OneMatrix {
         sign[at] = row[c] < T{0} ? T{-1} : T{1};
       }
     }
-    for (std::int64_t i = 0; i < m_; ++i) {
+    for (std::int64_t i = 0; i < u.rows; ++i) {
       for (std::int64_t c = 0; c < k; ++c) out_u[i * rank + c] = sign[static_cast<std::size_t>(c)] * u.row(i)[c];
     }
     for (std::int64_t c = 0; c < k; ++c) {
-      for (std::int64_t j = 0; j < n_; ++j) out_vt[c * n_ + j] = sign[static_cast<std::size_t>(c)] * v.row(j)[c];
+      for (std::int64_t j = 0; j < v.rows; ++j) out_vt[c * v.rows + j] = sign[static_cast<std::size_t>(c)] * v.row(j)[c];
     }
     double kept = 0.0;
     std::vector<double> values(static_cast<std::size_t>(k));  // as they are returned, but for the scale
@@ -220,29 +256,32 @@ class OneMatrix {
     }
     s_.out.ranks[index_] = k;
     s_.out.reached[index_] = reached;
-    const double eps = static_cast<double>(std::numeric_limits<T>::epsilon()), left = std::max(total_ - kept, 0.0);
-    double error = std::sqrt(left + Precision<T>::room * total_) + 2.0 * eps * std::sqrt(kept);
-    if (left < Precision<T>::drowned * total_) error = explicit_error(values, out_u, out_vt) + 2.0 * eps * std::sqrt(total_);
+    const double eps = static_cast<double>(std::numeric_limits<T>::epsilon()), rest = std::max(total_ - kept, 0.0);
+    double error = std::sqrt(rest + Precision<T>::room * total_) + 2.0 * eps * std::sqrt(kept);
+    if (rest < Precision<T>::drowned * total_) error = explicit_error(values, left, right) + 2.0 * eps * std::sqrt(total_);
     s_.out.error[index_] = std::ldexp(error, exponent_);
   }
 
   // |A - u s vt|_F of the scaled matrix, formed.
-  double explicit_error(const std::vector<double>& values, const T* u, const T* vt) const {
-    const std::int64_t rank = o_.rank, k = static_cast<std::int64_t>(values.size());
+  double explicit_error(const std::vector<double>& values, const Thin<T>& u, const Thin<T>& v) const {
+    const std::int64_t k = static_cast<std::int64_t>(values.size());
     const Thin<T> left(m_, k, 1), right(k, n_, lanes_);
     right.clear(0, k);
     for (std::int64_t i = 0; i < m_; ++i) {
-      for (std::int64_t c = 0; c < k; ++c) left.row(i)[c] = static_cast<T>(values[static_cast<std::size_t>(c)]) * u[i * rank + c];
+      for (std::int64_t c = 0; c < k; ++c) left.row(i)[c] = static_cast<T>(values[static_cast<std::size_t>(c)]) * u.row(i)[c];
     }
-    for (std::int64_t c = 0; c < k; ++c) std::copy(vt + c * n_, vt + (c + 1) * n_, right.row(c));
+    for (std::int64_t j = 0; j < n_; ++j) {
+      for (std::int64_t c = 0; c < k; ++c) right.row(c)[j] = v.row(j)[c];
+    }
     return std::sqrt(source_.residual(left, right));
   }
 
   void fill_nan() const {
     const T nan = std::numeric_limits<T>::quiet_NaN();
-    std::fill_n(static_cast<T*>(s_.out.u) + index_ * m_ * o_.rank, m_ * o_.rank, nan);
+    const std::int64_t of_u = (s_.turned ? n_ : m_) * o_.rank, of_vt = (s_.turned ? m_ : n_) * o_.rank;
+    std::fill_n(static_cast<T*>(s_.out.u) + index_ * of_u, of_u, nan);
     std::fill_n(static_cast<T*>(s_.out.s) + index_ * o_.rank, o_.rank, nan);
-    std::fill_n(static_cast<T*>(s_.out.vt) + index_ * o_.rank * n_, o_.rank * n_, nan);
+    std::fill_n(static_cast<T*>(s_.out.vt) + index_ * of_vt, of_vt, nan);
     s_.out.error[index_] = std::nan("");
     s_.out.ranks[index_] = 0;
     s_.out.reached[index_] = true;
@@ -250,9 +289,10 @@ class OneMatrix {
 
   // Any orthonormal vectors will do.
   void fill_zero() const {
+    const std::int64_t m = s_.turned ? n_ : m_, n = s_.turned ? m_ : n_;
     for (std::int64_t c = 0; c < o_.rank; ++c) {
-      static_cast<T*>(s_.out.u)[index_ * m_ * o_.rank + c * o_.rank + c] = T{1};
-      static_cast<T*>(s_.out.vt)[index_ * o_.rank * n_ + c * n_ + c] = T{1};
+      static_cast<T*>(s_.out.u)[index_ * m * o_.rank + c * o_.rank + c] = T{1};
+      static_cast<T*>(s_.out.vt)[index_ * o_.rank * n + c * n + c] = T{1};
     }
     s_.out.error[index_] = 0.0;
     s_.out.ranks[index_] = o_.tol > 0.0 ? 0 : o_.rank;

@@ -1,5 +1,6 @@
 // Products of a matrix that is read once, in place, with thin ones that stay in the caches. The matrix is read as scalars that are spread
 // over the vectors, the thin matrix and the result as vectors along their rows: neither has to be packed or transposed.
+#pragma once
 #include <string.h>
 
 #include "core/single.h"
@@ -72,7 +73,7 @@ inline void forget_pair() noexcept {
 #endif
 }
 
-constexpr int64_t kTogether = 32;  // rows of the matrix that are added to a result at a time
+constexpr int64_t kTogether = 64;  // rows of the matrix that are added to a result at a time
 
 constexpr int64_t kAhead = 128;  // bytes along each row that are fetched in advance
 
@@ -130,6 +131,15 @@ inline void rows_strip(const E* a, int64_t lda, int64_t rows, int64_t depth, con
   for (; i < rows; ++i) rows_tile<T, E, 1, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
 }
 
+constexpr int64_t kPacked = 24;  // rows that make up for it
+
+template <class T, int Vectors>
+inline void pack(const T* x, int64_t ldx, int64_t rows, T* to) {
+  for (int64_t i = 0; i < rows; ++i, x += ldx)
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v, to += Of<T>::lanes) put(to, get(x + v * Of<T>::lanes));
+}
+
 template <class T, class E>
 void rows_product(const E* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, int64_t width, T* y, int64_t ldy) {
   constexpr int L = Of<T>::lanes;
@@ -139,8 +149,19 @@ void rows_product(const E* a, int64_t lda, int64_t rows, int64_t depth, const T*
     const E* ak = a + k;
     const T* xk = x + k * ldx;
     int64_t v = 0;
-    for (; vectors - v > 4 || vectors - v == 3; v += 3) rows_strip<T, E, 3>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
-    for (; vectors - v >= 2; v += 2) rows_strip<T, E, 2>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
+    if (vectors % 2 == 1 && vectors >= 3) {
+      rows_strip<T, E, 3>(ak, lda, rows, here, xk, ldx, y, ldy);
+      v = 3;
+    }
+    for (; vectors - v >= 2; v += 2) {
+      if (ldx > 2 * L && rows >= kPacked) {
+        alignas(64) T packed[kChain * 2 * L];
+        pack<T, 2>(xk + v * L, ldx, here, packed);
+        rows_strip<T, E, 2>(ak, lda, rows, here, packed, 2 * L, y + v * L, ldy);
+      } else {
+        rows_strip<T, E, 2>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
+      }
+    }
     if (v < vectors) rows_strip<T, E, 1>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
   }
 }

@@ -6,8 +6,9 @@
 
 namespace sf {
 
-// Streams of the counters: test matrices (block by block), columns in place of those that vanish.
-inline constexpr std::uint64_t kSketch = 0, kLeftFill = std::uint64_t{2} << 32, kRightFill = std::uint64_t{3} << 32;
+// Streams of the counters: test matrices (block by block), columns in place of those that vanish, places and signs of a sparse sketch.
+inline constexpr std::uint64_t kTest = 0, kLeftFill = std::uint64_t{2} << 32, kRightFill = std::uint64_t{3} << 32,
+                               kSparse = std::uint64_t{4} << 32;
 
 template <class T>
 struct Precision;
@@ -41,20 +42,47 @@ Thin<T> test_matrix(const LowRankOptions& o, std::int64_t n, std::int64_t width,
   return out;
 }
 
+// For every one of `rows` rows one of the o.sketch / kParts places in each part, and a sign.
+inline std::vector<std::uint32_t> sparse_places(const LowRankOptions& o, std::int64_t rows) {
+  static_assert(kParts == 4, "as many as there are words in a block of the counters");
+  const auto part = static_cast<std::uint32_t>(o.sketch / kParts);
+  std::vector<std::uint32_t> out(static_cast<std::size_t>(rows * kParts));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    std::uint32_t words[kParts];
+    philox(o.seed, kSparse, static_cast<std::uint64_t>(i), words);
+    for (std::uint32_t t = 0; t < kParts; ++t) {
+      const auto place = static_cast<std::uint32_t>((std::uint64_t{words[t] >> 1} * part) >> 31);
+      out[static_cast<std::size_t>(i) * kParts + t] = 2 * (t * part + place) + (words[t] & 1u);
+    }
+  }
+  return out;
+}
+
+inline Matrices transposed(Matrices a) {
+  std::swap(a.rows, a.cols);
+  std::swap(a.row_stride, a.col_stride);
+  return a;
+}
+
 template <class T>
 struct Shared {
-  const Matrices& a;
+  const bool turned;  // a is what was given, transposed
+  const Matrices a;
   const LowRankOptions& options;
   const LowRankResults& out;
   const LowRankLoops& loops;
+  std::vector<std::uint32_t> places;  // see ProductLoops::scatter
   Thin<T> omega;
 
   Shared(const Matrices& a_, const LowRankOptions& o, const LowRankResults& out_, const LowRankLoops& loops_)
-      : a(a_),
+      : turned(o.sketch > 0 && a_.rows < a_.cols),
+        a(turned ? transposed(a_) : a_),
         options(o),
         out(out_),
         loops(loops_),
-        omega(test_matrix<T>(o, a_.cols, o.width, o.tol > 0.0 ? kSketch + 1 : kSketch, product_loops<T>(loops).lanes)) {}
+        places(o.sketch > 0 ? sparse_places(o, a.rows) : std::vector<std::uint32_t>()),
+        omega(o.sketch > 0 ? Thin<T>()
+                           : test_matrix<T>(o, a.cols, o.width, o.tol > 0.0 ? kTest + 1 : kTest, product_loops<T>(loops).lanes)) {}
 };
 
 }  // namespace sf

@@ -69,6 +69,37 @@ class Source {
     }
   }
 
+  // sums = S A for the sparse S of ProductLoops::scatter, in strips of columns whose sums stay in the L2 cache.
+  void sketch(const std::uint32_t* places, const Thin<T>& sums) const {
+    team_.check();
+    const std::int64_t m = flipped_ ? a_.cols : a_.rows, n = flipped_ ? a_.rows : a_.cols;
+    const std::int64_t room = kSums / static_cast<std::int64_t>(sizeof(T)) / sums.rows / 16 * 16;
+    const std::int64_t strip = flipped_ ? 16 : std::clamp<std::int64_t>(room, 32, 256), at_once = flipped_ ? kChain : 16;
+    std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
+    team_.each(parts_of(n, strip), [&](std::int64_t p, int rank) {
+      const std::int64_t j = p * strip, width = std::min(strip, n - j);
+      Buffer<T>& work = scratch[static_cast<std::size_t>(rank)];
+      if (!work.get()) work = Buffer<T>(sums.rows * strip + 2 * at_once * strip);
+      T *const sum = work.get(), *const panel = sum + sums.rows * strip, *const turned = panel + at_once * strip;
+      std::memset(sum, 0, static_cast<std::size_t>(sums.rows * strip) * sizeof(T));
+      const bool there = working_ && scale_ == 1.0;
+      for (std::int64_t i = 0; i < m; i += at_once) {
+        const std::int64_t count = std::min(at_once, m - i);
+        if (flipped_) {
+          if (!there) convert(j, i, width, count, scale_, panel, at_once);
+          fetch(j, i + 2 * at_once, width, at_once);
+          loops_.turn(there ? at<T>(j, i) : panel, there ? a_.row_stride : at_once, width, count, turned, strip);
+          loops_.scatter(turned, strip, count, width, places + i * kParts, sum, strip);
+        } else {
+          if (!there) convert(i, j, count, width, scale_, panel, strip);
+          fetch(i + 2 * at_once, j, at_once, width);
+          loops_.scatter(there ? at<T>(i, j) : panel, there ? a_.row_stride : strip, count, width, places + i * kParts, sum, strip);
+        }
+      }
+      for (std::int64_t i = 0; i < sums.rows; ++i) std::copy(sum + i * strip, sum + i * strip + width, sums.row(i) + j);
+    });
+  }
+
   // Largest magnitude of an entry, before it is scaled; NaN where one is NaN or infinite.
   double largest() const {
     Buffer<T> line(kChain);
@@ -112,15 +143,17 @@ class Source {
   }
 
  private:
-  static constexpr std::int64_t kRows = 48;      // a multiple of all tiles' rows
-  static constexpr std::int64_t kFew = 12;       // of them converted at a time, likewise a multiple of most
-  static constexpr std::int64_t kStrip = 1024;   // columns of A^T x done together, or less
-  static constexpr std::int64_t kTogether = 32;  // rows converted at a time for them,
-  static constexpr std::int64_t kAcross = 128;   // and columns: all in the L1 cache,
-  static constexpr std::int64_t kNext = 256;     // and so far ahead they are fetched
+  static constexpr std::int64_t kRows = 48;       // a multiple of all tiles' rows
+  static constexpr std::int64_t kNarrow = 8;      // columns of a product, for which bfloat16 is not worth converting
+  static constexpr std::int64_t kFew = 12;        // of them converted at a time, likewise a multiple of most
+  static constexpr std::int64_t kStrip = 1024;    // columns of A^T x done together, or less
+  static constexpr std::int64_t kTogether = 32;   // rows converted at a time for them,
+  static constexpr std::int64_t kAcross = 128;    // and columns: all in the L1 cache,
+  static constexpr std::int64_t kNext = 256;      // and so far ahead they are fetched
+  static constexpr std::int64_t kSums = 1 << 19;  // bytes of sums of rows in work together
 
-  // Whether products read the matrix as it is.
-  bool in_place() const { return (working_ || bfloat16_) && scale_ == 1.0; }
+  // Whether products with so many columns read the matrix as it is.
+  bool in_place(std::int64_t width) const { return (working_ || (bfloat16_ && width <= kNarrow)) && scale_ == 1.0; }
 
   template <class E>
   const E* at(std::int64_t i, std::int64_t j) const {
@@ -147,7 +180,7 @@ class Source {
 
   // Asks for a part that is converted next, while there is work on another.
   void fetch(std::int64_t i, std::int64_t j, std::int64_t count, std::int64_t width) const {
-    if (i >= a_.rows || a_.col_stride != 1) return;
+    if (i >= a_.rows || j >= a_.cols || a_.col_stride != 1) return;
     const auto size = size_of(a_.dtype);
     loops_.fetch(static_cast<const char*>(a_.data) + (i * a_.row_stride + j) * size, a_.row_stride * size, std::min(count, a_.rows - i),
                  std::min(width, a_.cols - j) * size);
@@ -156,12 +189,12 @@ class Source {
   void rows(const Thin<T>& x, const Thin<T>& y, double* squares) const {
     const std::int64_t parts = parts_of(a_.rows, kRows);
     std::vector<double> sums(squares ? static_cast<std::size_t>(parts) : 0);
-    std::vector<Buffer<T>> scratch(in_place() ? 0 : static_cast<std::size_t>(team_.size()));
+    std::vector<Buffer<T>> scratch(in_place(x.width) ? 0 : static_cast<std::size_t>(team_.size()));
     team_.each(parts, [&](std::int64_t p, int rank) {
       const std::int64_t i = p * kRows, count = std::min(kRows, a_.rows - i);
       y.clear(i, count);
       double sum = 0.0;
-      if (in_place()) {
+      if (in_place(x.width)) {
         for (std::int64_t k = 0; k < a_.cols; k += kChain) {
           const std::int64_t depth = std::min(kChain, a_.cols - k);
           if (working_) {
@@ -204,7 +237,7 @@ class Source {
     std::int64_t parts = parts_of(a_.cols, kStrip);
     parts = parts_of(parts, team_.size()) * team_.size();
     const std::int64_t strip = parts_of(parts_of(a_.cols, parts), 16) * 16;
-    const bool direct = in_place();
+    const bool direct = in_place(x.width);
     const std::int64_t room = (direct && a_.rows <= kChain ? 0 : strip * z.ld) + (direct ? 0 : kAcross * kTogether);
     std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
     team_.each(parts_of(a_.cols, strip), [&](std::int64_t p, int rank) {
@@ -242,12 +275,14 @@ class Source {
   }
 
   double sum_of_squares() const {
+    std::vector<double> sums(static_cast<std::size_t>(parts_of(a_.rows, kRows)));
+    team_.each(parts_of(a_.rows, kRows), [&](std::int64_t p, int) {
+      const std::int64_t i = p * kRows;
+      for (std::int64_t k = 0; k < a_.cols; k += kChain)
+        sums[static_cast<std::size_t>(p)] += sum_of_squares(i, k, std::min(kRows, a_.rows - i), std::min(kChain, a_.cols - k));
+    });
     double total = 0.0;
-    for (std::int64_t i = 0; i < a_.rows; i += kRows) {
-      for (std::int64_t k = 0; k < a_.cols; k += kChain) {
-        total += sum_of_squares(i, k, std::min(kRows, a_.rows - i), std::min(kChain, a_.cols - k));
-      }
-    }
+    for (const double s : sums) total += s;
     return total;
   }
 

@@ -81,13 +81,15 @@ struct Case {
   std::int64_t batch, m, n, rank, width, blocks;
   bool krylov;
   double tol;
+  std::int64_t sketch = 0;
 };
 
 constexpr Case kCases[] = {
-    {1, 1, 1, 1, 1, 1, false, 0.0},      {2, 3, 7, 2, 3, 1, false, 0.0},      {3, 40, 33, 5, 8, 3, true, 0.0},
-    {3, 33, 40, 7, 15, 1, false, 0.0},   {5, 70, 50, 50, 8, 9, true, 0.0},    {2, 300, 90, 12, 16, 3, true, 0.0},
-    {2, 60, 300, 9, 24, 2, true, 0.0},   {3, 90, 80, 80, 16, 1, true, 1e-3},  {2, 80, 90, 20, 16, 1, false, 1e-3},
-    {3, 700, 760, 10, 16, 3, true, 0.0}, {1, 760, 700, 6, 14, 1, false, 0.0},
+    {1, 1, 1, 1, 1, 1, false, 0.0},        {2, 3, 7, 2, 3, 1, false, 0.0},         {3, 40, 33, 5, 8, 3, true, 0.0},
+    {3, 33, 40, 7, 15, 1, false, 0.0},     {5, 70, 50, 50, 8, 9, true, 0.0},       {2, 300, 90, 12, 16, 3, true, 0.0},
+    {2, 60, 300, 9, 24, 2, true, 0.0},     {3, 90, 80, 80, 16, 1, true, 1e-3},     {2, 80, 90, 20, 16, 1, false, 1e-3},
+    {3, 700, 760, 10, 16, 3, true, 0.0},   {1, 760, 700, 6, 14, 1, false, 0.0},    {3, 900, 61, 7, 12, 1, true, 0.0, 96},
+    {3, 61, 900, 7, 12, 1, true, 0.0, 96}, {2, 30, 24, 24, 20, 1, true, 0.0, 160},
 };
 
 // Graded columns; the second matrix of a batch has rank 3.
@@ -114,6 +116,9 @@ LowRankOptions options_of(const Case& c, const std::string& level, int threads) 
   o.blocks = c.blocks;
   o.krylov = c.krylov;
   o.tol = c.tol;
+  o.sketch = c.sketch;
+  o.sketch_width = 8;
+  o.sketch_blocks = 3;
   o.seed = 7;
   o.level = find_level(level);
   o.threads = threads;

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gaussian", "philox4x32", "rademacher", "uniform"]
+__all__ = ["gaussian", "philox4x32", "rademacher", "random_words", "uniform"]
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # golden ratio, sqrt(3) - 1
@@ -28,7 +28,7 @@ def philox4x32(counters: NDArray[np.uint32], key: tuple[int, int], rounds: int =
     return np.stack(c, axis=1).astype(np.uint32)
 
 
-def _words(n_words: int, seed: int, stream: int, start: int = 0) -> NDArray[np.uint32]:
+def random_words(n_words: int, seed: int, stream: int, start: int = 0) -> NDArray[np.uint32]:
     """Words start ... start + n_words - 1 of (seed, stream), uint32."""
     for name, value in (("seed", seed), ("stream", stream)):
         if not 0 <= value < 2**64:
@@ -45,21 +45,21 @@ def _words(n_words: int, seed: int, stream: int, start: int = 0) -> NDArray[np.u
 
 def rademacher(n: int, seed: int, stream: int = 0) -> NDArray[np.float64]:
     """(n,) of +1 and -1: entry i is bit i % 32 (lowest first) of word i // 32 of (seed, stream); a set bit is -1."""
-    words = _words((n + 31) // 32, seed, stream).astype("<u4")
+    words = random_words((n + 31) // 32, seed, stream).astype("<u4")
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:n]
     return 1.0 - 2.0 * bits.astype(np.float64)
 
 
 def uniform(n: int, seed: int, stream: int = 0) -> NDArray[np.float64]:
     """(n,) uniform in (-1, 1): entry i from word i of (seed, stream)."""
-    return (_words(n, seed, stream).astype(np.float64) + 0.5) * 2.0**-31 - 1.0
+    return (random_words(n, seed, stream).astype(np.float64) + 0.5) * 2.0**-31 - 1.0
 
 
 def gaussian(n: int, seed: int, stream: int = 0, start: int = 0) -> NDArray[np.float64]:
     """Entries start ... start + n - 1 of (seed, stream), standard normal (Box & Muller 1958): entries 2i and 2i + 1 from words 2i and 2i + 1. For
     error bounds that hold for rotation-invariant vectors only."""
     first = start // 2
-    u = _words(2 * ((start + n + 1) // 2 - first), seed, stream, 2 * first).reshape(-1, 2).astype(np.float64)
+    u = random_words(2 * ((start + n + 1) // 2 - first), seed, stream, 2 * first).reshape(-1, 2).astype(np.float64)
     radius = np.sqrt(-2.0 * np.log((u[:, 0] + 0.5) / 2.0**32))
     angle = 2.0 * np.pi * (u[:, 1] + 0.5) / 2.0**32
     return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)[start - 2 * first :][:n]

@@ -9,27 +9,39 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .counters import rademacher, uniform
+from .counters import rademacher, random_words, uniform
 
 __all__ = ["METHODS", "LowRank", "Plan", "plan", "randomized_svd", "signed"]
 
 F64 = NDArray[np.float64]
 
-METHODS = ("auto", "subspace", "krylov")
-_LEFT_FILL, _RIGHT_FILL = 2 << 32, 3 << 32  # streams of the counters; test matrices take 0, 1, ...
+METHODS = ("auto", "subspace", "krylov", "sketch")
+_LEFT_FILL, _RIGHT_FILL, _SPARSE = 2 << 32, 3 << 32, 4 << 32  # streams of the counters; test matrices take 0, 1, ...
 _WORTH_IT = 4096  # entries for each column from which the products saved outweigh the decomposition of a larger B
+_SHORTER = 6  # times as many rows as their sketch has, from which it saves more than it costs
+_PARTS = 4  # of a sketch, to each of which every row is added once
 _BLOCK = 16  # columns by which an adaptive rank grows
 _DROWNED = 1e-11  # share of |A|^2 below which what is left is formed, not subtracted
 _ROOM = 2e-14  # of |A|^2, what |A|^2 - |B|^2 is uncertain by
 
 
+class Sketch(NamedTuple):
+    """``rows`` random combinations of the longer side's rows (0: none), whose leading right singular vectors are found from a Krylov space of
+    ``blocks`` blocks of ``width`` columns."""
+
+    rows: int
+    width: int
+    blocks: int
+
+
 class Plan(NamedTuple):
     """How a basis grows: ``blocks`` blocks of ``width`` columns (with ``tol`` as many as it takes), each A times the last block of the rows' basis
-    (krylov), or A times new random vectors and n_iter times A A^T."""
+    (krylov), or A times new random vectors and n_iter times A A^T. With a sketch its vectors are the first block of the rows' basis."""
 
     width: int
     blocks: int
     krylov: bool
+    sketch: Sketch = Sketch(0, 0, 0)
 
 
 class LowRank(NamedTuple):
@@ -58,12 +70,16 @@ def randomized_svd(
     """Leading ``rank`` singular triplets of every matrix of a batch (Halko, Martinsson & Tropp 2011).
 
     a: (batch, m, n) real, of any dtype and strides; the working precision is float64 for float64 and integers, else float32.
-    method: "subspace": Q = orth(A Omega) of l = min(rank + oversample, m, n) columns, then n_iter times Q = orth(A orth(A^T Q)) (their algorithm
-    4.4). "krylov": Q spans Omega's Krylov space (Musco & Musco 2015) by block Golub-Kahan bidiagonalization: each further block is A times the
-    last part of A^T Q's basis. Narrow blocks bring more for as many products (Meyer, Musco & Musco 2024), so that :func:`plan` takes n_iter + 1
-    or more blocks of 8, 16 or 24 that have 1.5 l columns together (more for n_iter > 2). "auto": "krylov" where that is at most half of
-    min(m, n), n_iter > 0 and the matrix has 4096 l entries or more, so that the products are what takes time. Then B = Q^T A and its
-    singular value decomposition, cut at ``rank``. Where l is min(m, n) nothing is random and the values are exact to rounding.
+    method: "subspace": Q = orth(A Omega) of l = min(rank + oversample, m, n) columns, then n_iter times Q = orth(A orth(A^T Q)) (their algorithm 4.4).
+    "krylov": Q spans Omega's Krylov space (Musco & Musco 2015) by block Golub-Kahan bidiagonalization: each further block is A times the last part of A^T
+    Q's basis. Narrow blocks bring more for as many products (Meyer, Musco & Musco 2024), so that :func:`plan` takes n_iter + 1 or more blocks of 8, 16 or
+    24 that have 1.5 l columns together (more for n_iter > 2). "auto": "krylov" where that is at most half of min(m, n), n_iter > 0 and the matrix has 4096
+    l entries or more, so that the products are what takes time. "sketch": Q = orth(A V), V the l leading right singular vectors of S A (Clarkson & Woodruff
+    2009), which has 8 l random combinations of A's rows (of its columns, with the roles of both sides exchanged, where these are more) and is decomposed by
+    "krylov" with 2 l columns: two products leave as much, but where values fall slowly each is found less closely. S is sparse, every row of A being added
+    to, or taken from, one random row of each quarter of S A (Cohen 2016): of the counters' stream 2^34, word 4 i + t gives in its lowest bit the sign and
+    in the others the place, of row i in quarter t. "auto" takes it for n_iter 1 and six times as many rows as S A has, where it would take "krylov". Then B
+    = Q^T A and its singular value decomposition, cut at ``rank``. Where l is min(m, n) nothing is random and the values are exact to rounding.
     omega: (n, l) test matrix, the same for all matrices, instead of Rademacher entries from the counters of ``seed``, stream 0, entry (j, c) being
     number j times width + c; "krylov" then has n_iter + 1 blocks of its width.
     tol: the rank grows by blocks of 16 until |A - Q B|_F <= tol |A|_F, at most to ``rank``, and is then cut to the least that keeps this; a matrix
@@ -100,16 +116,19 @@ def randomized_svd(
         exponent = int(np.frexp(top)[1])
         half = exponent // 2  # two steps: 2^-exponent alone may overflow
         x = np.multiply(w, 2.0**-half, dtype=np.float64) * 2.0 ** (half - exponent)
-        q, b, lost = _basis(x, how, n_iter, tol, k, seed, omega)
+        turned = how.sketch.rows > 0 and m < n
+        x = x.T if turned else x
+        q, b, lost = _basis(x, how, n_iter, tol, k, seed, _leading(x, how, seed) if how.sketch.rows else omega)
         keep = k
         left, values, right = np.linalg.svd(b, full_matrices=False)
         if tol is not None:
             keep, reached[i] = _least(values, lost, tol**2 * float(np.vdot(x, x)), k)
-        left, values, right = signed(q @ left[:, :keep], values[:keep], right[:keep])
+        left, values, right = q @ left[:, :keep], values[:keep], right[:keep]
+        left, values, right = signed(right.T, values, left.T) if turned else signed(left, values, right)
         ranks[i] = keep
         u[i, :, :keep], vt[i, :keep] = left, right
         s[i, :keep] = np.ldexp(values, exponent)
-        error[i] = np.ldexp(_error(x, u[i, :, :keep], values, vt[i, :keep]), exponent)
+        error[i] = np.ldexp(_error(x.T if turned else x, u[i, :, :keep], values, vt[i, :keep]), exponent)
     return LowRank(u, s, vt, error, ranks, reached)
 
 
@@ -143,11 +162,33 @@ def plan(m: int, n: int, rank: int, *, oversample: int, n_iter: int, method: str
         width = 8 if columns <= 24 else 16 if columns <= 64 else 24
         wanted = (9 + max(n_iter - 2, 0)) * columns / 6
         krylov = Plan(min(width, d), max(n_iter + 1, math.ceil(wanted / width)), True)
+        rows = -(-8 * columns // 32) * 32
+        shorter = min(rows, d)
+        sketch = Plan(columns, 1, True, Sketch(rows, min(width, shorter), math.ceil(2 * columns / min(width, shorter))))
     else:
-        krylov = Plan(columns, n_iter + 1, True)
+        krylov = sketch = Plan(columns, n_iter + 1, True)
+    if method == "sketch":
+        return sketch
     if method == "krylov" or (method == "auto" and n_iter > 0 and 2 * krylov.width * krylov.blocks <= d and m * n >= _WORTH_IT * columns):
-        return krylov
+        return sketch if method == "auto" and n_iter == 1 and max(m, n) >= _SHORTER * sketch.sketch.rows > 0 else krylov
     return Plan(columns, 1, False)
+
+
+def _leading(x: F64, how: Plan, seed: int) -> F64:
+    """(n, l): the leading right singular vectors of a sketch of the (m, n) matrix ``x``."""
+    m, n = x.shape
+    rows, width, blocks = how.sketch
+    part = rows // _PARTS
+    words = random_words(_PARTS * m, seed, _SPARSE).reshape(m, _PARTS).astype(np.int64)
+    places, signed = ((words >> 1) * part) >> 31, np.where(words & 1, -1.0, 1.0)
+    sums = np.zeros((rows, n))
+    for t in range(_PARTS):
+        order = np.argsort(places[:, t], kind="stable")
+        taken, first = np.unique(places[order, t], return_index=True)
+        sums[t * part + taken] = np.add.reduceat(x[order] * signed[order, t, None], first, axis=0)
+    b = _basis(sums, Plan(width, blocks, True), 0, None, how.width, seed, None)[1]
+    leading: F64 = np.linalg.svd(b, full_matrices=False)[2][: how.width].T
+    return leading
 
 
 def _basis(x: F64, how: Plan, n_iter: int, tol: float | None, most: int, seed: int, omega: NDArray[Any] | None) -> tuple[F64, F64, float]:

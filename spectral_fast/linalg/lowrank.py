@@ -55,8 +55,11 @@ def randomized_svd(
     n_iter:     passes A A^T beyond the first: 0 for spectra that fall fast, 2 for slow ones. Values are found from below: the last of those wanted may
                 be several per cent short where those behind it are as large; 8 is for when they count.
     method:     "subspace" iteration (Halko et al., algorithm 4.4); "krylov": a Krylov space of narrow blocks, as close as subspace iteration to within
-                about one per cent of what is left for half the products (Musco & Musco 2015; Meyer, Musco & Musco 2024); "auto": "krylov" for
-                all but small matrices, where its blocks have at most half of min(m, n) columns and n_iter > 0.
+                about one per cent of what is left for half the products (Musco & Musco 2015; Meyer, Musco & Musco 2024); "sketch": the
+                leading vectors of 8 l random combinations of the rows, then one product with A and one with A^T (n_iter has no effect): least work
+                for matrices with a side of more than 50 l, and as little is left in all, but single values are less close where they fall
+                slowly; "auto": "sketch" for these and n_iter 1, else "krylov" for all but small matrices, where its blocks have at most half
+                of min(m, n) columns and n_iter > 0.
     tol:        |A - u s vt|_F <= tol |A|_F with as few triplets as random products find; not with ``omega``.
     seed:       of the Rademacher test matrix; the same for all matrices, so that a matrix's result does not depend on its batch.
     omega:      (n, l) test matrix instead, l >= rank.
@@ -95,6 +98,8 @@ def randomized_svd(
             raise ValueError(f"tol: got {tol!r}; wanted a number in [{floor}, 1): below it rounding to {dtype_name(a)} decides")
         if omega is not None:
             raise ValueError("omega: cannot be given together with tol, which draws its test vectors block by block")
+    if method == "sketch" and not (omega is None and tol is None):
+        raise ValueError("method: 'sketch' goes neither with omega, whose place it takes, nor with tol")
     if omega is not None:
         omega = as_float64(omega)
         if omega.ndim != 2 or omega.shape[0] != n or not rank <= omega.shape[1] <= d or not np.isfinite(omega).all():

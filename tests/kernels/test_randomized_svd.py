@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from spectral_fast.kernels import native_kernels, numpy_kernels
 from spectral_fast.kernels.numpy_kernels import LowRank
+from spectral_fast.kernels.numpy_lowrank import Plan, Sketch, plan
 
 pytestmark = pytest.mark.native_only
 
@@ -28,6 +29,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "subspace": {"method": "subspace"},
     "krylov": {"method": "krylov"},
     "no iteration": {"method": "subspace", "n_iter": 0},
+    "sketch": {"method": "sketch"},
     "tol": {"tol": 1e-3},
     "tol, subspace": {"tol": 1e-3, "method": "subspace"},
 }
@@ -142,7 +144,7 @@ def test_formats_and_strides(level: str) -> None:
     st.integers(1, 40),
     st.integers(0, 10),
     st.integers(0, 3),
-    st.sampled_from(["subspace", "krylov", "auto", "tol"]),
+    st.sampled_from(["subspace", "krylov", "sketch", "auto", "tol"]),
     st.sampled_from(["normal", "small rank", "zeros and ones", "one column", "constant"]),
     st.sampled_from([np.float32, np.float64]),
     st.integers(0, 2**32 - 1),
@@ -174,13 +176,14 @@ def test_any_shape(m: int, n: int, rank: int, oversample: int, n_iter: int, meth
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_extreme_scales_and_bad_matrices(dtype: type) -> None:
+@pytest.mark.parametrize(("method", "turned"), [("auto", False), ("sketch", False), ("sketch", True)])
+def test_extreme_scales_and_bad_matrices(dtype: type, method: str, turned: bool) -> None:
     good = np.random.default_rng(6).standard_normal((20, 15)).astype(dtype)
     tiny, huge = (1e-37, 1e37) if dtype == np.float32 else (1e-305, 1e305)
     bad, infinite = good.copy(), good.copy()
     bad[3, 4], infinite[19, 14] = np.nan, -np.inf
     a = np.stack([good, good * dtype(tiny), bad, good * dtype(huge), infinite, good * 0, good])
-    r = native_kernels.randomized_svd(a, rank=4)
+    r = native_kernels.randomized_svd(a.swapaxes(1, 2) if turned else a, rank=4, method=method)
     eps = float(np.finfo(dtype).eps)
     for i, scale in ((1, tiny), (3, huge)):
         assert np.abs(r.s[i] / dtype(scale) - r.s[0]).max() <= 40 * eps * r.s[0, 0]
@@ -247,8 +250,58 @@ def test_columns_beyond_the_rank() -> None:
     """Every column beyond the rank is replaced; the factors stay orthonormal."""
     rng = np.random.default_rng(10)
     a = (rng.standard_normal((3000, 2)) @ rng.standard_normal((2, 80))).astype(np.float32)[None]
-    for method in ("subspace", "krylov"):
+    for method in ("subspace", "krylov", "sketch"):
         r = native_kernels.randomized_svd(a, rank=30, method=method)
         assert np.abs(r.u[0].astype(np.float64).T @ r.u[0] - np.eye(30)).max() <= 1e-6
         assert (r.s[0, 2:] <= 1e-5 * r.s[0, 0]).all()
         assert left(a, r) <= 3e-6 * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(1500, 100), (100, 1500)])
+def test_sketch_of_any_format_and_order(shape: tuple[int, int], dtype: Any, level: str) -> None:
+    """The longer side is sketched, whichever it is and however the matrix lies in memory."""
+    a = prescribed(11, *shape, 1.0 / np.arange(1, 101)).astype(dtype)
+    options: dict[str, Any] = {"rank": 10, "oversample": 6, "method": "sketch", "level": level}
+    if dtype == ml_dtypes.bfloat16:
+        options["bits"] = "bfloat16"
+    stored = a.view(np.uint16) if "bits" in options else a
+    wide = a.astype(np.float64)
+    want = numpy_kernels.randomized_svd(wide, **{k: v for k, v in options.items() if k not in ("bits", "level")})
+    best = float(np.linalg.norm(np.linalg.svd(wide[0], compute_uv=False)[10:]))
+    turned = np.ascontiguousarray(stored.swapaxes(1, 2)).swapaxes(1, 2)
+    padded = np.zeros((1, shape[0], 2 * shape[1] + 3), stored.dtype)[..., 1 : 2 * shape[1] + 1 : 2]
+    padded[:] = stored
+    for x in (stored, turned, padded):
+        r = native_kernels.randomized_svd(x, **options)
+        assert left(wide, r) <= 1.03 * best
+        assert np.abs(r.s - want.s).max() <= (1e-12 if dtype == np.float64 else 1e-6) * want.s[0, 0]
+        for threads in (1, 3):
+            assert same(native_kernels.randomized_svd(x, threads=threads, **options), r)
+
+
+@pytest.mark.parametrize("kernels", [native_kernels, numpy_kernels])
+def test_sketch_keeps_every_large_row(kernels: Any) -> None:
+    """Rows that are added up in one place, and nowhere else, would be lost: a tenth of the seeds would show it with one place per row, all with none."""
+    rng = np.random.default_rng(12)
+    a = 1e-3 * rng.standard_normal((1, 2000, 60))
+    a[0, rng.permutation(2000)[:20]] += rng.standard_normal((20, 60))
+    best = float(np.linalg.norm(np.linalg.svd(a[0], compute_uv=False)[20:]))
+    for seed in range(30):
+        assert left(a, kernels.randomized_svd(a, rank=20, oversample=0, method="sketch", seed=seed)) <= 1.1 * best
+
+
+def test_plans() -> None:
+    def choice(m: int, n: int, rank: int, n_iter: int, method: str = "auto", **how: Any) -> Plan:
+        return plan(m, n, rank, oversample=8, n_iter=n_iter, method=method, tol=how.get("tol"), omega=how.get("omega"))
+
+    assert choice(128, 128, 8, 2) == Plan(16, 1, False)
+    assert choice(16384, 3584, 64, 2) == Plan(24, 5, True)
+    assert choice(16384, 3584, 64, 0) == Plan(72, 1, False)
+    sketched = Plan(72, 1, True, Sketch(576, 24, 6))
+    assert choice(16384, 3584, 64, 1) == choice(3584, 16384, 64, 1) == choice(16384, 3584, 64, 2, "sketch") == sketched
+    assert not choice(2048, 2048, 64, 1).sketch.rows
+    assert choice(90, 10, 8, 2, "sketch") == Plan(10, 1, False)  # nothing is left to chance
+    assert not choice(16384, 3584, 64, 1, omega=np.ones((3584, 72))).sketch.rows
+    assert not choice(16384, 3584, 64, 1, tol=0.1).sketch.rows

@@ -31,7 +31,7 @@ def residual(a: np.ndarray, r: sf.LowRankSVD) -> np.ndarray:
     return a.astype(np.float64) - (r.u.astype(np.float64) * r.s.astype(np.float64)) @ r.vt.astype(np.float64)
 
 
-@pytest.mark.parametrize("method", ["subspace", "krylov", "auto"])
+@pytest.mark.parametrize("method", ["subspace", "krylov", "sketch", "auto"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("shape", [(140, 90), (90, 140)])
@@ -50,7 +50,7 @@ def test_close_to_the_best(shape: tuple[int, int], name: str, dtype: type, metho
     e = residual(a, r)
     best = float(np.linalg.norm(s[8:]))
     rounding = 3e-7 * s[0] * 8 if dtype == np.float32 else 1e-14 * s[0] * 8
-    assert np.linalg.norm(e) <= 1.01 * best + rounding
+    assert np.linalg.norm(e) <= (1.02 if method == "sketch" else 1.01) * best + rounding
     assert np.linalg.norm(e, 2) <= r.error
     assert r.error <= 1.1 * max(np.linalg.norm(e), 30 * rounding)
 
@@ -183,7 +183,9 @@ def test_every_kind_of_array() -> None:
         ({"rank": 2.5}, "^rank: got 2.5; wanted an integer"),
         ({"rank": 2, "oversample": -1}, "^oversample: got -1"),
         ({"rank": 2, "n_iter": 1.0}, "^n_iter: got 1.0"),
-        ({"rank": 2, "method": "qr"}, "^method: got 'qr'; known: auto, subspace, krylov"),
+        ({"rank": 2, "method": "qr"}, "^method: got 'qr'; known: auto, subspace, krylov, sketch"),
+        ({"tol": 0.1, "method": "sketch"}, "^method: 'sketch' goes neither with omega"),
+        ({"rank": 3, "omega": np.ones((6, 4)), "method": "sketch"}, "^method: 'sketch' goes neither with omega"),
         ({"tol": 1e-15}, r"^tol: got 1e-15; wanted a number in \[1e-13, 1\)"),
         ({"tol": 1.0}, "^tol: got 1.0"),
         ({"tol": float("nan")}, "^tol: got nan"),
