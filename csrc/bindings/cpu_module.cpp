@@ -161,18 +161,28 @@ py::tuple randomized_svd(const py::array& a, const std::string& format, std::int
   within("n_iter", n_iter, 0, kMost);
   within("threads", threads, 0, kMost);
   sf::require(tol >= 0.0 && tol < 1.0, "tol: wanted a number in [0, 1), got " + std::to_string(tol));
-  sf::LowRankOptions options{rank,    width,  blocks,       krylov,        n_iter,  tol,
-                             seed,    sketch, sketch_width, sketch_blocks, nullptr, sf::find_level(level.value_or("")),
-                             threads, {}};
+  sf::LowRankOptions options{rank,
+                             width,
+                             blocks,
+                             krylov,
+                             n_iter,
+                             tol,
+                             seed,
+                             sketch,
+                             sketch_width,
+                             sketch_blocks,
+                             false,
+                             nullptr,
+                             sf::find_level(level.value_or("")),
+                             threads,
+                             {}};
   if (omega) {
     sf::require(omega->ndim() == 2 && omega->shape(0) == n && omega->shape(1) == width && (omega->flags() & py::array::c_style) != 0,
                 "omega: wanted a C-contiguous (n, width) array");
     options.omega = omega->data();
   }
   const auto array = [&](const std::vector<py::ssize_t>& shape) -> py::array {
-    py::array out = sf::works_in_double(matrices.dtype) ? py::array(py::array_t<double>(shape)) : py::array(py::array_t<float>(shape));
-    std::memset(out.mutable_data(), 0, static_cast<std::size_t>(out.nbytes()));
-    return out;
+    return py::module_::import("numpy").attr("zeros")(shape, sf::works_in_double(matrices.dtype) ? "float64" : "float32");
   };
   py::array u = array({batch, m, rank}), s = array({batch, rank}), vt = array({batch, rank, n});
   py::array_t<double> error(batch);

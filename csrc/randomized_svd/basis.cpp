@@ -256,7 +256,7 @@ Coefficients Basis<T>::by_columns(const Thin<T>& y, const std::vector<double>& n
 template <class T>
 Thin<T> Basis<T>::combine(const double* c, std::int64_t k) const {
   Thin<T> out(rows_, k, loops_.lanes);
-  out.clear(0, rows_);
+  team_.each(parts(), [&](std::int64_t p, int) { out.clear(p * kChain, count(p)); });
   add(factors(c, k, 1.0), out);
   return out;
 }

@@ -9,6 +9,7 @@
 namespace sf {
 
 inline constexpr double kUneven = 64.0, kDrift = 30.0;  // a condition number, and powers of two by which sizes may change
+inline constexpr double kRoughCosine = 1e-3;
 
 // About the condition number that one product with the matrix gives to orthonormal columns.
 inline double unevenness(const Coefficients& c) {
@@ -63,6 +64,7 @@ class OneMatrix {
     o.width = o_.sketch_width;
     o.blocks = o_.sketch_blocks;
     o.sketch = 0;
+    o.rough = true;
     const Thin<T> sums(o_.sketch, n_, lanes_);
     source_.sketch(s_.places.data(), sums);
     const Matrices a{sums.x.get(), sizeof(T) == sizeof(float) ? DType::f32 : DType::f64, 1, o_.sketch, n_, 0, sums.ld, 1};
@@ -206,7 +208,7 @@ class OneMatrix {
   void finish() {
     const std::int64_t r = left_.width(), rank = o_.rank;
     std::int64_t k = std::min(rank, r);
-    const Decomposition small = decompose(assemble(), r, k, Precision<T>::cosine, s_.loops);
+    const Decomposition small = decompose(assemble(), r, k, o_.rough ? kRoughCosine : Precision<T>::cosine, s_.loops);
     bool reached = true;
     if (o_.tol > 0.0) {
       const double allowed = o_.tol * o_.tol * total_;
@@ -230,22 +232,13 @@ class OneMatrix {
     T *const out_u = static_cast<T*>(s_.out.u) + index_ * u.rows * rank, *const out_vt =
                                                                              static_cast<T*>(s_.out.vt) + index_ * rank * v.rows;
     T* const out_s = static_cast<T*>(s_.out.s) + index_ * rank;
-    std::vector<T> largest(static_cast<std::size_t>(k), T{0}), sign(static_cast<std::size_t>(k), T{1});
-    for (std::int64_t i = 0; i < u.rows; ++i) {
-      const T* const row = u.row(i);
-      for (std::int64_t c = 0; c < k; ++c) {
-        const auto at = static_cast<std::size_t>(c);
-        if (!(std::abs(row[c]) > largest[at])) continue;
-        largest[at] = std::abs(row[c]);
-        sign[at] = row[c] < T{0} ? T{-1} : T{1};
-      }
-    }
-    for (std::int64_t i = 0; i < u.rows; ++i) {
+    const std::vector<T> sign = signs(u, k);
+    each_rows(u.rows, [&](std::int64_t i) {
       for (std::int64_t c = 0; c < k; ++c) out_u[i * rank + c] = sign[static_cast<std::size_t>(c)] * u.row(i)[c];
-    }
-    for (std::int64_t c = 0; c < k; ++c) {
-      for (std::int64_t j = 0; j < v.rows; ++j) out_vt[c * v.rows + j] = sign[static_cast<std::size_t>(c)] * v.row(j)[c];
-    }
+    });
+    each_rows(v.rows, [&](std::int64_t j) {
+      for (std::int64_t c = 0; c < k; ++c) out_vt[c * v.rows + j] = sign[static_cast<std::size_t>(c)] * v.row(j)[c];
+    });
     double kept = 0.0;
     std::vector<double> values(static_cast<std::size_t>(k));  // as they are returned, but for the scale
     for (std::int64_t c = 0; c < k; ++c) {
@@ -260,6 +253,33 @@ class OneMatrix {
     double error = std::sqrt(rest + Precision<T>::room * total_) + 2.0 * eps * std::sqrt(kept);
     if (rest < Precision<T>::drowned * total_) error = explicit_error(values, left, right) + 2.0 * eps * std::sqrt(total_);
     s_.out.error[index_] = std::ldexp(error, exponent_);
+  }
+
+  template <class Work>
+  void each_rows(std::int64_t rows, const Work& work) const {
+    team_.each(parts_of(rows, kChain), [&](std::int64_t p, int) {
+      for (std::int64_t i = p * kChain; i < std::min(rows, (p + 1) * kChain); ++i) work(i);
+    });
+  }
+
+  // Of the entries of largest magnitude in the first k columns.
+  std::vector<T> signs(const Thin<T>& u, std::int64_t k) const {
+    std::vector<T> largest(static_cast<std::size_t>(parts_of(u.rows, kChain) * k), T{0}), out(static_cast<std::size_t>(k), T{1});
+    each_rows(u.rows, [&](std::int64_t i) {
+      T* const here = largest.data() + i / kChain * k;
+      for (std::int64_t c = 0; c < k; ++c) {
+        if (std::abs(u.row(i)[c]) > std::abs(here[c])) here[c] = u.row(i)[c];
+      }
+    });
+    for (std::int64_t c = 0; c < k; ++c) {
+      T most{0};
+      for (std::int64_t at = c; at < static_cast<std::int64_t>(largest.size()); at += k) {
+        const T x = largest[static_cast<std::size_t>(at)];
+        if (std::abs(x) > std::abs(most)) most = x;
+      }
+      if (most < T{0}) out[static_cast<std::size_t>(c)] = T{-1};
+    }
+    return out;
   }
 
   // |A - u s vt|_F of the scaled matrix, formed.

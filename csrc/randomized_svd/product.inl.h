@@ -31,6 +31,21 @@ inline Singles all(float x) { return broadcast_single(x); }
 inline Vec all(double x) { return broadcast(x); }
 inline Singles multiply_add(Singles a, Singles b, Singles c) { return fma_singles(a, b, c); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+// sum += a b, where the sum is: left to itself the compiler moves sums from register to register, and some to memory and back.
+inline void accumulate(Singles& sum, Singles a, Singles b) {
+#if defined(__GNUC__) && defined(__AVX2__)
+  asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+  sum = multiply_add(a, b, sum);
+#endif
+}
+inline void accumulate(Vec& sum, Vec a, Vec b) {
+#if defined(__GNUC__) && defined(__AVX2__)
+  asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+  sum = multiply_add(a, b, sum);
+#endif
+}
 inline Singles plus(Singles a, Singles b) { return add_singles(a, b); }
 inline Vec plus(Vec a, Vec b) { return add(a, b); }
 
@@ -90,13 +105,17 @@ inline void add_products(Vector (&sums)[Rows][Vectors], const E* a, int64_t lda,
   for (int r = 0; r < Rows; ++r) {
     const Vector factor = spread<kHalf>(a + r * lda);
 #pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) sums[r][v] = multiply_add(factor, line[v], sums[r][v]);
+    for (int v = 0; v < Vectors; ++v) accumulate(sums[r][v], factor, line[v]);
     forget_pair<E>();
   }
 }
 
+// Not inlined: among several in one function the compiler has no registers left for the sums.
 template <class T, class E, int Rows, int Vectors>
-inline void rows_tile(const E* a, int64_t lda, int64_t depth, const T* x, int64_t ldx, T* y, int64_t ldy) {
+#if defined(__GNUC__)
+__attribute__((noinline))
+#endif
+void rows_tile(const E* a, int64_t lda, int64_t depth, const T* x, int64_t ldx, T* y, int64_t ldy) {
   constexpr int L = Of<T>::lanes;
   typename Of<T>::Vector sums[Rows][Vectors];
 #pragma GCC unroll 8
@@ -131,15 +150,6 @@ inline void rows_strip(const E* a, int64_t lda, int64_t rows, int64_t depth, con
   for (; i < rows; ++i) rows_tile<T, E, 1, Vectors>(a + i * lda, lda, depth, x, ldx, y + i * ldy, ldy);
 }
 
-constexpr int64_t kPacked = 24;  // rows that make up for it
-
-template <class T, int Vectors>
-inline void pack(const T* x, int64_t ldx, int64_t rows, T* to) {
-  for (int64_t i = 0; i < rows; ++i, x += ldx)
-#pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v, to += Of<T>::lanes) put(to, get(x + v * Of<T>::lanes));
-}
-
 template <class T, class E>
 void rows_product(const E* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, int64_t width, T* y, int64_t ldy) {
   constexpr int L = Of<T>::lanes;
@@ -149,19 +159,8 @@ void rows_product(const E* a, int64_t lda, int64_t rows, int64_t depth, const T*
     const E* ak = a + k;
     const T* xk = x + k * ldx;
     int64_t v = 0;
-    if (vectors % 2 == 1 && vectors >= 3) {
-      rows_strip<T, E, 3>(ak, lda, rows, here, xk, ldx, y, ldy);
-      v = 3;
-    }
-    for (; vectors - v >= 2; v += 2) {
-      if (ldx > 2 * L && rows >= kPacked) {
-        alignas(64) T packed[kChain * 2 * L];
-        pack<T, 2>(xk + v * L, ldx, here, packed);
-        rows_strip<T, E, 2>(ak, lda, rows, here, packed, 2 * L, y + v * L, ldy);
-      } else {
-        rows_strip<T, E, 2>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
-      }
-    }
+    for (; vectors - v > 4 || vectors - v == 3; v += 3) rows_strip<T, E, 3>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
+    for (; vectors - v >= 2; v += 2) rows_strip<T, E, 2>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
     if (v < vectors) rows_strip<T, E, 1>(ak, lda, rows, here, xk + v * L, ldx, y + v * L, ldy);
   }
 }
@@ -183,17 +182,17 @@ inline void columns_tile(const E* a, int64_t lda, int64_t rows, const T* x, int6
     for (int c = 0; c + 1 < Cols; c += 2) {
       const auto even = spread<Half::low>(a + c);
 #pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) sums[c][v] = multiply_add(even, line[v], sums[c][v]);
+      for (int v = 0; v < Vectors; ++v) accumulate(sums[c][v], even, line[v]);
       forget_pair<E>();
       const auto odd = spread<Half::high>(a + c + 1);
 #pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) sums[c + 1][v] = multiply_add(odd, line[v], sums[c + 1][v]);
+      for (int v = 0; v < Vectors; ++v) accumulate(sums[c + 1][v], odd, line[v]);
       forget_pair<E>();
     }
     if constexpr (Cols % 2 == 1) {
       const auto factor = spread<Half::none>(a + Cols - 1);
 #pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) sums[Cols - 1][v] = multiply_add(factor, line[v], sums[Cols - 1][v]);
+      for (int v = 0; v < Vectors; ++v) accumulate(sums[Cols - 1][v], factor, line[v]);
     }
   }
 #pragma GCC unroll 8

@@ -148,7 +148,7 @@ class Source {
   static constexpr std::int64_t kFew = 12;        // of them converted at a time, likewise a multiple of most
   static constexpr std::int64_t kStrip = 1024;    // columns of A^T x done together, or less
   static constexpr std::int64_t kTogether = 32;   // rows converted at a time for them,
-  static constexpr std::int64_t kAcross = 128;    // and columns: all in the L1 cache,
+  static constexpr std::int64_t kAcross = 64;     // and columns: all in the L1 cache,
   static constexpr std::int64_t kNext = 256;      // and so far ahead they are fetched
   static constexpr std::int64_t kSums = 1 << 19;  // bytes of sums of rows in work together
 
@@ -186,7 +186,30 @@ class Source {
                  std::min(width, a_.cols - j) * size);
   }
 
+  // Copies of a few columns of x each, to which the L1 cache has room for what a product reads; none where x is as narrow.
+  struct Strip {
+    std::int64_t first;
+    Thin<T> x;
+  };
+  std::vector<Strip> strips_of(const Thin<T>& x) const {
+    std::vector<Strip> out;
+    const std::int64_t vectors = x.ld / loops_.lanes;
+    for (std::int64_t v = 0, few = 3; vectors > 3 && v < vectors; v += few) {
+      few = vectors - v == 4 ? 2 : std::min<std::int64_t>(3, vectors - v);
+      const std::int64_t first = v * loops_.lanes;
+      Strip& strip = out.emplace_back(Strip{first, Thin<T>(x.rows, std::min(few * loops_.lanes, x.width - first), loops_.lanes)});
+      for (std::int64_t i = 0; i < x.rows; ++i) std::copy(x.row(i) + first, x.row(i) + first + strip.x.ld, strip.x.row(i));
+    }
+    return out;
+  }
+
   void rows(const Thin<T>& x, const Thin<T>& y, double* squares) const {
+    const std::vector<Strip> strips = strips_of(x);
+    const auto product = [&](const auto& rows_of, const auto* from, std::int64_t stride, std::int64_t i, std::int64_t count, std::int64_t k,
+                             std::int64_t depth) {
+      if (strips.empty()) rows_of(from, stride, count, depth, x.row(k), x.ld, x.width, y.row(i), y.ld);
+      for (const Strip& s : strips) rows_of(from, stride, count, depth, s.x.row(k), s.x.ld, s.x.width, y.row(i) + s.first, y.ld);
+    };
     const std::int64_t parts = parts_of(a_.rows, kRows);
     std::vector<double> sums(squares ? static_cast<std::size_t>(parts) : 0);
     std::vector<Buffer<T>> scratch(in_place(x.width) ? 0 : static_cast<std::size_t>(team_.size()));
@@ -198,9 +221,9 @@ class Source {
         for (std::int64_t k = 0; k < a_.cols; k += kChain) {
           const std::int64_t depth = std::min(kChain, a_.cols - k);
           if (working_) {
-            loops_.rows(at<T>(i, k), a_.row_stride, count, depth, x.row(k), x.ld, x.width, y.row(i), y.ld);
+            product(loops_.rows, at<T>(i, k), a_.row_stride, i, count, k, depth);
           } else {
-            loops_.rows_of_bfloat16(at<std::uint16_t>(i, k), a_.row_stride, count, depth, x.row(k), x.ld, x.width, y.row(i), y.ld);
+            product(loops_.rows_of_bfloat16, at<std::uint16_t>(i, k), a_.row_stride, i, count, k, depth);
           }
           if (squares) sum += sum_of_squares(i, k, count, depth);  // now that they are near
         }
@@ -221,7 +244,7 @@ class Source {
             fetch(i + r + kRows, 0, kFew, kChain);
           }
           if (squares) part += loops_.squares(panel.get(), kChain, few, depth);
-          loops_.rows(panel.get(), kChain, few, depth, x.row(k), x.ld, x.width, y.row(i + r), y.ld);
+          product(loops_.rows, panel.get(), kChain, i + r, few, k, depth);
         }
         sum += part;
       }

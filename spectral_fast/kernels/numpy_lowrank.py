@@ -75,7 +75,7 @@ def randomized_svd(
     Q's basis. Narrow blocks bring more for as many products (Meyer, Musco & Musco 2024), so that :func:`plan` takes n_iter + 1 or more blocks of 8, 16 or
     24 that have 1.5 l columns together (more for n_iter > 2). "auto": "krylov" where that is at most half of min(m, n), n_iter > 0 and the matrix has 4096
     l entries or more, so that the products are what takes time. "sketch": Q = orth(A V), V the l leading right singular vectors of S A (Clarkson & Woodruff
-    2009), which has 8 l random combinations of A's rows (of its columns, with the roles of both sides exchanged, where these are more) and is decomposed by
+    2009), which has 6 l random combinations of A's rows (of its columns, with the roles of both sides exchanged, where these are more) and is decomposed by
     "krylov" with 2 l columns: two products leave as much, but where values fall slowly each is found less closely. S is sparse, every row of A being added
     to, or taken from, one random row of each quarter of S A (Cohen 2016): of the counters' stream 2^34, word 4 i + t gives in its lowest bit the sign and
     in the others the place, of row i in quarter t. "auto" takes it for n_iter 1 and six times as many rows as S A has, where it would take "krylov". Then B
@@ -162,7 +162,7 @@ def plan(m: int, n: int, rank: int, *, oversample: int, n_iter: int, method: str
         width = 8 if columns <= 24 else 16 if columns <= 64 else 24
         wanted = (9 + max(n_iter - 2, 0)) * columns / 6
         krylov = Plan(min(width, d), max(n_iter + 1, math.ceil(wanted / width)), True)
-        rows = -(-8 * columns // 32) * 32
+        rows = -(-6 * columns // 32) * 32
         shorter = min(rows, d)
         sketch = Plan(columns, 1, True, Sketch(rows, min(width, shorter), math.ceil(2 * columns / min(width, shorter))))
     else:

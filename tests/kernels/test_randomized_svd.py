@@ -299,7 +299,7 @@ def test_plans() -> None:
     assert choice(128, 128, 8, 2) == Plan(16, 1, False)
     assert choice(16384, 3584, 64, 2) == Plan(24, 5, True)
     assert choice(16384, 3584, 64, 0) == Plan(72, 1, False)
-    sketched = Plan(72, 1, True, Sketch(576, 24, 6))
+    sketched = Plan(72, 1, True, Sketch(448, 24, 6))
     assert choice(16384, 3584, 64, 1) == choice(3584, 16384, 64, 1) == choice(16384, 3584, 64, 2, "sketch") == sketched
     assert not choice(2048, 2048, 64, 1).sketch.rows
     assert choice(90, 10, 8, 2, "sketch") == Plan(10, 1, False)  # nothing is left to chance
