@@ -189,7 +189,7 @@ void test_low_rank() {
       test_narrow(c, level);
     }
   }
-  const Case large{1, 1200, 1000, 10, 16, 62, true, 0.0};  // takes longer than the 100 ms after which it is asked
+  const Case large{1, 1800, 1600, 10, 16, 100, true, 0.0};  // takes longer than the 100 ms after which it is asked
   const std::vector<float> a = made<float>(large);
   Outcome<float> r(1, large.m, large.n, large.rank);
   LowRankOptions options = options_of(large, "", 2);
