@@ -4,8 +4,9 @@
         for info in checkpoint.tensors:
             array = checkpoint.read(info.name)
 
-Formats: safetensors (safetensors.py), torch.save's zip and legacy files (torch_files.py), and several of these with an index
-(sharded.py). The format is found from the content, not from the suffix. A new format is one more entry in ``_open_source``.
+Formats: safetensors (safetensors.py), torch.save's zip and legacy files and TorchScript archives (torch_files.py), numpy's .npz and .npy
+(numpy_files.py), and several of these with an index (sharded.py). The format is found from the content, not from the suffix. A new format
+is one more entry in ``_open_source``.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ import os
 from pathlib import Path
 
 from spectral_fast.checkpoints.byte_source import ByteSource
+from spectral_fast.checkpoints.numpy_files import NPY_MAGIC, open_npy, open_npz
 from spectral_fast.checkpoints.reader import ITEM_SIZES, Checkpoint, CheckpointError, Skipped, StorageKey, TensorInfo
 from spectral_fast.checkpoints.safetensors import MAX_HEADER, SafetensorsCheckpoint
 from spectral_fast.checkpoints.sharded import ShardedCheckpoint
 from spectral_fast.checkpoints.torch_files import LEGACY_MAGIC, open_torch_legacy, open_torch_zip
+from spectral_fast.checkpoints.zip_records import read_zip_directory
 
 __all__ = ["ITEM_SIZES", "Checkpoint", "CheckpointError", "Skipped", "StorageKey", "TensorInfo", "open_checkpoint"]
 
-_KNOWN = "known: safetensors, files of torch.save (.pt, .pth, .bin; zip and legacy), and directories with one of these or an index"
+_KNOWN = (
+    "known: safetensors, files of torch.save (.pt, .pth, .bin; zip and legacy), TorchScript archives, .npz, .npy, and directories with one of these or an index"
+)
 
 _NOT_YET = {
     b"GGUF": "GGUF: not read yet",
     b"\x89HDF": "HDF5 (Keras): not read yet",
-    b"\x93NUM": "a numpy array: not read yet",
     b"\x1f\x8b": "gzip: unpack it first",
     b"BZh": "bzip2: unpack it first",
     b"\xfd7zX": "xz: unpack it first",
@@ -43,7 +47,7 @@ _MAIN = (
     "pytorch_model.bin",
     "adapter_model.bin",
 )
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy")
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -100,7 +104,11 @@ def _open_source(source: ByteSource) -> Checkpoint:
         raise CheckpointError(f"{path}: the file is empty; {_KNOWN}")
     head = source.read(0, min(64, source.size)).tobytes()
     if head.startswith(b"PK\x03\x04"):
-        return open_torch_zip(source)
+        records = read_zip_directory(source)
+        pickled = any(name.endswith("data.pkl") for name in records)
+        return open_npz(source, records) if not pickled and any(n.endswith(".npy") for n in records) else open_torch_zip(source, records)
+    if head.startswith(NPY_MAGIC):
+        return open_npy(source)
     if head.startswith(b"\x80") and LEGACY_MAGIC in head[:32]:
         return open_torch_legacy(source)
     if path.name.endswith(".safetensors") or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER):

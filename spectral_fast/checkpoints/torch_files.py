@@ -1,4 +1,4 @@
-"""Readers for what torch.save writes: zip archives (torch >= 1.6) and the older plain pickle stream.
+"""Readers for what torch.save writes, zip archives (torch >= 1.6) and the older plain pickle stream, and for the modules in TorchScript archives.
 
 Neither torch nor the pickle module is used: the pickle is read as data (torch_pickle.py), storages are read from the file by
 position, one tensor at a time. So no class of the file is ever imported, a file larger than memory can be opened, and every
@@ -19,7 +19,7 @@ from spectral_fast.checkpoints.byte_source import ByteSource
 from spectral_fast.checkpoints.reader import ITEM_SIZES, Checkpoint, CheckpointError, Skipped, StorageKey, TensorInfo, array_from_bytes
 from spectral_fast.checkpoints.torch_pickle import MAX_BYTES, Call, PickleError, PickleStream, read_pickle
 from spectral_fast.checkpoints.torch_tree import Storage, StoredTensor, TreeError, find_tensors
-from spectral_fast.checkpoints.zip_records import ZipRecord, read_zip_directory
+from spectral_fast.checkpoints.zip_records import ZipRecord
 from spectral_fast.linalg.arrays import RawArray
 
 __all__ = ["LEGACY_MAGIC", "TorchCheckpoint", "open_torch_legacy", "open_torch_zip"]
@@ -69,17 +69,15 @@ class TorchCheckpoint(Checkpoint):
         self._source.close()
 
 
-def open_torch_zip(source: ByteSource) -> TorchCheckpoint:
-    """A zip archive <root>/data.pkl, <root>/data/<key>, one stored record per storage. TorchScript archives are refused."""
+def open_torch_zip(source: ByteSource, records: dict[str, ZipRecord]) -> TorchCheckpoint:
+    """A zip archive <root>/data.pkl, <root>/data/<key>, one stored record per storage. In a TorchScript archive the pickle holds the modules; its
+    code and the constants in it are left alone. records: the archive's directory."""
     path = source.path
-    records = read_zip_directory(source)
     pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        arrays = " (it looks like a numpy .npz: not read yet)" if any(name.endswith(".npy") for name in records) else ""
-        _bad(path, f"zip archive without one <name>/data.pkl{arrays}")
+        _bad(path, "zip archive without one <name>/data.pkl")
     root = pickles[0].removesuffix("data.pkl")
-    if f"{root}constants.pkl" in records or any(name.startswith(f"{root}code/") for name in records):
-        raise CheckpointError(f"{path}: TorchScript archive: not read yet; known are safetensors and files of torch.save")
+    script = f"{root}constants.pkl" in records or any(name.startswith(f"{root}code/") for name in records)
     name = f"{root}byteorder"
     order = _record(source, records, name, 16).decode("latin-1") if name in records else "little"
     if order not in ("little", "big"):
@@ -100,7 +98,11 @@ def open_torch_zip(source: ByteSource) -> TorchCheckpoint:
     data = _record(source, records, pickles[0], MAX_BYTES)
     stream = PickleStream(io.BytesIO(data), len(data))
     tree = _read(path, stream, storage)
-    return TorchCheckpoint(source, "torch-zip", tree, spans, order)
+    checkpoint = TorchCheckpoint(source, "torchscript" if script else "torch-zip", tree, spans, order)
+    constants = sum(name.startswith(f"{root}constants/") for name in records)
+    if constants:
+        checkpoint.skipped += (Skipped("constants", f"{constants} constants of the code, no weights"),)
+    return checkpoint
 
 
 def _record(source: ByteSource, records: dict[str, ZipRecord], name: str, limit: int) -> bytes:

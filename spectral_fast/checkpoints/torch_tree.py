@@ -192,6 +192,10 @@ class _Walk:
                 self.tensors.append((path, tensor))
         elif what in _SETTINGS:
             return
+        elif module.startswith("__torch__") and isinstance(call.state, dict):  # a module of a TorchScript archive
+            self._container(path, call.state)
+        elif module == "torch.jit._pickle" and call.args:  # a typed list or dict
+            self.visit(path, call.args[0])
         elif call.entries or call.elements:  # a subclass of dict or list
             self._container(path, call.entries or call.elements)
         elif in_list:

@@ -1,27 +1,33 @@
-"""The directory of a zip archive, with stored (uncompressed) records as positions in the file."""
+"""The directory of a zip archive, with records as positions in the file, and what they hold."""
 
 from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import NoReturn
 
 from spectral_fast.checkpoints.byte_source import ByteSource
 from spectral_fast.checkpoints.reader import CheckpointError
 
-__all__ = ["ZipRecord", "read_zip_directory"]
+__all__ = ["ZipRecord", "inflate", "read_zip_directory"]
 
+_STEP = 1 << 20  # bytes unpacked at a time
+_TIGHTEST = 1032  # times as long as its deflated form can a record be
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
 
 
 @dataclass(frozen=True)
 class ZipRecord:
-    """stored: its bytes lie in the file as they are. Compressed and encrypted records are never unpacked: torch writes no tensor so."""
+    """stored: its ``size`` bytes lie in the file as they are; deflated: they are to be unpacked to ``unpacked`` bytes, of which the directory says so
+    and no more than deflate can pack that tightly. Neither: encrypted, or compressed in another way."""
 
     position: int
     size: int
     stored: bool
+    unpacked: int
+    deflated: bool = False
 
 
 def read_zip_directory(source: ByteSource) -> dict[str, ZipRecord]:
@@ -44,13 +50,41 @@ def read_zip_directory(source: ByteSource) -> dict[str, ZipRecord]:
         signature, name_length, extra_length = _LOCAL_HEADER.unpack(source.read(entry.header_offset, _LOCAL_HEADER.size).tobytes())
         if signature != b"PK\x03\x04":
             _bad(source, f"record {name!r} has no local header")
-        records[name] = ZipRecord(entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length, entry.compress_size, stored)
+        deflated = entry.compress_type == zipfile.ZIP_DEFLATED and not entry.flag_bits & 1
+        if deflated and entry.file_size > _TIGHTEST * entry.compress_size + 64:
+            _bad(source, f"record {name!r} of {entry.compress_size} bytes declares {entry.file_size} unpacked ones")
+        position = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        records[name] = ZipRecord(position, entry.compress_size, stored, entry.file_size, deflated)
     end = 0
     for name, record in sorted(records.items(), key=lambda item: (item[1].position, item[1].size)):
         if record.position < end or record.position + record.size > source.size:
             _bad(source, f"record {name!r} overlaps another or leaves the file")
         end = record.position + record.size
     return records
+
+
+def inflate(source: ByteSource, record: ZipRecord, count: int) -> bytes:
+    """The first ``count`` bytes of a stored or deflated record, as they were before they were packed. count: at most ``record.unpacked``."""
+    if record.stored:
+        return source.read(record.position, count).tobytes()
+    machine = zlib.decompressobj(-zlib.MAX_WBITS)
+    parts: list[bytes] = []
+    position, end = record.position, record.position + record.size
+    while count:
+        more = machine.unconsumed_tail
+        if not more:
+            step = min(_STEP, end - position)
+            more = source.read(position, step).tobytes()
+            position += step
+        try:
+            part = machine.decompress(more, count)
+        except zlib.error as error:
+            _bad(source, f"a deflated record is damaged: {error}")
+        if not part and (machine.eof or (position == end and not machine.unconsumed_tail)):
+            _bad(source, f"a deflated record ends {count} bytes early")
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
 
 
 def _bad(source: ByteSource, what: str) -> NoReturn:

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from spectral_fast.checkpoints import CheckpointError, open_checkpoint
+from spectral_fast.checkpoints import open_checkpoint
 
 pytestmark = pytest.mark.real
 
@@ -72,6 +72,18 @@ def test_facenet() -> None:
         assert_same(file, torch.load(file, weights_only=True, map_location="cpu"), [])
 
 
-def test_torchscript_is_named() -> None:
-    with pytest.raises(CheckpointError, match="TorchScript archive: not read yet"):
-        open_checkpoint(real("silero_vad/data/silero_vad.jit"))
+def test_torchscript() -> None:
+    """The archive holds networks for 16 and 8 kHz, the first of the shapes of the safetensors file and with the same Fourier basis."""
+    with open_checkpoint(real("silero_vad/data/silero_vad.jit")) as archive, open_checkpoint(real("silero_vad/data/silero_vad_16k.safetensors")) as plain:
+        assert archive.format == "torchscript" and [s.name for s in archive.skipped] == ["constants"]
+        assert len([t for t in archive.tensors if len(t.shape) > 1]) == 16
+        first = [t.shape for t in archive.tensors if t.name.startswith("_model.") and 0 not in t.shape]
+        assert sorted(first) == sorted(t.shape for t in plain.tensors)
+        np.testing.assert_array_equal(archive.read("_model.stft.forward_basis_buffer"), plain.read("stft_conv.weight"))  # type: ignore[arg-type]
+
+
+def test_npz() -> None:
+    file = real("g2p_en/checkpoint20.npz")
+    with np.load(file) as arrays:
+        assert_same(file, dict(arrays), [])
+        assert len(arrays) == 12
