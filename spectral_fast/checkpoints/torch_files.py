@@ -96,7 +96,7 @@ def open_torch_zip(source: ByteSource, records: dict[str, ZipRecord]) -> TorchCh
         return s
 
     data = _record(source, records, pickles[0], MAX_BYTES)
-    stream = PickleStream(io.BytesIO(data), len(data))
+    stream = PickleStream(io.BytesIO(data), len(data), source.size)
     tree = _read(path, stream, storage)
     checkpoint = TorchCheckpoint(source, "torchscript" if script else "torch-zip", tree, spans, order)
     constants = sum(name.startswith(f"{root}constants/") for name in records)
@@ -129,7 +129,7 @@ def open_torch_legacy(source: ByteSource) -> TorchCheckpoint:
         return s
 
     with source.stream() as handle:
-        stream = PickleStream(handle, source.size)
+        stream = PickleStream(handle, source.size, source.size)
         if _read(path, stream, storage) != _LEGACY_NUMBER or _read(path, stream, storage) != _LEGACY_VERSION:
             _bad(path, "wrong magic number or version of the legacy format")
         _read(path, stream, storage)  # the writing system; the bytes are little-endian whatever it says

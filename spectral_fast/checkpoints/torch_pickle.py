@@ -13,8 +13,11 @@ from typing import Any, BinaryIO
 
 __all__ = ["MAX_BYTES", "MAX_STEPS", "Call", "Global", "PickleError", "PickleStream", "read_pickle"]
 
-# Bounds time and memory of a hostile stream: the largest object one step can make has about 100 bytes. A tensor of a state dict takes
-# about 30 steps, an Adam entry about 70.
+# Bounds time and memory of a hostile stream: one step takes a microsecond or three, the largest object it can make has about 100 bytes.
+# A tensor of a state dict takes about 30 steps, an Adam entry about 70: files with so many tensors that they need more steps than any file
+# is given are large.
+FREE_STEPS = 300_000
+BYTES_PER_STEP = 100  # of the file, for each step beyond those
 MAX_STEPS = 5_000_000
 MAX_BYTES = 256 * 2**20
 MAX_LINE = 2**16
@@ -55,11 +58,15 @@ class Call:
 
 
 class PickleStream:
-    """A file that gives no more bytes than it has and no more than MAX_BYTES: a declared length of 2**60 must not be allocated."""
+    """A pickle that gives no more bytes than it has and no more than MAX_BYTES: a declared length of 2**60 must not be allocated.
 
-    def __init__(self, handle: BinaryIO, size: int) -> None:
+    size: bytes that ``handle`` has; file_size: of the whole file the pickle belongs to.
+    """
+
+    def __init__(self, handle: BinaryIO, size: int, file_size: int) -> None:
         self._handle = handle
         self._size = size
+        self.steps = min(FREE_STEPS + file_size // BYTES_PER_STEP, MAX_STEPS)
         self._taken = 0
         self.tell = handle.tell
 
@@ -82,7 +89,7 @@ def read_pickle(stream: PickleStream, persistent: Callable[[Any], Any]) -> Any:
     Plain values become themselves, sets become lists, OrderedDict and its kin dicts, everything else :class:`Call`.
     The value may contain itself and share parts, as pickles may. Raises PickleError.
     """
-    machine = _Machine(persistent)
+    machine = _Machine(persistent, stream.steps)
     try:
         for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
             machine.step(opcode.name, argument)
@@ -98,9 +105,10 @@ def read_pickle(stream: PickleStream, persistent: Callable[[Any], Any]) -> Any:
 class _Machine:
     """The pickle stack machine over inert values."""
 
-    def __init__(self, persistent: Callable[[Any], Any]) -> None:
+    def __init__(self, persistent: Callable[[Any], Any], steps: int) -> None:
         self.stack: list[Any] = []
         self._persistent = persistent
+        self._allowed = steps
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
         self._steps = 0
@@ -117,8 +125,8 @@ class _Machine:
 
     def _spend(self, steps: int) -> None:
         self._steps += steps
-        if self._steps > MAX_STEPS:
-            raise PickleError(f"more than {MAX_STEPS} steps")
+        if self._steps > self._allowed:
+            raise PickleError(f"more than {self._allowed} steps")
 
     def _pop_mark(self) -> list[Any]:
         begin = self._marks.pop()

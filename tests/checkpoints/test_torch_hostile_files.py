@@ -179,7 +179,7 @@ def test_a_file_that_shrinks_after_opening(tmp_path: Path) -> None:
 
 
 def read(raw: bytes) -> Any:
-    return read_pickle(PickleStream(io.BytesIO(raw), len(raw)), lambda found: ("persistent", found))
+    return read_pickle(PickleStream(io.BytesIO(raw), len(raw), len(raw)), lambda found: ("persistent", found))
 
 
 def test_pickles_as_data() -> None:
@@ -231,9 +231,11 @@ def test_broken_pickles(raw: bytes) -> None:
 
 
 def test_pickles_that_would_eat_time_or_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    nested = b"N" + b"\x85" * 300_000 + b"."  # a tuple in a tuple in a tuple ...
+    nested = b"N" + b"\x85" * 290_000 + b"."  # a tuple in a tuple in a tuple ...
     read(nested)
     assert read(b"}" + nested[:-1] + b"Ns.")  # ... as a key: hashing it would overflow the C stack
+    with pytest.raises(PickleError, match="more than 303100 steps"):  # a small file is not given many
+        read(b"]" * 310_000 + b".")
     monkeypatch.setattr(torch_pickle, "MAX_STEPS", 10_000)
     with pytest.raises(PickleError, match="steps"):
         read(b"]" * 20_000 + b".")
