@@ -5,8 +5,8 @@
             array = checkpoint.read(info.name)
 
 Formats: safetensors (safetensors.py), torch.save's zip and legacy files and TorchScript archives (torch_files.py), numpy's .npz and .npy
-(numpy_files.py), and several of these with an index (sharded.py). The format is found from the content, not from the suffix. A new format
-is one more entry in ``_open_source``.
+(numpy_files.py), torch.distributed.checkpoint's directories (torch_distributed.py), and several of these with an index (sharded.py). The
+format is found from the content, not from the suffix. A new format is one more entry in ``_open_source``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from spectral_fast.checkpoints.numpy_files import NPY_MAGIC, open_npy, open_npz
 from spectral_fast.checkpoints.reader import ITEM_SIZES, Checkpoint, CheckpointError, Skipped, StorageKey, TensorInfo
 from spectral_fast.checkpoints.safetensors import MAX_HEADER, SafetensorsCheckpoint
 from spectral_fast.checkpoints.sharded import ShardedCheckpoint
+from spectral_fast.checkpoints.torch_distributed import METADATA, DistributedCheckpoint
 from spectral_fast.checkpoints.torch_files import LEGACY_MAGIC, open_torch_legacy, open_torch_zip
 from spectral_fast.checkpoints.zip_records import read_zip_directory
 
 __all__ = ["ITEM_SIZES", "Checkpoint", "CheckpointError", "Skipped", "StorageKey", "TensorInfo", "open_checkpoint"]
 
 _KNOWN = (
-    "known: safetensors, files of torch.save (.pt, .pth, .bin; zip and legacy), TorchScript archives, .npz, .npy, and directories with one of these or an index"
+    "known: safetensors, files of torch.save (.pt, .pth, .bin; zip and legacy), TorchScript archives, .npz, .npy, "
+    "and directories with one of these, an index or a torch.distributed.checkpoint"
 )
 
 _NOT_YET = {
@@ -42,6 +44,7 @@ _MAIN = (
     "model.safetensors.index.json",
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
+    "consolidated.safetensors",
     "adapter_model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
@@ -75,6 +78,8 @@ def _open_directory(directory: Path) -> Checkpoint:
         names = sorted(p.name for p in directory.iterdir() if p.is_file())
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be listed: {error.strerror or error}") from error
+    if METADATA in names:
+        return DistributedCheckpoint(directory)
     indexes = [n for n in names if n.endswith(".index.json")]
     files = indexes or [n for n in names if n.endswith(_SUFFIXES)]
     main = files[:1] if len(files) == 1 else [n for n in _MAIN if n in files][:1]

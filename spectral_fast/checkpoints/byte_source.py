@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from spectral_fast.checkpoints.reader import CheckpointError
 
-__all__ = ["ByteSource"]
+__all__ = ["ByteSource", "MemorySource"]
 
 
 class ByteSource:
@@ -69,3 +70,22 @@ class ByteSource:
 
     def __del__(self) -> None:
         self.close()
+
+
+class MemorySource(ByteSource):
+    """Bytes that were read already, as a file of their own. path: what messages name."""
+
+    def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
+        self.path = path
+        self.size = len(data)
+        self._data = data
+        self._fd = -1
+
+    def read(self, offset: int, count: int) -> NDArray[np.uint8]:
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise CheckpointError(f"{self.path}: bytes {offset} to {offset + count} asked for, there are {self.size}")
+        part: NDArray[np.uint8] = self._data[offset : offset + count].copy()
+        return part
+
+    def stream(self) -> BinaryIO:
+        return io.BytesIO(self._data.tobytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from numpy.typing import NDArray
 
@@ -13,7 +13,7 @@ from spectral_fast.checkpoints.byte_source import ByteSource
 from spectral_fast.checkpoints.reader import Checkpoint, CheckpointError, Skipped, TensorInfo
 from spectral_fast.linalg.arrays import RawArray
 
-__all__ = ["MAX_INDEX", "ShardedCheckpoint"]
+__all__ = ["MAX_INDEX", "ShardedCheckpoint", "plain_name"]
 
 MAX_INDEX = 50_000_000  # bytes
 MAX_SHARDS = 512  # each holds a file descriptor
@@ -67,6 +67,11 @@ class ShardedCheckpoint(Checkpoint):
             shard.close()
 
 
+def plain_name(file: Any) -> TypeGuard[str]:
+    """Whether ``file`` names something in the directory at hand, and cannot reach out of it."""
+    return isinstance(file, str) and file not in ("", ".", "..") and not any(c in file for c in "/\\\0:")
+
+
 def _read_index(path: Path) -> dict[str, str]:
     source = ByteSource(path)
     try:
@@ -84,7 +89,7 @@ def _read_index(path: Path) -> dict[str, str]:
         _bad(path, "has no weight_map object")
     for name, file in weight_map.items():
         # A plain name only: an index must not reach out of its directory. What the name resolves to may be a symlink (hub caches).
-        if not isinstance(file, str) or file in ("", ".", "..") or any(c in file for c in "/\\\0:"):
+        if not plain_name(file):
             _bad(path, f"tensor {name!r} is in {file!r}, wanted a plain file name")
     if len(set(weight_map.values())) > MAX_SHARDS:
         _bad(path, f"more than {MAX_SHARDS} shards")

@@ -263,7 +263,7 @@ class _Machine:
 
 def _set(target: dict[Any, Any], key: Any, value: Any) -> None:
     # Only flat keys are hashed: hashing a tuple nested a million deep would overflow the C stack.
-    if not isinstance(key, str | bytes | int | float | bool | None):
+    if not isinstance(key, str | bytes | int | float | bool | None | Call):  # a Call is hashed by identity
         key = f"<{type(key).__name__} {len(target)}>"
     target[key] = value
 

@@ -271,6 +271,8 @@ def _common_prefix(tensors: list[tuple[tuple[str, ...], StoredTensor]]) -> tuple
 def _text(key: Any) -> str:
     if isinstance(key, bytes):
         key = key.decode("latin-1")
+    if isinstance(key, Call):
+        return "<object>"
     if isinstance(key, int) and key.bit_length() > 64:  # str() of a huge integer is slow, or refused
         return "<integer>"
     return str(key).encode("utf-8", "backslashreplace").decode("utf-8")  # lone surrogates cannot be printed
