@@ -4,7 +4,7 @@
         for info in checkpoint.tensors:
             array = checkpoint.read(info.name)
 
-Formats: safetensors (safetensors.py), torch.save's zip and legacy files and TorchScript archives (torch_files.py), numpy's .npz and .npy
+Formats: safetensors (safetensors.py), torch.save's zip and legacy files and TorchScript archives (torch_files.py), GGUF (gguf.py), numpy's .npz and .npy
 (numpy_files.py), torch.distributed.checkpoint's directories (torch_distributed.py), and several of these with an index (sharded.py). The
 format is found from the content, not from the suffix. A new format is one more entry in ``_open_source``.
 """
@@ -15,6 +15,8 @@ import os
 from pathlib import Path
 
 from spectral_fast.checkpoints.byte_source import ByteSource
+from spectral_fast.checkpoints.gguf import MAGIC as GGUF_MAGIC
+from spectral_fast.checkpoints.gguf import GgufCheckpoint
 from spectral_fast.checkpoints.numpy_files import NPY_MAGIC, open_npy, open_npz
 from spectral_fast.checkpoints.reader import ITEM_SIZES, Checkpoint, CheckpointError, Skipped, StorageKey, TensorInfo
 from spectral_fast.checkpoints.safetensors import MAX_HEADER, SafetensorsCheckpoint
@@ -26,12 +28,11 @@ from spectral_fast.checkpoints.zip_records import read_zip_directory
 __all__ = ["ITEM_SIZES", "Checkpoint", "CheckpointError", "Skipped", "StorageKey", "TensorInfo", "open_checkpoint"]
 
 _KNOWN = (
-    "known: safetensors, files of torch.save (.pt, .pth, .bin; zip and legacy), TorchScript archives, .npz, .npy, "
+    "known: safetensors, files of torch.save (.pt, .pth, .bin; zip and legacy), TorchScript archives, GGUF, .npz, .npy, "
     "and directories with one of these, an index or a torch.distributed.checkpoint"
 )
 
 _NOT_YET = {
-    b"GGUF": "GGUF: not read yet",
     b"\x89HDF": "HDF5 (Keras): not read yet",
     b"\x1f\x8b": "gzip: unpack it first",
     b"BZh": "bzip2: unpack it first",
@@ -50,7 +51,7 @@ _MAIN = (
     "pytorch_model.bin",
     "adapter_model.bin",
 )
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy", ".gguf")
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -112,6 +113,8 @@ def _open_source(source: ByteSource) -> Checkpoint:
         records = read_zip_directory(source)
         pickled = any(name.endswith("data.pkl") for name in records)
         return open_npz(source, records) if not pickled and any(n.endswith(".npy") for n in records) else open_torch_zip(source, records)
+    if head.startswith(GGUF_MAGIC):
+        return GgufCheckpoint(source)
     if head.startswith(NPY_MAGIC):
         return open_npy(source)
     if head.startswith(b"\x80") and LEGACY_MAGIC in head[:32]:

@@ -1,6 +1,7 @@
 """What every checkpoint reader gives: names, shapes, dtypes, and the bytes of one tensor when asked for.
 
-A reader parses and checks its file's directory when it is opened and touches no tensor data before :meth:`Checkpoint.read`.
+A reader parses and checks its file's directory when it is opened and touches no tensor data before :meth:`Checkpoint.read` (but for what stands
+beside that directory in the last window of a GGUF file's header).
 Anything a file can do wrong ends in :class:`CheckpointError`; anything in a good file that is no readable tensor is listed
 in :attr:`Checkpoint.skipped` with its reason.
 """
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral_fast.linalg.arrays import FORMATS, RawArray
+from spectral_fast.linalg.arrays import FORMATS, CodedArray, RawArray
 
 __all__ = ["ITEM_SIZES", "Checkpoint", "CheckpointError", "Skipped", "StorageKey", "TensorInfo", "array_from_bytes", "contiguous_strides", "shape_fits"]
 
@@ -64,8 +65,8 @@ class StorageKey(NamedTuple):
 class TensorInfo:
     """One tensor as the file declares it.
 
-    dtype:   a key of :data:`ITEM_SIZES`.
-    nbytes:  bytes of its own elements (a view of a large storage counts only itself).
+    dtype:   a key of :data:`ITEM_SIZES`; "float32" for block formats, which are decoded to that.
+    nbytes:  bytes of its own elements in the file (a view of a large storage counts only itself).
     storage: hashable; equal for two tensors exactly when they are tied. Weights that lie side by side in one flat storage
              (LSTM weights saved on a GPU) differ in offset and are not tied. Tensors without elements are never tied.
     """
@@ -89,7 +90,8 @@ class Checkpoint(ABC):
     """An open checkpoint. Use as a context manager, or call :meth:`close`.
 
     path:    what was opened.
-    format:  "safetensors", "torch-zip", "torch-legacy", or "sharded" followed by the shards' format, e.g. "sharded safetensors".
+    format:  "safetensors", "torch-zip", "torch-legacy", "torchscript", "torch-distributed", "npz", "npy", "gguf", or "sharded" followed by the
+             shards' format, e.g. "sharded safetensors".
     tensors: every readable tensor, in the file's order.
     skipped: every other entry that is more than a plain number, string or list of those.
     """
@@ -100,8 +102,8 @@ class Checkpoint(ABC):
     skipped: tuple[Skipped, ...]
 
     @abstractmethod
-    def read(self, name: str) -> NDArray[Any] | RawArray:
-        """The elements of tensor ``name``: a new C-contiguous array of its shape, a RawArray for bfloat16 and 8-bit floats.
+    def read(self, name: str) -> NDArray[Any] | RawArray | CodedArray:
+        """The elements of tensor ``name``: a new C-contiguous array of its shape, a RawArray for bfloat16 and 8-bit floats, a CodedArray for block formats.
 
         Reads this tensor's bytes only. May be called from several threads.
         Raises KeyError for an unknown name, CheckpointError when the file has changed since it was opened or was closed.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spectral_fast.checkpoints.byte_source import ByteSource
 from spectral_fast.checkpoints.reader import Checkpoint, CheckpointError, Skipped, TensorInfo
-from spectral_fast.linalg.arrays import RawArray
+from spectral_fast.linalg.arrays import CodedArray, RawArray
 
 __all__ = ["MAX_INDEX", "ShardedCheckpoint", "plain_name"]
 
@@ -59,7 +59,7 @@ class ShardedCheckpoint(Checkpoint):
         self.skipped = tuple(skipped)
         self._shard_of = {t.name: weight_map[t.name] for t in tensors}
 
-    def read(self, name: str) -> NDArray[Any] | RawArray:
+    def read(self, name: str) -> NDArray[Any] | RawArray | CodedArray:
         return self._shards[self._shard_of[name]].read(name)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FORMATS", "FloatFormat", "RawArray", "as_float64", "as_numpy", "bfloat16_bits", "dtype_name", "is_torch", "like", "storage_format"]
+__all__ = ["FORMATS", "CodedArray", "FloatFormat", "RawArray", "as_float64", "as_numpy", "bfloat16_bits", "dtype_name", "is_torch", "like", "storage_format"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,28 @@ class RawArray:
         return tuple(self.bits.shape)
 
 
+@dataclass(frozen=True)
+class CodedArray:
+    """Numbers decoded from integer codes that share a scale in runs along the last axis (the block formats of GGUF).
+
+    values: float32. steps: (..., n / run) float32, what neighbouring codes of a run differ by. format: its name, e.g. "Q4_K"; bits: of a code.
+    """
+
+    values: NDArray[np.float32]
+    steps: NDArray[np.float32]
+    format: str
+    bits: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    def entry_steps(self) -> NDArray[np.float32]:
+        """The step of every entry, of the shape of ``values``."""
+        run = self.values.size // max(self.steps.size, 1)
+        return np.repeat(self.steps, run, axis=-1).reshape(self.values.shape)
+
+
 def is_torch(x: object) -> bool:
     """True for a torch tensor; never imports torch."""
     torch = sys.modules.get("torch")
@@ -83,6 +105,8 @@ def dtype_name(x: Any) -> str:
     """Name of the element type of an array, a torch tensor or a RawArray, e.g. ``"bfloat16"``."""
     if isinstance(x, RawArray):
         return x.dtype
+    if isinstance(x, CodedArray):
+        return "float32"
     if is_torch(x):
         return str(x.dtype).removeprefix("torch.")
     return _name(np.asarray(x).dtype)
@@ -132,10 +156,12 @@ def _decode(raw: RawArray) -> NDArray[np.float32]:
 def as_numpy(x: Any) -> NDArray[Any]:
     """``x`` as a numpy array without changing a value: numpy and CPU torch are viewed, bf16 and 8-bit floats widen to float32.
 
-    x: array-like, torch tensor (any device; a device tensor is copied to the host), ml_dtypes array or RawArray.
+    x: array-like, torch tensor (any device; a device tensor is copied to the host), ml_dtypes array, RawArray or CodedArray.
     """
     if isinstance(x, RawArray):
         return _decode(x)
+    if isinstance(x, CodedArray):
+        return x.values
     if is_torch(x):
         t = x.detach()
         name = dtype_name(t)

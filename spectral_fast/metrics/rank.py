@@ -15,7 +15,7 @@ from ..kernels.select import select
 from ..linalg.arrays import FORMATS, FloatFormat, RawArray, as_numpy, dtype_name, storage_format
 from ..linalg.svd import svd_bound, svdvals
 
-__all__ = ["RULES", "StorageNoise", "entries_and_noise", "matrix_rank", "numerical_rank", "rank_tolerances", "storage_noise", "undecided"]
+__all__ = ["RULES", "StorageNoise", "coded_noise", "entries_and_noise", "matrix_rank", "numerical_rank", "rank_tolerances", "storage_noise", "undecided"]
 
 RULES = ("numpy", "numerical_recipes", "loose", "log8", "storage")
 
@@ -67,6 +67,16 @@ def entries_and_noise(w: NDArray[Any] | RawArray, stored: FloatFormat) -> tuple[
         sums = entry_counts(w, stored, grid + precision - 1)
     tau = float(np.ldexp(1.0, sums.top + 1 - precision)) / math.sqrt(12.0)
     return counts, StorageNoise(tau * (math.sqrt(sums.row_sum) + math.sqrt(sums.column_sum) + 3.0), precision, stored.name)
+
+
+def coded_noise(steps: NDArray[np.float32], bits: int, name: str) -> StorageNoise:
+    """Rounding noise of a matrix that was stored as codes with scales: tau_ij = steps_ij/sqrt(12), else as in :func:`entries_and_noise`.
+
+    steps: (m, n), what neighbouring codes of an entry differ by. bits: of a code. name: of the format.
+    """
+    squares = np.square(steps, dtype=np.float64)
+    row, column, most = (float(x.max(initial=0.0)) for x in (squares.sum(axis=1), squares.sum(axis=0), squares))
+    return StorageNoise((math.sqrt(row) + math.sqrt(column) + 3.0 * math.sqrt(most)) / math.sqrt(12.0), bits, name)
 
 
 def entry_counts(w: NDArray[Any] | RawArray, stored: FloatFormat, floor: int | None = None) -> EntryCounts:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg.arrays import FORMATS, RawArray
+from ..linalg.arrays import FORMATS, CodedArray, RawArray
 from ..metrics.marchenko_pastur import MarchenkoPasturFit, mp_unresolved
 from ..metrics.norms import SPECTRUM_METRICS, spectrum_metrics
 from ..metrics.power_law import PowerLawFit, fit_power_laws
 from ..metrics.random_matrix import random_matrix_reference
-from ..metrics.rank import entries_and_noise, rank_tolerances
+from ..metrics.rank import coded_noise, entries_and_noise, rank_tolerances
 from .adapters import LoraPair, product_spectrum
 from .batches import Pending
 from .fits import TAIL_METRICS, fit_bulks, fit_tails, tail_metrics
@@ -26,9 +26,11 @@ from .structure import MatrixPlan
 __all__ = ["look_at", "matrix_spectra", "product_of"]
 
 
-def look_at(plan: MatrixPlan, w: NDArray[Any] | RawArray) -> Pending:
-    """What is needed of the entries themselves, before only the spectrum is kept."""
+def look_at(plan: MatrixPlan, w: NDArray[Any] | RawArray, coded: CodedArray | None = None) -> Pending:
+    """What is needed of the entries themselves, before only the spectrum is kept. coded: the tensor, where it was stored as codes with scales."""
     counts, noise = entries_and_noise(w, FORMATS[plan.entry.dtype])
+    if coded is not None and not counts.bad:
+        noise = coded_noise(coded.entry_steps().reshape(plan.view)[plan.part], coded.bits, coded.format)
     if counts.bad:
         i, j = counts.first_bad
         return Pending(plan, noise, why=f"{counts.bad} of {math.prod(plan.shape)} entries are not finite, the first at [{i}, {j}]")

@@ -97,9 +97,11 @@ _MLP = re.compile(r"(?:^|\.)(?:mlp|ffn|feed_forward|shared_mlp|DenseReluDense|De
 _EXPERT = re.compile(r"(?:^|\.)experts\.(?:(?:expert_)?\d+\.|$)")
 
 _LEAVES = {
-    **dict.fromkeys("wte embed_tokens word_embeddings tok_embeddings token_embedding tokens_embed embed_in".split(), "embedding"),
+    **dict.fromkeys("wte embed_tokens word_embeddings tok_embeddings token_embd token_embedding tokens_embed embed_in".split(), "embedding"),
     **dict.fromkeys("embedding embeddings embed emb".split(), "embedding"),
-    **dict.fromkeys("wpe embed_positions position_embeddings position_embedding positional_embedding pos_embed pos_embedding".split(), "position embedding"),
+    **dict.fromkeys(
+        "wpe embed_positions position_embd position_embeddings position_embedding positional_embedding pos_embed pos_embedding".split(), "position embedding"
+    ),
     **dict.fromkeys("token_type_embeddings segment_embeddings".split(), "token type embedding"),
     **dict.fromkeys("relative_attention_bias relative_position_bias_table".split(), "position bias"),
     **dict.fromkeys("time_emb_proj".split(), "time embedding"),
@@ -120,6 +122,16 @@ _ENDS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?:^|\.)pooler\.dense\.weight$"), "pooler"),
     (re.compile(r"^(?:model\.)?(?:head|head\.fc|heads\.head|classifier|classifier\.out_proj|score)\.(?:weight|kernel)$"), "head"),
 )
+# GGUF's names: blk.0.attn_q.weight and the like.
+_GGUF_PARENT = re.compile(r"^(?:enc\.|dec\.)?blk\.\d+\.$")
+_GGUF_LEAVES = {
+    **{f"attn_{leaf}": f"attention.{part}" for leaf, part in (("q", "q"), ("k", "k"), ("v", "v"), ("output", "output"), ("qkv", "qkv"))},
+    **{f"ffn_{part}": f"mlp.{part}" for part in ("gate", "up", "down")},
+    **{f"ffn_{part}_exps": f"expert.{part}" for part in ("gate", "up", "down")},
+    **{f"ffn_{part}_shexp": f"shared expert.{part}" for part in ("gate", "up", "down")},
+    "ffn_gate_inp": "router",
+    "ffn_gate_inp_shexp": "shared expert gate",
+}
 _CONV = re.compile(r"conv", re.IGNORECASE)
 _CONV_PARENT = re.compile(r"(?:^|\.)\w*(?:conv|downsample|upsample)\w*\.\d+\.weight$", re.IGNORECASE)  # one of a Sequential of that name
 _MAX_KERNEL = 31
@@ -134,7 +146,7 @@ def role_of(name: str, names: Names, module_kind: str | None = None) -> str:
     role = _by_end(name, shape)
     if role == UNKNOWN and _is_matrix_like(shape):
         parent, leaf, _ = split_name(name)
-        for rule in (_attention, _router, _mlp, _beside_others, _leaf, _top):
+        for rule in (_gguf, _attention, _router, _mlp, _beside_others, _leaf, _top):
             role = rule(parent, leaf, shape, names)
             if role != UNKNOWN:
                 break
@@ -153,6 +165,10 @@ def _is_matrix_like(shape: Shape) -> bool:
 def _by_end(name: str, shape: Shape) -> str:
     role = next((role for pattern, role in _ENDS if pattern.search(name)), UNKNOWN)
     return UNKNOWN if role == "head" and len(shape) != 2 else role
+
+
+def _gguf(parent: str, leaf: str, shape: Shape, names: Names) -> str:
+    return _GGUF_LEAVES.get(leaf, UNKNOWN) if _GGUF_PARENT.match(parent) else UNKNOWN
 
 
 def _attention(parent: str, leaf: str, shape: Shape, names: Names) -> str:
@@ -234,7 +250,12 @@ def _top(parent: str, leaf: str, shape: Shape, names: Names) -> str:
         return "head" if len(shape) == 2 and int(leaf) == max(int(i) for i in numbers if i.isdigit()) else UNKNOWN
     if parent not in ("", "model.", "module."):
         return UNKNOWN
-    evidence = {"fc": ("layer1.0",), "output": ("tok_embeddings",), "proj_out": ("model.decoder", "decoder"), "shared": ("encoder.block", "decoder.block")}
+    evidence = {
+        "fc": ("layer1.0",),
+        "output": ("tok_embeddings", "token_embd"),
+        "proj_out": ("model.decoder", "decoder"),
+        "shared": ("encoder.block", "decoder.block"),
+    }
     if leaf not in evidence or len(shape) != 2 or not any(names.has(f"{p}{e}") for e in evidence[leaf] for p in ("", parent)):
         return UNKNOWN
     return "embedding" if leaf == "shared" else "head"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg.arrays import RawArray, as_numpy, bfloat16_bits, dtype_name
+from ..linalg.arrays import CodedArray, RawArray, as_numpy, bfloat16_bits, dtype_name
 from ..linalg.lowrank import whole_number
 from ..metrics.random_matrix import permutation_null
 from ..progress import Progress, ProgressOption, progress_reporter
@@ -44,7 +44,7 @@ def scan(
 ) -> WeightSpectra:
     """Spectra of every weight matrix: norms, condition, rank under every rule, power law, bulk and spikes, beside a random matrix of the same shape.
 
-    source:   a checkpoint file (safetensors; .pt, .pth and .bin, new and legacy, and TorchScript archives, read without running any code in them; .npz),
+    source:   a checkpoint file (safetensors; .pt, .pth and .bin, new and legacy, and TorchScript archives, read without running any code in them; GGUF, .npz),
               a directory holding one or a torch.distributed.checkpoint, a state dict (mapping of names to arrays or tensors, nested or not) or a
               ``torch.nn.Module``.
     layers:   glob or globs over tensor names; None: all.
@@ -130,6 +130,7 @@ def weight_spectra(
 
     try:
         tensor: NDArray[Any] | RawArray | None = None
+        coded: CodedArray | None = None
         current: object = None
         for plan in plans:
             t = time.perf_counter()
@@ -143,7 +144,8 @@ def weight_spectra(
             if current is not plan.entry:
                 current, tensor = plan.entry, None
                 try:
-                    tensor = _readable(plan.entry.read(), values)
+                    elements = plan.entry.read()
+                    tensor, coded = _readable(elements, values), elements if isinstance(elements, CodedArray) else None
                 except (ValueError, OSError) as e:
                     skipped.append(Skipped(plan.entry.name, f"cannot be read: {e}", plan.entry.shape))
                 except MemoryError:
@@ -157,7 +159,7 @@ def weight_spectra(
                 cuts.update(dict.fromkeys((plan.entry.name, *plan.tied), slice_values(as_numpy(tensor), plan.in_out, values)))
             clock["slices"] += time.perf_counter() - t
             t = time.perf_counter()
-            pending = look_at(plan, w)
+            pending = look_at(plan, w, coded)
             clock["noise"] += time.perf_counter() - t
             if pending.why:
                 done.append(pending)

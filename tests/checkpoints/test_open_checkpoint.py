@@ -126,7 +126,7 @@ def test_more_shards_than_file_descriptors(tmp_path: Path) -> None:
     [
         (b"", "empty"),
         (b"hello world, this is text", "unknown format"),
-        (b"GGUF" + bytes(20), "GGUF: not read yet"),
+        (b"GGUF" + bytes(20), "not a valid GGUF file"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
         (b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00}.", "pickle that torch.save did not write"),
