@@ -143,7 +143,7 @@ def diagnose(
 
 @app.command()
 def scan(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint: .safetensors, .pt, .pth, .bin, TorchScript, .gguf, .npz, or a directory holding one.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint: .safetensors, .pt, .bin, TorchScript, .gguf, .npz, or a directory with one.")],
     layers: Annotated[str | None, typer.Option("--layers", metavar="GLOB", help="Only tensors whose name matches.")] = None,
     null: NullOption = None,
     baseline: BaselineOption = None,

@@ -44,8 +44,8 @@ def scan(
 ) -> WeightSpectra:
     """Spectra of every weight matrix: norms, condition, rank under every rule, power law, bulk and spikes, beside a random matrix of the same shape.
 
-    source:   a checkpoint file (safetensors; .pt, .pth and .bin, new and legacy, and TorchScript archives, read without running any code in them; GGUF, .npz),
-              a directory holding one or a torch.distributed.checkpoint, a state dict (mapping of names to arrays or tensors, nested or not) or a
+    source:   a checkpoint file (safetensors; .pt, .pth and .bin, new and legacy, and TorchScript archives, read without running any code in them;
+              GGUF, .npz), a directory holding one or a torch.distributed.checkpoint, a state dict (mapping of names to arrays or tensors, nested or not) or a
               ``torch.nn.Module``.
     layers:   glob or globs over tensor names; None: all.
     progress: None: a bar on a terminal after a second; False: none; or a function called as progress(done, total, what).
