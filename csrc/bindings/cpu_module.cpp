@@ -2,7 +2,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -161,21 +160,19 @@ py::tuple randomized_svd(const py::array& a, const std::string& format, std::int
   within("n_iter", n_iter, 0, kMost);
   within("threads", threads, 0, kMost);
   sf::require(tol >= 0.0 && tol < 1.0, "tol: wanted a number in [0, 1), got " + std::to_string(tol));
-  sf::LowRankOptions options{rank,
-                             width,
-                             blocks,
-                             krylov,
-                             n_iter,
-                             tol,
-                             seed,
-                             sketch,
-                             sketch_width,
-                             sketch_blocks,
-                             false,
-                             nullptr,
-                             sf::find_level(level.value_or("")),
-                             threads,
-                             {}};
+  sf::LowRankOptions options;
+  options.rank = rank;
+  options.width = width;
+  options.blocks = blocks;
+  options.krylov = krylov;
+  options.n_iter = n_iter;
+  options.tol = tol;
+  options.seed = seed;
+  options.sketch = sketch;
+  options.sketch_width = sketch_width;
+  options.sketch_blocks = sketch_blocks;
+  options.level = sf::find_level(level.value_or(""));
+  options.threads = threads;
   if (omega) {
     sf::require(omega->ndim() == 2 && omega->shape(0) == n && omega->shape(1) == width && (omega->flags() & py::array::c_style) != 0,
                 "omega: wanted a C-contiguous (n, width) array");

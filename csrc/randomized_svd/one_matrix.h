@@ -9,7 +9,6 @@
 namespace sf {
 
 inline constexpr double kUneven = 64.0, kDrift = 30.0;  // a condition number, and powers of two by which sizes may change
-inline constexpr double kRoughCosine = 1e-3;
 
 // About the condition number that one product with the matrix gives to orthonormal columns.
 inline double unevenness(const Coefficients& c) {
@@ -64,7 +63,6 @@ class OneMatrix {
     o.width = o_.sketch_width;
     o.blocks = o_.sketch_blocks;
     o.sketch = 0;
-    o.rough = true;
     const Thin<T> sums(o_.sketch, n_, lanes_);
     source_.sketch(s_.places.data(), sums);
     const Matrices a{sums.x.get(), sizeof(T) == sizeof(float) ? DType::f32 : DType::f64, 1, o_.sketch, n_, 0, sums.ld, 1};
@@ -208,7 +206,7 @@ class OneMatrix {
   void finish() {
     const std::int64_t r = left_.width(), rank = o_.rank;
     std::int64_t k = std::min(rank, r);
-    const Decomposition small = decompose(assemble(), r, k, o_.rough ? kRoughCosine : Precision<T>::cosine, s_.loops);
+    const Decomposition small = decompose(assemble(), r, k, Precision<T>::cosine, s_.loops);
     bool reached = true;
     if (o_.tol > 0.0) {
       const double allowed = o_.tol * o_.tol * total_;

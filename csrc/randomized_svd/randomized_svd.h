@@ -24,7 +24,6 @@ struct LowRankOptions {
   // Where sketch > 0: instead of random vectors the leading right singular ones of S A, that is of `sketch` random combinations of the
   // longer side's rows (columns, where these are more), from a Krylov space of sketch_blocks blocks of sketch_width columns.
   std::int64_t sketch = 0, sketch_width = 0, sketch_blocks = 0;
-  bool rough = false;             // the triplets may be mixed with each other a little; their spaces are not
   const double* omega = nullptr;  // (cols, width) instead of random vectors, for the first block
   Level level = Level::baseline;
   int threads = 0;  // 0: default_threads()

@@ -23,7 +23,7 @@ const ProductLoops<T>& product_loops(const LowRankLoops& loops) {
 
 inline std::int64_t parts_of(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
 
-// rows x width, row-major, the padding columns zero.
+// rows x width, row-major; padding columns are zero where they are factors of a product.
 template <class T>
 struct Thin {
   Thin() = default;
@@ -74,7 +74,8 @@ class Source {
     team_.check();
     const std::int64_t m = flipped_ ? a_.cols : a_.rows, n = flipped_ ? a_.rows : a_.cols;
     const std::int64_t room = kSums / static_cast<std::int64_t>(sizeof(T)) / sums.rows / 16 * 16;
-    const std::int64_t strip = flipped_ ? 16 : std::clamp<std::int64_t>(room, 32, 256), at_once = flipped_ ? kChain : 16;
+    const std::int64_t share = parts_of(parts_of(n, team_.size()), 16) * 16;
+    const std::int64_t strip = flipped_ ? 16 : std::min(share, std::clamp<std::int64_t>(room, 32, 256)), at_once = flipped_ ? kChain : 16;
     std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
     team_.each(parts_of(n, strip), [&](std::int64_t p, int rank) {
       const std::int64_t j = p * strip, width = std::min(strip, n - j);
@@ -144,10 +145,10 @@ class Source {
 
  private:
   static constexpr std::int64_t kRows = 48;       // a multiple of all tiles' rows
-  static constexpr std::int64_t kNarrow = 8;      // columns of a product, for which bfloat16 is not worth converting
   static constexpr std::int64_t kFew = 12;        // of them converted at a time, likewise a multiple of most
+  static constexpr std::int64_t kNarrow = 8;      // columns of a product for which bfloat16 is not worth converting
   static constexpr std::int64_t kStrip = 1024;    // columns of A^T x done together, or less
-  static constexpr std::int64_t kTogether = 32;   // rows converted at a time for them,
+  static constexpr std::int64_t kAtOnce = 32;     // rows converted at a time for them,
   static constexpr std::int64_t kAcross = 64;     // and columns: all in the L1 cache,
   static constexpr std::int64_t kNext = 256;      // and so far ahead they are fetched
   static constexpr std::int64_t kSums = 1 << 19;  // bytes of sums of rows in work together
@@ -186,7 +187,8 @@ class Source {
                  std::min(width, a_.cols - j) * size);
   }
 
-  // Copies of a few columns of x each, to which the L1 cache has room for what a product reads; none where x is as narrow.
+  // Copies of x by at most three vectors of columns, each with its rows side by side, so that what a product reads fits the L1 cache; none
+  // where x is no wider.
   struct Strip {
     std::int64_t first;
     Thin<T> x;
@@ -261,7 +263,7 @@ class Source {
     parts = parts_of(parts, team_.size()) * team_.size();
     const std::int64_t strip = parts_of(parts_of(a_.cols, parts), 16) * 16;
     const bool direct = in_place(x.width);
-    const std::int64_t room = (direct && a_.rows <= kChain ? 0 : strip * z.ld) + (direct ? 0 : kAcross * kTogether);
+    const std::int64_t room = (direct && a_.rows <= kChain ? 0 : strip * z.ld) + (direct ? 0 : kAcross * kAtOnce);
     std::vector<Buffer<T>> scratch(static_cast<std::size_t>(team_.size()));
     team_.each(parts_of(a_.cols, strip), [&](std::int64_t p, int rank) {
       const std::int64_t j = p * strip, width = std::min(strip, a_.cols - j);
@@ -278,15 +280,15 @@ class Source {
         } else if (direct) {
           loops_.columns_of_bfloat16(at<std::uint16_t>(i, j), a_.row_stride, depth, width, x.row(i), x.ld, x.width, to, z.ld);
         } else {
-          for (std::int64_t r = 0; r < depth; r += kTogether) {
-            const std::int64_t count = std::min(kTogether, depth - r);
+          for (std::int64_t r = 0; r < depth; r += kAtOnce) {
+            const std::int64_t count = std::min(kAtOnce, depth - r);
             for (std::int64_t c = 0; c < width; c += kAcross) {
               const std::int64_t across = std::min(kAcross, width - c);
               convert(i + r, j + c, count, across, scale_, panel, kAcross);
               if (c + kNext < width) {
                 fetch(i + r, j + c + kNext, count, kAcross);
               } else {
-                fetch(i + r + kTogether, j + (c + kNext) % (parts_of(width, kAcross) * kAcross), kTogether, kAcross);
+                fetch(i + r + kAtOnce, j + (c + kNext) % (parts_of(width, kAcross) * kAcross), kAtOnce, kAcross);
               }
               loops_.columns(panel, kAcross, count, across, x.row(i + r), x.ld, x.width, to + c * z.ld, z.ld);
             }

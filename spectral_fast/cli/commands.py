@@ -151,6 +151,10 @@ def scan(
         int | None, typer.Option("--top", min=1, metavar="K", help="Only the K leading singular values of large matrices; these are not examined for findings.")
     ] = None,
     top_above: Annotated[int, typer.Option("--top-above", min=0, metavar="N", help="Large: more than N entries.")] = 1 << 24,
+    store: Annotated[
+        Path | None, typer.Option("--store", metavar="FILE", help="Write every matrix to this SQLite file when it is done; a scan that was killed goes on.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever the store holds.")] = False,
     as_json: JsonOption = None,
     html: HtmlOption = None,
     fail_on: FailOption = FailOn.never,
@@ -160,7 +164,8 @@ def scan(
     from ..findings import weight_findings
     from ..weights.scan import scan as run
 
-    spectra = run(str(path), layers=layers, null=None if null is None else null.value, baseline=baseline, top=top, top_above=top_above)
+    given_null = None if null is None else null.value
+    spectra = run(str(path), layers=layers, null=given_null, baseline=baseline, top=top, top_above=top_above, store=store, resume=not fresh)
     return _finish(spectra, weight_findings(spectra), as_json, html, fail_on.value)
 
 

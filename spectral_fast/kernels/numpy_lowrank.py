@@ -75,11 +75,12 @@ def randomized_svd(
     Q's basis. Narrow blocks bring more for as many products (Meyer, Musco & Musco 2024), so that :func:`plan` takes n_iter + 1 or more blocks of 8, 16 or
     24 that have 1.5 l columns together (more for n_iter > 2). "auto": "krylov" where that is at most half of min(m, n), n_iter > 0 and the matrix has 4096
     l entries or more, so that the products are what takes time. "sketch": Q = orth(A V), V the l leading right singular vectors of S A (Clarkson & Woodruff
-    2009), which has 6 l random combinations of A's rows (of its columns, with the roles of both sides exchanged, where these are more) and is decomposed by
-    "krylov" with 2 l columns: two products leave as much, but where values fall slowly each is found less closely. S is sparse, every row of A being added
-    to, or taken from, one random row of each quarter of S A (Cohen 2016): of the counters' stream 2^34, word 4 i + t gives in its lowest bit the sign and
-    in the others the place, of row i in quarter t. "auto" takes it for n_iter 1 and six times as many rows as S A has, where it would take "krylov". Then B
-    = Q^T A and its singular value decomposition, cut at ``rank``. Where l is min(m, n) nothing is random and the values are exact to rounding.
+    2009), which has r random combinations of A's rows, r = 6 l rounded up to a multiple of 32 (of its columns, with the roles of both sides exchanged,
+    where these are more) and is decomposed by "krylov" with 2 l columns or up to a block more: two products leave as much, but where values fall slowly
+    each is found less closely. S is sparse, every row of A being added to, or taken from, one random row of each quarter of S A (Cohen 2016): of the
+    counters' stream 2^34, word 4 i + t gives in its lowest bit the sign and in the others the place, of row i in quarter t. "auto" takes it for n_iter 1
+    where it would take "krylov" and the longer side is at least 6 r. With omega or tol it is "krylov". Then B = Q^T A and its singular value decomposition,
+    cut at ``rank``. Where l is min(m, n) nothing is random and the values are exact to rounding.
     omega: (n, l) test matrix, the same for all matrices, instead of Rademacher entries from the counters of ``seed``, stream 0, entry (j, c) being
     number j times width + c; "krylov" then has n_iter + 1 blocks of its width.
     tol: the rank grows by blocks of 16 until |A - Q B|_F <= tol |A|_F, at most to ``rank``, and is then cut to the least that keeps this; a matrix

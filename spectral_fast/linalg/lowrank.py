@@ -56,10 +56,11 @@ def randomized_svd(
                 be several per cent short where those behind it are as large; 8 is for when they count.
     method:     "subspace" iteration (Halko et al., algorithm 4.4); "krylov": a Krylov space of narrow blocks, as close as subspace iteration to within
                 about one per cent of what is left for half the products (Musco & Musco 2015; Meyer, Musco & Musco 2024); "sketch": the
-                leading vectors of 6 l random combinations of the rows, then one product with A and one with A^T (n_iter has no effect): least work
-                for matrices with a side of more than 36 l, and as little is left in all, but single values are less close where they fall
-                slowly; "auto": "sketch" for these and n_iter 1, else "krylov" for all but small matrices, where its blocks have at most half
-                of min(m, n) columns and n_iter > 0.
+                leading vectors of 6 l or a few more random combinations of the rows (of the columns, where these are more), then one product with A
+                and one with A^T (n_iter has no effect): least work for matrices with one long side. With oversample >= 8 as little is left in all,
+                to within about two per cent, but single values are less close where they fall slowly; "auto": "krylov" for all but small
+                matrices, where its blocks have at most half of min(m, n) columns and n_iter > 0, and "sketch" in its place for n_iter 1 where the
+                longer side is six times that many combinations.
     tol:        |A - u s vt|_F <= tol |A|_F with as few triplets as random products find; not with ``omega``.
     seed:       of the Rademacher test matrix; the same for all matrices, so that a matrix's result does not depend on its batch.
     omega:      (n, l) test matrix instead, l >= rank.

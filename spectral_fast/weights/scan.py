@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,7 @@ from .measure import look_at, matrix_spectra, product_of
 from .slices import cut_differently, slice_values
 from .sources import TensorList, TensorRecord, open_source
 from .spectra import MatrixSpectrum, WeightSpectra
+from .store import ScanStore, fingerprint, read_store, tensor_records
 from .structure import MatrixPlan, plan_matrices
 
 __all__ = ["NULLS", "TOP_ABOVE", "check_null", "scan", "weight_spectra"]
@@ -41,6 +44,8 @@ def scan(
     baseline: Any = None,
     top: int | None = None,
     top_above: int = TOP_ABOVE,
+    store: str | os.PathLike[str] | None = None,
+    resume: bool = True,
 ) -> WeightSpectra:
     """Spectra of every weight matrix: norms, condition, rank under every rule, power law, bulk and spikes, beside a random matrix of the same shape.
 
@@ -62,23 +67,63 @@ def scan(
               the weights before fine-tuning, instead of with a random matrix (``MatrixSpectrum.baseline``). Matrices that have no partner of their
               shape are compared as without a baseline and listed in ``WeightSpectra.not_compared``.
 
+    store:    an SQLite file to which every matrix is written as soon as it is done; a scan that was killed goes on from there when it is started
+              again with the same file. For a path as source, and not with ``slices`` or ``null``. ``WeightSpectra.open(store)`` gives the result.
+    resume:   False: begin anew, whatever the store holds.
+
     Returns WeightSpectra; tensors that hold no weight matrix are in its ``skipped`` with the reason, matrices with NaN or Inf among its
     ``matrices`` with status "failed" and the place of the first. Values are computed with "standard" accuracy and again with "high" where
     that leaves a rank or s_min open (``redone``, ``WeightSpectra.redone_share``).
     Raises TypeError for another kind of source or baseline, checkpoints.CheckpointError (a ValueError) for a missing file or one that cannot be read,
-    ValueError when ``layers`` matches nothing, for an unknown ``null`` or ``backend``, a ``top`` or ``top_above`` that is no number of values or entries.
+    ValueError when ``layers`` matches nothing, for an unknown ``null`` or ``backend``, a ``top`` or ``top_above`` that is no number of values or entries,
+    a ``store`` of another scan.
     """
     check_null(null)
+    if store is not None and (slices or null):
+        raise ValueError(f"store: keeps no {'slices' if slices else 'permutations'}; leave out {'slices' if slices else 'null'}=")
     if top is not None:
         whole_number("top", top, 1)
     elif top_above != TOP_ABOVE:
         raise ValueError(f"top_above: got {top_above}, which says nothing without top=")
     whole_number("top_above", top_above, 0)
     # the baseline is opened first: what is wrong with it should not wait for the spectra
-    with open_baseline(baseline) as reference, open_source(source) as tensors, progress_reporter(progress) as report:
-        spectra = weight_spectra(tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed, top=top, top_above=top_above)
+    with (
+        open_baseline(baseline) as reference,
+        open_source(source) as tensors,
+        progress_reporter(progress) as report,
+        _open_store(store, source, resume, backend=SingularValues(backend).backend, seed=seed, top=top, top_above=top_above) as kept,
+    ):
+        spectra = weight_spectra(
+            tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed, top=top, top_above=top_above, kept=kept
+        )
         measure = partial(weight_spectra, top=top, top_above=top_above)
         return beside_baseline(spectra, reference, measure, layers=layers, progress=report, backend=backend)
+
+
+def _open_store(store: str | os.PathLike[str] | None, source: Any, resume: bool, **options: Any) -> AbstractContextManager[ScanStore | None]:
+    if store is None:
+        return nullcontext()
+    from .. import __version__
+
+    return ScanStore(store, {"version": __version__, "files": fingerprint(source, store), "options": options}, resume)
+
+
+def opened(path: str | os.PathLike[str]) -> WeightSpectra:
+    """See :meth:`WeightSpectra.open`."""
+    done, skipped, about = read_store(path)
+    order = {name: i for i, name in enumerate(about.get("order", ()))}
+    places = {p.plan.name: order.get(p.plan.name, len(order) + i) for i, p in enumerate(done)}
+    matrices, power_law_backend = matrix_spectra(done, places, {})
+    return WeightSpectra(
+        status=about.get("status", "incomplete"),
+        reason=about.get("reason", "the scan has not ended"),
+        backend=about.get("backend", f"power law: {power_law_backend}"),
+        source=about.get("source", ""),
+        matrices=tuple(matrices),
+        skipped=tuple(skipped),
+        seconds=float(about.get("seconds", 0.0)),
+        tensors=tensor_records(about.get("tensors", ())),
+    )
 
 
 def check_null(null: str | None) -> None:
@@ -98,8 +143,9 @@ def weight_spectra(
     seed: int = 0,
     top: int | None = None,
     top_above: int = TOP_ABOVE,
+    kept: ScanStore | None = None,
 ) -> WeightSpectra:
-    """Spectra of all matrices in ``tensors``; arguments as of :func:`scan`. progress: called as progress(done, total, what).
+    """Spectra of all matrices in ``tensors``; arguments as of :func:`scan`. progress: called as progress(done, total, what). kept: the open store.
 
     Matrices of one shape are computed in one call; a tensor that cannot be read or is not finite is listed and the rest goes on. On Ctrl-C
     what is done is returned with status "incomplete".
@@ -115,6 +161,11 @@ def weight_spectra(
     batches = ShapeBatches(values)
     interrupted = False
 
+    def finish(*pending: Pending) -> None:
+        done.extend(pending)
+        if kept is not None:
+            kept.keep(pending)
+
     def flush(key: Key) -> None:
         t = time.perf_counter()
         pending, arrays = batches.compute(key)
@@ -124,19 +175,23 @@ def weight_spectra(
             for p, w in zip(pending, arrays, strict=True):
                 p.permutation = permutation_null(w, seed=seed, backend=backend) if p.s is not None else None
         clock["permutation null"] += time.perf_counter() - t
-        done.extend(pending)
+        finish(*pending)
         if progress:
             progress(len(done), len(plans), pending[-1].plan.name)
 
     try:
+        known = kept.load(plans) if kept is not None else {}
+        done.extend(known.values())
         tensor: NDArray[Any] | RawArray | None = None
         coded: CodedArray | None = None
         current: object = None
         for plan in plans:
+            if plan.name in known:
+                continue
             t = time.perf_counter()
             if plan.lora is not None:
                 try:
-                    done.append(product_of(plan, plan.lora))
+                    finish(product_of(plan, plan.lora))
                 except (ValueError, OSError) as e:
                     skipped.append(Skipped(plan.name, f"cannot be read: {e}", plan.shape))
                 clock["singular values"] += time.perf_counter() - t
@@ -162,12 +217,12 @@ def weight_spectra(
             pending = look_at(plan, w, coded)
             clock["noise"] += time.perf_counter() - t
             if pending.why:
-                done.append(pending)
+                finish(pending)
             elif leading.wanted(plan.shape):
                 t = time.perf_counter()
                 leading.compute(pending, w)
                 clock["singular values"] += time.perf_counter() - t
-                done.append(pending)
+                finish(pending)
                 if progress:
                     progress(len(done), len(plans), plan.name)
             else:
@@ -185,7 +240,7 @@ def weight_spectra(
         skipped += [Skipped(p.name, "interrupted before it was done", p.shape) for p in plans if p.name not in finished and p.entry.name not in lost]
     status: Status = "incomplete" if interrupted else "ok" if matrices else "skipped"
     reason = f"interrupted after {len(matrices)} of {len(plans)} matrices" if interrupted else "" if matrices else "no weight matrix found"
-    return WeightSpectra(
+    spectra = WeightSpectra(
         status=status,
         reason=reason,
         backend=f"singular values: {values.backend}{_redone(matrices)}, power law: {power_law_backend}",
@@ -197,6 +252,9 @@ def weight_spectra(
         slices=cuts,
         tensors=tuple(TensorRecord(e.name, e.shape, e.owner, e.module) for e in tensors.entries),
     )
+    if kept is not None:
+        kept.finish(spectra)
+    return spectra
 
 
 def _readable(values_read: Any, kernel: SingularValues) -> NDArray[Any] | RawArray:

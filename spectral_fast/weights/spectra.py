@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -87,6 +88,16 @@ class WeightSpectra(Result):
     baseline: str = ""
     not_compared: tuple[Skipped, ...] = ()
     tensors: tuple[TensorRecord, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> WeightSpectra:
+        """What a store holds (``scan(..., store=path)``), also of a scan that has not ended: status "incomplete" then.
+
+        The result of the scan again, but for ``slices``, ``baseline`` and ``timings``. Raises ValueError for a file that is no store.
+        """
+        from .scan import opened
+
+        return opened(path)
 
     @property
     def redone_share(self) -> float:

@@ -1,0 +1,271 @@
+"""A scan that outlives its process: one SQLite file, to which every matrix is written as soon as its values are there.
+
+Table ``spectra`` holds what took the time, the singular values (float64, little-endian) and what the entries told; everything else follows from it and is
+computed again when a scan is resumed or a store opened, by the same code and to the same bits. ``matrices`` and ``skipped`` are the result in columns, for
+other tools; they are written when the scan ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..metrics.norms import SPECTRUM_METRICS
+from ..metrics.rank import RULES, StorageNoise
+from ..results import Skipped
+from .adapters import LoraPair
+from .batches import Pending
+from .fits import TAIL_METRICS
+from .sources import TensorEntry, TensorRecord
+from .spectra import MatrixSpectrum, WeightSpectra
+from .structure import MatrixPlan
+
+__all__ = ["FORMAT", "ScanStore", "StoreError", "fingerprint", "read_store", "tensor_records"]
+
+FORMAT = "1"  # of the file; another one is not read
+
+_METRICS = (*SPECTRUM_METRICS, *TAIL_METRICS, "near_zero_fraction", "condition_number_is_lower_bound")
+_RANKS = tuple(f"rank_{rule}" for rule in RULES)
+_SCHEMA = {
+    "run": "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "spectra": (
+        "CREATE TABLE spectra (name TEXT PRIMARY KEY, plan TEXT NOT NULL, s BLOB, bound REAL, why TEXT NOT NULL, noise REAL, noise_precision INTEGER NOT NULL, "
+        "noise_format TEXT NOT NULL, zero_rows INTEGER NOT NULL, zero_columns INTEGER NOT NULL, redone INTEGER NOT NULL, frobenius REAL, backend TEXT NOT NULL)"
+    ),
+    "matrices": (
+        "CREATE TABLE matrices (name TEXT PRIMARY KEY, status TEXT NOT NULL, reason TEXT NOT NULL, kind TEXT NOT NULL, role TEXT NOT NULL, "
+        "rows INTEGER NOT NULL, columns INTEGER NOT NULL, dtype TEXT NOT NULL, "
+        f"{', '.join(f'{name} REAL' for name in _METRICS)}, {', '.join(f'{name} INTEGER' for name in _RANKS)}, "
+        "alpha REAL, alpha_stderr REAL, n_tail INTEGER, storage_noise REAL, bound REAL)"
+    ),
+    "skipped": "CREATE TABLE skipped (name TEXT NOT NULL, reason TEXT NOT NULL, shape TEXT)",
+}
+_PATIENCE_S = 30.0  # while another process reads the store
+_SAMPLE = 1 << 20  # bytes hashed at both ends of a file
+_MAX_VALUES = 1 << 31
+
+
+class StoreError(ValueError):
+    """A store that cannot be used: of another scan, of another version, or no store at all."""
+
+
+class ScanStore:
+    """The store of one scan, open for writing. Use as a context manager."""
+
+    def __init__(self, path: str | os.PathLike[str], about: Mapping[str, Any], resume: bool = True) -> None:
+        """about: what a scan must have in common with the one that made the store to go on with it, as JSON-safe values.
+
+        Raises StoreError where there is a file that is no store, or one of another scan (with ``resume=False`` a store is begun anew).
+        """
+        self.path = Path(path)
+        self._about = {key: json.dumps(value, sort_keys=True) for key, value in {"format": FORMAT, **about}.items()}
+        if not self.path.parent.is_dir():
+            raise StoreError(f"store: {self.path}: no such directory {self.path.parent}")
+        there = self.path.exists() and self.path.stat().st_size > 0
+        try:
+            self._db = sqlite3.connect(self.path, timeout=_PATIENCE_S, isolation_level=None)
+        except sqlite3.Error as error:
+            raise StoreError(f"store: {self.path}: {error}") from error
+        try:
+            if there:
+                _check_schema(self._db, self.path)
+                if resume:
+                    self._compare()
+                else:
+                    self._write("BEGIN", *(f"DELETE FROM {table}" for table in _SCHEMA), "COMMIT")
+            if not there:
+                self._write("BEGIN", *_SCHEMA.values(), "COMMIT")
+            if not there or not resume:
+                self._db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", [*self._about.items()])
+        except sqlite3.Error as error:
+            self._db.close()
+            raise StoreError(f"store: {self.path}: not a store of this program, or in use by another scan ({error})") from error
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _write(self, *statements: str) -> None:
+        for statement in statements:
+            self._db.execute(statement)
+
+    def _compare(self) -> None:
+        found = dict(self._db.execute("SELECT key, value FROM run"))
+        for key, value in self._about.items():
+            if found.get(key) != value:
+                was = found.get(key, "nothing")
+                raise StoreError(f"store: {self.path} holds a scan with {key} {was[:300]}, this one has {value[:300]}; name another file, or resume=False")
+
+    def load(self, plans: Sequence[MatrixPlan]) -> dict[str, Pending]:
+        """What is there already of these matrices."""
+        rows = {row[0]: row[1:] for row in self._db.execute("SELECT * FROM spectra")}
+        return {p.name: _pending(p, rows[p.name][1:]) for p in plans if p.name in rows and rows[p.name][0] == _plan_text(p)}
+
+    def keep(self, pending: Iterable[Pending]) -> None:
+        """Write matrices that are done; they are in the file when this returns."""
+        self._transaction((f"INSERT OR REPLACE INTO spectra VALUES ({', '.join('?' * 13)})", [_row(p) for p in pending]))
+
+    def finish(self, spectra: WeightSpectra) -> None:
+        """The result in columns, and what ``read_store`` needs beside the spectra."""
+        about = {
+            "source": spectra.source,
+            "status": spectra.status,
+            "reason": spectra.reason,
+            "backend": spectra.backend,
+            "seconds": spectra.seconds,
+            "order": [m.name for m in spectra.matrices],
+            "tensors": [asdict(t) for t in spectra.tensors],
+        }
+        shapes = [(s.name, s.reason, None if s.shape is None else json.dumps(s.shape)) for s in spectra.skipped]
+        matrices = [_columns(m) for m in spectra.matrices]
+        self._transaction(
+            ("INSERT OR REPLACE INTO run VALUES (?, ?)", [(f"result.{key}", json.dumps(value)) for key, value in about.items()]),
+            ("DELETE FROM matrices", [()]),
+            ("DELETE FROM skipped", [()]),
+            (f"INSERT INTO matrices VALUES ({', '.join('?' * (13 + len(_METRICS) + len(_RANKS)))})", matrices),
+            ("INSERT INTO skipped VALUES (?, ?, ?)", shapes),
+        )
+
+    def _transaction(self, *work: tuple[str, list[Any]]) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for statement, rows in work:
+                self._db.executemany(statement, rows)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise StoreError(f"store: {self.path}: cannot be written ({error}); what was done before is in it") from error
+
+    def __enter__(self) -> ScanStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+
+def fingerprint(source: Any, store: str | os.PathLike[str]) -> dict[str, Any]:
+    """Of the files behind a path: name -> [bytes, SHA-256 of the first and the last MB]; the store itself does not count.
+
+    Raises StoreError where ``source`` is no path.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise StoreError(f"store: a scan of a {type(source).__name__} cannot be resumed; wanted a path as source")
+    path = Path(os.fspath(source))
+    folder = path if path.is_dir() else path.parent if path.name.endswith(".index.json") else None
+    own = Path(store).resolve()
+    out: dict[str, Any] = {}
+    for file in [path] if folder is None else sorted(p for p in folder.iterdir() if p.is_file()):
+        if file.parent.resolve() == own.parent and file.name.startswith(own.name):
+            continue
+        with open(file, "rb") as handle:
+            digest = hashlib.sha256(handle.read(_SAMPLE))
+            size = os.fstat(handle.fileno()).st_size
+            if size > _SAMPLE:
+                handle.seek(max(size - _SAMPLE, _SAMPLE))
+                digest.update(handle.read(_SAMPLE))
+        out[file.name] = [size, digest.hexdigest()]
+    return out
+
+
+def read_store(path: str | os.PathLike[str]) -> tuple[list[Pending], list[Skipped], dict[str, Any]]:
+    """The matrices in a store, what was skipped, and what ``ScanStore.finish`` said of the result (empty where the scan has not ended).
+
+    The file is opened read-only and trusted in nothing: its schema is compared, lengths and numbers are checked. Raises StoreError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StoreError(f"store: {path}: no such file")
+    try:
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        try:
+            db.execute("PRAGMA trusted_schema = OFF")
+            db.execute("PRAGMA cell_size_check = ON")
+            _check_schema(db, path)
+            run = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM run")}
+            if run.get("format") != FORMAT:
+                raise StoreError(f"store: {path} has format {run.get('format')!r}, known is {FORMAT!r}")
+            rows = [(_plan(name, json.loads(text)), rest) for name, text, *rest in db.execute("SELECT * FROM spectra")]
+            done = [_pending(plan, rest) for plan, rest in rows]
+            skipped = [Skipped(n, why, None if shape is None else tuple(json.loads(shape))) for n, why, shape in db.execute("SELECT * FROM skipped")]
+        finally:
+            db.close()
+    except StoreError:
+        raise
+    except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise StoreError(f"store: {path}: damaged, or not a store of this program ({error})") from error
+    return done, skipped, {key.removeprefix("result."): value for key, value in run.items() if key.startswith("result.")}
+
+
+def tensor_records(found: Any) -> tuple[TensorRecord, ...]:
+    return tuple(TensorRecord(t["name"], tuple(t["shape"]), t["owner"], t["module"]) for t in found)
+
+
+def _check_schema(db: sqlite3.Connection, path: Path) -> None:
+    found = dict(db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+    if found != _SCHEMA:
+        raise StoreError(f"store: {path}: other tables than a store has: {', '.join(map(repr, sorted(found)))[:300] or 'none'}")
+
+
+def _plan_text(p: MatrixPlan) -> str:
+    """What of a plan the result depends on, but for its name."""
+    return json.dumps([p.kind, p.role, p.shape, p.entry.shape, p.entry.dtype, p.view, repr(p.part), p.in_out, p.tied, p.lora is not None])
+
+
+def _plan(name: str, found: Any) -> MatrixPlan:
+    """A plan with all of the original but the tensor's values."""
+    kind, role, shape, tensor_shape, dtype, view, part, in_out, tied, lora = found
+    texts = (name, kind, role, dtype, part, *tied)
+    if len(shape) != 2 or not all(type(n) is int and 0 <= n < _MAX_VALUES for n in (*shape, *view)) or not all(isinstance(t, str) for t in texts):
+        raise ValueError(f"matrix {name!r} has no shape")
+    entry = TensorEntry(name, tuple(tensor_shape), dtype, name, _gone)
+    pair = LoraPair(name, "", entry, entry, 1.0, "") if lora else None
+    return MatrixPlan(entry, name, kind, (shape[0], shape[1]), (view[0], view[1], view[2]), 0, tuple(tied), role, bool(in_out), pair)
+
+
+def _gone() -> Any:
+    raise ValueError("a store holds no weights")
+
+
+def _row(p: Pending) -> tuple[Any, ...]:
+    s = None if p.s is None else np.ascontiguousarray(p.s, dtype="<f8").tobytes()
+    noise = p.noise
+    numbers = (noise.tolerance, noise.precision, noise.format, p.zero_rows, p.zero_columns, int(p.redone), p.frobenius, p.backend)
+    return (p.plan.name, _plan_text(p.plan), s, p.bound, p.why, *numbers)
+
+
+def _pending(plan: MatrixPlan, row: Sequence[Any]) -> Pending:
+    s, bound, why, tolerance, precision, noise_format, zero_rows, zero_columns, redone, frobenius, backend = row
+    values = None
+    if s is not None:
+        most = min(plan.shape)
+        if not isinstance(s, bytes) or len(s) % 8 or len(s) > 8 * most or (len(s) != 8 * most and frobenius is None and plan.lora is None):
+            raise ValueError(f"matrix {plan.name!r} of shape {plan.shape}: its singular values are {len(s)} bytes")
+        values = np.frombuffer(s, dtype="<f8").astype(np.float64)
+    nan = float("nan")  # SQLite keeps NaN as NULL
+    noise = StorageNoise(nan if tolerance is None else float(tolerance), int(precision), str(noise_format))
+    pending = Pending(plan, noise, values, str(why), nan if bound is None else float(bound))
+    pending.zero_rows, pending.zero_columns, pending.redone, pending.backend = int(zero_rows), int(zero_columns), bool(redone), str(backend)
+    pending.frobenius = None if frobenius is None else float(frobenius)
+    return pending
+
+
+def _columns(m: MatrixSpectrum) -> tuple[Any, ...]:
+    def number(x: Any) -> float | None:
+        return None if x is None or math.isnan(x) else float(x)
+
+    fit = m.power_law
+    return (
+        *(m.name, m.status, m.reason, m.kind, m.role, *m.shape, m.dtype),
+        *(number(m.metrics.get(name)) for name in _METRICS),
+        *(m.ranks.get(rule) for rule in RULES),
+        *(number(fit.alpha), number(fit.stderr), fit.n_tail, number(m.storage_noise), number(m.bound)),
+    )

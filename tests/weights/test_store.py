@@ -1,0 +1,275 @@
+"""Stores of scans: the same result again, through kills and restarts, and nothing believed of strange files."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from children import PACKAGE_FOLDER
+from safetensors.numpy import save_file
+
+import spectral_fast as sf
+from spectral_fast.weights import store as stores
+from spectral_fast.weights.store import StoreError
+
+RNG = np.random.default_rng(0)
+
+
+def tensors(matrices: int = 12, n: int = 40) -> dict[str, np.ndarray]:
+    out = {f"layer.{i}.weight": RNG.standard_normal((n + 5 * (i % 3), n)).astype(np.float32) for i in range(matrices)}
+    out["layer.0.bias"] = np.zeros(5, np.float32)
+    out["bad.weight"] = np.full((6, 4), np.nan, np.float32)
+    out["zero.weight"] = np.zeros((6, 4), np.float32)
+    return out
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_file(tensors(), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def contents(spectra: sf.WeightSpectra) -> dict[str, Any]:
+    """All but times."""
+    found = spectra.to_dict()
+    del found["seconds"], found["timings"]
+    return found
+
+
+def test_a_store_is_the_result_again(file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "scan.sqlite"
+    plain, kept, again = sf.scan(file), sf.scan(file, store=store), sf.scan(file, store=store)
+    opened = sf.WeightSpectra.open(store)
+    for other in (kept, again, opened):
+        assert contents(other) == contents(plain)
+        assert all(np.array_equal(a.s, b.s, equal_nan=True) for a, b in zip(other, plain, strict=True))
+        assert other.tensors == plain.tensors
+    assert not list(tmp_path.glob("scan.sqlite-*"))
+
+
+def test_columns_for_other_tools(file: Path, tmp_path: Path) -> None:
+    spectra = sf.scan(file, store=tmp_path / "scan.sqlite")
+    with sqlite3.connect(tmp_path / "scan.sqlite") as db:
+        db.row_factory = sqlite3.Row
+        rows = {row["name"]: row for row in db.execute("SELECT * FROM matrices")}
+        skipped = list(db.execute("SELECT name, reason, shape FROM skipped"))
+        run = dict(db.execute("SELECT key, value FROM run").fetchall())
+    assert [(s["name"], s["reason"], s["shape"]) for s in skipped] == [("layer.0.bias", "vector: no spectrum", "[5]")]
+    assert rows.keys() == {m.name for m in spectra}
+    for m in spectra:
+        row = rows[m.name]
+        assert (row["rows"], row["columns"], row["status"], row["reason"], row["role"], row["dtype"]) == (*m.shape, m.status, m.reason, m.role, m.dtype)
+        if m.status == "ok":
+            for name, value in m.metrics.items():
+                assert row[name] == value or (row[name] is None and np.isnan(value))
+            assert [row[f"rank_{rule}"] for rule in m.ranks] == list(m.ranks.values())
+            assert row["alpha"] == m.power_law.alpha or np.isnan(m.power_law.alpha)
+    assert json.loads(run["version"]) == sf.__version__ and json.loads(run["options"])["backend"] in ("native", "numpy")
+    assert json.loads(run["files"])["model.safetensors"][0] == file.stat().st_size
+
+
+def test_only_what_is_missing_is_computed(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "scan.sqlite"
+    want = contents(sf.scan(file, store=store))
+    with sqlite3.connect(store) as db:
+        db.execute("DELETE FROM spectra WHERE name IN ('layer.3.weight', 'layer.7.weight')")
+    from spectral_fast.weights import batches
+
+    computed: list[str] = []
+    original = batches.ShapeBatches.compute
+
+    def compute(self: Any, key: Any) -> Any:
+        pending, arrays = original(self, key)
+        computed.extend(p.plan.name for p in pending)
+        return pending, arrays
+
+    monkeypatch.setattr(batches.ShapeBatches, "compute", compute)
+    assert contents(sf.scan(file, store=store)) == want
+    assert sorted(computed) == ["layer.3.weight", "layer.7.weight"]
+    sf.scan(file, store=store, resume=False)
+    assert len(computed) > 12
+
+
+def test_interrupted_and_resumed(file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "scan.sqlite"
+
+    def stop(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    first = sf.scan(file, store=store, progress=stop)
+    assert first.status == "incomplete"
+    opened = sf.WeightSpectra.open(store)
+    assert opened.status == "incomplete" and {m.name for m in opened} == {m.name for m in first}
+    assert contents(sf.scan(file, store=store)) == contents(sf.scan(file))
+
+
+def test_leading_values_and_products_of_factors(tmp_path: Path) -> None:
+    a, b = RNG.standard_normal((4, 50)).astype(np.float32), RNG.standard_normal((60, 4)).astype(np.float32)
+    save_file({"q_proj.lora_A.weight": a, "q_proj.lora_B.weight": b, "up.weight": RNG.standard_normal((80, 70)).astype(np.float32)}, tmp_path / "x.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    options: dict[str, Any] = {"top": 3, "top_above": 1000}
+    plain = sf.scan(tmp_path / "x.safetensors", **options)
+    kept = sf.scan(tmp_path / "x.safetensors", store=tmp_path / "s", **options)
+    assert contents(kept) == contents(plain) == contents(sf.scan(tmp_path / "x.safetensors", store=tmp_path / "s", **options))
+    assert contents(sf.WeightSpectra.open(tmp_path / "s")) == contents(plain)
+    assert any(m.status == "incomplete" for m in plain) and any(m.kind == "lora" for m in plain)
+
+
+def test_other_files_and_options_are_refused(file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "scan.sqlite"
+    sf.scan(file, store=store)
+    with pytest.raises(StoreError, match="store: .* holds a scan with options .*, this one has"):
+        sf.scan(file, store=store, seed=1)
+    save_file(tensors(3), file)
+    with pytest.raises(StoreError, match="holds a scan with files"):
+        sf.scan(file, store=store)
+    assert len(sf.scan(file, store=store, resume=False)) == 5
+    with pytest.raises(StoreError, match="wanted a path as source"):
+        sf.scan({"w": np.ones((3, 3))}, store=store)
+    with pytest.raises(ValueError, match="store: keeps no permutations"):
+        sf.scan(file, store=store, null="permutation")
+    with pytest.raises(StoreError, match="no such directory"):
+        sf.scan(file, store=tmp_path / "missing" / "scan.sqlite")
+
+
+def test_a_store_beside_the_shards(tmp_path: Path) -> None:
+    save_file({"a.weight": np.ones((4, 3), np.float32)}, tmp_path / "model-1.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": "model-1.safetensors"}}))
+    first = sf.scan(tmp_path, store=tmp_path / "scan.sqlite")
+    assert contents(sf.scan(tmp_path, store=tmp_path / "scan.sqlite")) == contents(first)
+    save_file({"a.weight": np.zeros((4, 3), np.float32)}, tmp_path / "model-1.safetensors")
+    with pytest.raises(StoreError, match="files"):
+        sf.scan(tmp_path / "model.safetensors.index.json", store=tmp_path / "scan.sqlite")
+
+
+STRANGE: dict[str, str] = {
+    "other tables": "CREATE TABLE more (x)",
+    "a view": "CREATE VIEW v AS SELECT load_extension('x')",
+    "a trigger": "CREATE TRIGGER t AFTER INSERT ON run BEGIN DELETE FROM spectra; END",
+    "fewer tables": "DROP TABLE skipped",
+    "short values": "UPDATE spectra SET s = x'00' WHERE s IS NOT NULL",
+    "long values": "UPDATE spectra SET s = zeroblob(100000) WHERE s IS NOT NULL",
+    "text for values": "UPDATE spectra SET s = 'abc' WHERE s IS NOT NULL",
+    "no plan": "UPDATE spectra SET plan = '[]'",
+    "a plan that is no JSON": "UPDATE spectra SET plan = '[['",
+    "a deep plan": "UPDATE spectra SET plan = '" + "[" * 5000 + "'",
+    "a negative shape": """UPDATE spectra SET plan = replace(plan, '[40, 40]', '[-40, 40]')""",
+    "another format": "UPDATE run SET value = '\"2\"' WHERE key = 'format'",
+    "run that is no JSON": "UPDATE run SET value = '{'",
+    "text for a number": "UPDATE spectra SET noise_precision = 'many'",
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_strange_stores(case: str, file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "scan.sqlite"
+    sf.scan(file, store=store)
+    with sqlite3.connect(store) as db:
+        db.execute(STRANGE[case])
+    with pytest.raises(StoreError, match="^store: "):
+        sf.WeightSpectra.open(store)
+
+
+def test_files_that_are_no_store(file: Path, tmp_path: Path) -> None:
+    sf.scan(file, store=tmp_path / "good")
+    raw = (tmp_path / "good").read_bytes()
+    for content in (b"hello", raw[:1000], raw[: len(raw) // 2], bytes(5000), raw[:100] + bytes(len(raw) - 100)):
+        bad = tmp_path / "bad"
+        bad.write_bytes(content)
+        with pytest.raises(StoreError, match="^store: "):
+            sf.WeightSpectra.open(bad)
+        with pytest.raises(StoreError, match="^store: "):
+            sf.scan(file, store=bad)
+    with pytest.raises(StoreError, match="no such file"):
+        sf.WeightSpectra.open(tmp_path / "missing")
+
+
+def test_a_full_disk_loses_nothing(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "scan.sqlite"
+    original = stores._row
+    left = [5]
+
+    def row(p: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise sqlite3.OperationalError("database or disk is full")
+        return original(p)
+
+    real_transaction = stores.ScanStore._transaction
+
+    def transaction(self: Any, *work: Any) -> None:
+        if left[0] <= 0:
+            raise StoreError(f"store: {self.path}: cannot be written (database or disk is full); what was done before is in it")
+        real_transaction(self, *work)
+        left[0] -= len(work[0][1])
+
+    monkeypatch.setattr(stores.ScanStore, "_transaction", transaction)
+    with pytest.raises(StoreError, match="what was done before is in it"):
+        sf.scan(file, store=store)
+    monkeypatch.undo()
+    assert 0 < len(sf.WeightSpectra.open(store)) < 14
+    assert contents(sf.scan(file, store=store)) == contents(sf.scan(file))
+
+
+CHILD = "import sys, spectral_fast as sf; sf.scan(sys.argv[1], store=sys.argv[2], progress=False); print('done')"
+
+
+def killed_until_done(file: Path, store: Path, kills: int, seed: int) -> int:
+    """Kills that hit a running scan."""
+    hit, rng, known = 0, random.Random(seed), 0
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER)}
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import spectral_fast as sf; sf.scan"], env=env, cwd=file.parent, check=True)
+    ready = time.perf_counter() - start
+    for attempt in range(20 * kills):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(file), str(store)], env=env, cwd=file.parent, stdout=subprocess.PIPE)
+        if hit < kills:
+            time.sleep(ready * rng.uniform(0.6, 2.0))
+            child.send_signal(signal.SIGKILL)
+        out = child.communicate()[0]
+        with sqlite3.connect(store) as db:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+            count = db.execute("SELECT count(*) FROM spectra").fetchone()[0] if "spectra" in tables else 0
+        assert count >= known, "work was lost"
+        known = count
+        if b"done" in out:
+            return hit
+        hit += 1
+        assert attempt < 20 * kills - 1
+    return hit
+
+
+def compare_killed(tmp_path: Path, kills: int, matrices: int) -> None:
+    file = tmp_path / "model.safetensors"
+    rng = np.random.default_rng(1)
+    save_file({f"layer.{i}.weight": rng.standard_normal((700 + i, 640)).astype(np.float32) for i in range(matrices)}, file)
+    whole = sf.scan(file, store=tmp_path / "whole")
+    killed_until_done(file, tmp_path / "killed", kills, seed=kills)
+    assert contents(sf.WeightSpectra.open(tmp_path / "killed")) == contents(whole)
+    tables = []
+    for name in ("whole", "killed"):
+        with sqlite3.connect(tmp_path / name) as db:
+            tables.append([db.execute(f"SELECT * FROM {table} ORDER BY name").fetchall() for table in ("spectra", "matrices", "skipped")])
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.native_only
+def test_killed_and_started_again(tmp_path: Path) -> None:
+    compare_killed(tmp_path, kills=4, matrices=20)
+
+
+@pytest.mark.native_only
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_killed_twenty_times(tmp_path: Path) -> None:
+    compare_killed(tmp_path, kills=20, matrices=60)
