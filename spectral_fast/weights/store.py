@@ -102,7 +102,8 @@ class ScanStore:
         for key, value in self._about.items():
             if found.get(key) != value:
                 was = found.get(key, "nothing")
-                raise StoreError(f"store: {self.path} holds a scan with {key} {was[:300]}, this one has {value[:300]}; name another file, or resume=False")
+                differs = f"a scan with {key} {was[:300]}, this one has {value[:300]}"
+                raise StoreError(f"store: {self.path} holds {differs}; name another file, or begin anew (resume=False, --fresh)")
 
     def load(self, plans: Sequence[MatrixPlan]) -> dict[str, Pending]:
         """What is there already of these matrices."""
