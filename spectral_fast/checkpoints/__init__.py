@@ -4,9 +4,10 @@
         for info in checkpoint.tensors:
             array = checkpoint.read(info.name)
 
-Formats: safetensors (safetensors.py), torch.save's zip and legacy files and TorchScript archives (torch_files.py), GGUF (gguf.py), numpy's .npz and .npy
-(numpy_files.py), torch.distributed.checkpoint's directories (torch_distributed.py), and several of these with an index (sharded.py). The
-format is found from the content, not from the suffix. A new format is one more entry in ``_open_source``.
+Formats: safetensors (safetensors.py), torch.save's zip and legacy files and TorchScript archives (torch_files.py), GGUF (gguf.py), numpy's
+.npz and .npy (numpy_files.py), torch.distributed.checkpoint's directories (torch_distributed.py), diffusers' pipelines (folders.py), and
+several of these with an index (sharded.py). The format is found from the content, not from the suffix. A new format is one more entry in
+``_open_source``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 from pathlib import Path
 
 from spectral_fast.checkpoints.byte_source import ByteSource
+from spectral_fast.checkpoints.folders import PIPELINE, FoldersCheckpoint
 from spectral_fast.checkpoints.gguf import MAGIC as GGUF_MAGIC
 from spectral_fast.checkpoints.gguf import GgufCheckpoint
 from spectral_fast.checkpoints.numpy_files import NPY_MAGIC, open_npy, open_npz
@@ -56,7 +58,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy", ".g
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a checkpoint file, a directory that holds exactly one or one under a usual name (model.safetensors and the like; the others
-    are listed), or a directory (or its *.index.json) with an index of shards.
+    are listed), a directory (or its *.index.json) with an index of shards, one of torch.distributed.checkpoint, or a pipeline of folders (diffusers).
 
     Raises CheckpointError (a ValueError) naming the path, what was found and what is known; no other error for any content.
     """
@@ -81,6 +83,8 @@ def _open_directory(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{directory}: cannot be listed: {error.strerror or error}") from error
     if METADATA in names:
         return DistributedCheckpoint(directory)
+    if PIPELINE in names:
+        return FoldersCheckpoint(directory, _open_part, _SUFFIXES)
     indexes = [n for n in names if n.endswith(".index.json")]
     files = indexes or [n for n in names if n.endswith(_SUFFIXES)]
     main = files[:1] if len(files) == 1 else [n for n in _MAIN if n in files][:1]
@@ -93,6 +97,13 @@ def _open_directory(directory: Path) -> Checkpoint:
     if files:
         raise CheckpointError(f"{directory}: holds {len(files)} checkpoints ({', '.join(files[:4])}{', ...' if len(files) > 4 else ''}): name one of them")
     raise CheckpointError(f"{directory}: no checkpoint among its {len(names)} files; {_KNOWN}")
+
+
+def _open_part(directory: Path) -> Checkpoint:
+    """A folder of a pipeline, which is none itself."""
+    if (directory / PIPELINE).exists():
+        raise CheckpointError(f"{directory}: a pipeline inside of a pipeline")
+    return _open_directory(directory)
 
 
 def _open_file(path: Path) -> Checkpoint:
