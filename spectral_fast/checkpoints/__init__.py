@@ -5,9 +5,9 @@
             array = checkpoint.read(info.name)
 
 Formats: safetensors (safetensors.py), torch.save's zip and legacy files and TorchScript archives (torch_files.py), GGUF (gguf.py), numpy's
-.npz and .npy (numpy_files.py), torch.distributed.checkpoint's directories (torch_distributed.py), diffusers' pipelines (folders.py), and
-several of these with an index (sharded.py). The format is found from the content, not from the suffix. A new format is one more entry in
-``_open_source``.
+.npz and .npy (numpy_files.py), torch.distributed.checkpoint's directories (torch_distributed.py), diffusers' pipelines (folders.py),
+.tar.gz archives (tar_archives.py), and several of these with an index (sharded.py). The format is found from the content, not from the
+suffix. A new format is one more entry in ``_open_source``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from spectral_fast.checkpoints.numpy_files import NPY_MAGIC, open_npy, open_npz
 from spectral_fast.checkpoints.reader import ITEM_SIZES, Checkpoint, CheckpointError, Skipped, StorageKey, TensorInfo
 from spectral_fast.checkpoints.safetensors import MAX_HEADER, SafetensorsCheckpoint
 from spectral_fast.checkpoints.sharded import ShardedCheckpoint
+from spectral_fast.checkpoints.tar_archives import GZIP_MAGIC, open_tar_gz
 from spectral_fast.checkpoints.torch_distributed import METADATA, DistributedCheckpoint
 from spectral_fast.checkpoints.torch_files import LEGACY_MAGIC, open_torch_legacy, open_torch_zip
 from spectral_fast.checkpoints.zip_records import read_zip_directory
@@ -30,13 +31,12 @@ from spectral_fast.checkpoints.zip_records import read_zip_directory
 __all__ = ["ITEM_SIZES", "Checkpoint", "CheckpointError", "Skipped", "StorageKey", "TensorInfo", "open_checkpoint"]
 
 _KNOWN = (
-    "known: safetensors, files of torch.save (.pt, .pth, .bin; zip and legacy), TorchScript archives, GGUF, .npz, .npy, "
+    "known: safetensors, files of torch.save (.pt, .pth, .bin; zip and legacy), TorchScript archives, GGUF, .npz, .npy, .tar.gz archives of one of these, "
     "and directories with one of these, an index or a torch.distributed.checkpoint"
 )
 
 _NOT_YET = {
     b"\x89HDF": "HDF5 (Keras): not read yet",
-    b"\x1f\x8b": "gzip: unpack it first",
     b"BZh": "bzip2: unpack it first",
     b"\xfd7zX": "xz: unpack it first",
     b"version https://git-lfs": "a git-lfs pointer: the weights themselves are not here (git lfs pull)",
@@ -115,6 +115,12 @@ def _open_file(path: Path) -> Checkpoint:
         raise
 
 
+def _open_packed(source: ByteSource) -> Checkpoint:
+    if source.read(0, min(2, source.size)).tobytes() == GZIP_MAGIC:
+        raise CheckpointError(f"{source.path}: an archive inside of an archive")
+    return _open_source(source)
+
+
 def _open_source(source: ByteSource) -> Checkpoint:
     path = source.path
     if source.size == 0:
@@ -124,6 +130,8 @@ def _open_source(source: ByteSource) -> Checkpoint:
         records = read_zip_directory(source)
         pickled = any(name.endswith("data.pkl") for name in records)
         return open_npz(source, records) if not pickled and any(n.endswith(".npy") for n in records) else open_torch_zip(source, records)
+    if head.startswith(GZIP_MAGIC):
+        return open_tar_gz(source, _open_packed, (*_SUFFIXES, ".th"))
     if head.startswith(GGUF_MAGIC):
         return GgufCheckpoint(source)
     if head.startswith(NPY_MAGIC):
