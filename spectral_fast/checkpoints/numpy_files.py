@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_fast.checkpoints.byte_source import ByteSource
-from spectral_fast.checkpoints.reader import ITEM_SIZES, Checkpoint, CheckpointError, Skipped, StorageKey, TensorInfo, array_from_bytes, shape_fits
+from spectral_fast.checkpoints.reader import (
+    ITEM_SIZES,
+    Checkpoint,
+    CheckpointError,
+    Skipped,
+    StorageKey,
+    TensorInfo,
+    array_from_bytes,
+    contiguous_strides,
+    shape_fits,
+)
 from spectral_fast.checkpoints.zip_records import ZipRecord, inflate
 from spectral_fast.linalg.arrays import RawArray
 
@@ -147,8 +157,7 @@ def _parse(start: bytes) -> _Header | str:
 
 
 def _strides(header: _Header) -> tuple[int, ...]:
-    before = range(len(header.shape)) if header.order == "F" else None
-    return tuple(math.prod(header.shape[:i]) if before is not None else math.prod(header.shape[i + 1 :]) for i in range(len(header.shape)))
+    return contiguous_strides(header.shape) if header.order == "C" else contiguous_strides(header.shape[::-1])[::-1]
 
 
 def _bad(path: Path, what: str) -> NoReturn:

@@ -16,6 +16,7 @@ from spectral_fast.checkpoints.reader import ITEM_SIZES, Checkpoint, CheckpointE
 from spectral_fast.checkpoints.sharded import plain_name
 from spectral_fast.checkpoints.torch_files import open_torch_zip
 from spectral_fast.checkpoints.torch_pickle import MAX_BYTES, Call, Global, PickleError, PickleStream, read_pickle
+from spectral_fast.checkpoints.torch_tree import is_count
 from spectral_fast.checkpoints.zip_records import read_zip_directory
 from spectral_fast.linalg.arrays import RawArray
 
@@ -127,7 +128,7 @@ class DistributedCheckpoint(Checkpoint):
                 raise _Broken(f"more than {MAX_PIECES} files")
             self._sources[file] = ByteSource(self.path / file)
         size = self._sources[file].size
-        if not _is_count(position) or not _is_count(length) or position + length > size:
+        if not is_count(position) or not is_count(length) or position + length > size:
             raise _Broken(f"tensor {name!r}: bytes {position} to {position} + {length} of {file}, which has {size}")
         return _Piece(offsets, sizes, file, position, length)
 
@@ -193,12 +194,8 @@ def _dict(state: dict[Any, Any], key: str) -> dict[Any, Any]:
     return found
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < 2**63
-
-
 def _counts(values: Any) -> tuple[int, ...] | None:
-    return tuple(values) if isinstance(values, list | tuple) and len(values) <= 32 and all(_is_count(v) for v in values) else None
+    return tuple(values) if isinstance(values, list | tuple) and len(values) <= 32 and all(is_count(v) for v in values) else None
 
 
 def _bad(path: Path, what: str) -> NoReturn:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from spectral_fast.checkpoints.reader import ITEM_SIZES, Skipped, shape_fits
 from spectral_fast.checkpoints.torch_pickle import Call, Global, PickleError
 
-__all__ = ["Storage", "StoredTensor", "TreeError", "find_tensors"]
+__all__ = ["Storage", "StoredTensor", "TreeError", "find_tensors", "is_count"]
 
 MAX_DEPTH = 64
 
@@ -88,7 +88,7 @@ class Storage:
         if not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage":
             raise TreeError("persistent id is not a storage")
         kind, key, count = found[1], found[2], found[4]
-        if not isinstance(kind, Global) or not isinstance(key, str | int) or not _is_count(count):
+        if not isinstance(kind, Global) or not isinstance(key, str | int) or not is_count(count):
             raise TreeError("storage without class, key or size")
         short = kind.name.removesuffix("Storage")
         dtype = _STORAGE_DTYPES.get(short) if kind.module.split(".")[0] == "torch" else None
@@ -97,7 +97,7 @@ class Storage:
         view = found[5] if len(found) == 6 else None
         if view is None:
             return Storage(_text(key), dtype, item_size, whole)
-        if not isinstance(view, tuple) or len(view) != 3 or not _is_count(view[1]) or not _is_count(view[2]):
+        if not isinstance(view, tuple) or len(view) != 3 or not is_count(view[1]) or not is_count(view[2]):
             raise TreeError("storage view without offset and size")
         begin, size = view[1] * (item_size or 1), view[2] * (item_size or 1)
         if begin + size > whole:
@@ -229,7 +229,7 @@ def _dense(name: str, function: str, arguments: tuple[Any, ...]) -> StoredTensor
     if len(arguments) < 4 or not isinstance(arguments[0], Storage):
         raise TreeError(f"tensor {name!r} has no storage")
     storage, offset, shape, strides = arguments[:4]
-    if not (_is_count(offset) and _are_counts(shape) and _are_counts(strides) and len(shape) == len(strides)):
+    if not (is_count(offset) and _are_counts(shape) and _are_counts(strides) and len(shape) == len(strides)):
         raise TreeError(f"tensor {name!r}: offset, shape and strides have to be integers >= 0, as many strides as dimensions")
     dtype = storage.dtype
     if function == "_rebuild_tensor_v3":
@@ -282,9 +282,9 @@ def _dotted(path: tuple[str, ...]) -> str:
     return ".".join(path) or "(whole file)"
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 2**63
 
 
 def _are_counts(values: Any) -> bool:
-    return isinstance(values, list | tuple) and all(_is_count(v) for v in values)
+    return isinstance(values, list | tuple) and all(is_count(v) for v in values)

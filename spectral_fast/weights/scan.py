@@ -23,7 +23,7 @@ from .measure import look_at, matrix_spectra, product_of
 from .slices import cut_differently, slice_values
 from .sources import TensorList, TensorRecord, open_source
 from .spectra import MatrixSpectrum, WeightSpectra
-from .store import ScanStore, fingerprint, read_store, tensor_records
+from .store import ScanStore, fingerprint, read_store
 from .structure import MatrixPlan, plan_matrices
 
 __all__ = ["NULLS", "TOP_ABOVE", "check_null", "scan", "weight_spectra"]
@@ -91,7 +91,7 @@ def scan(
         open_baseline(baseline) as reference,
         open_source(source) as tensors,
         progress_reporter(progress) as report,
-        _open_store(store, source, resume, backend=SingularValues(backend).backend, seed=seed, top=top, top_above=top_above) as kept,
+        _open_store(store, source, resume, layers=layers, backend=SingularValues(backend).backend, seed=seed, top=top, top_above=top_above) as kept,
     ):
         spectra = weight_spectra(
             tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed, top=top, top_above=top_above, kept=kept
@@ -110,20 +110,10 @@ def _open_store(store: str | os.PathLike[str] | None, source: Any, resume: bool,
 
 def opened(path: str | os.PathLike[str]) -> WeightSpectra:
     """See :meth:`WeightSpectra.open`."""
-    done, skipped, about = read_store(path)
-    order = {name: i for i, name in enumerate(about.get("order", ()))}
-    places = {p.plan.name: order.get(p.plan.name, len(order) + i) for i, p in enumerate(done)}
-    matrices, power_law_backend = matrix_spectra(done, places, {})
-    return WeightSpectra(
-        status=about.get("status", "incomplete"),
-        reason=about.get("reason", "the scan has not ended"),
-        backend=about.get("backend", f"power law: {power_law_backend}"),
-        source=about.get("source", ""),
-        matrices=tuple(matrices),
-        skipped=tuple(skipped),
-        seconds=float(about.get("seconds", 0.0)),
-        tensors=tensor_records(about.get("tensors", ())),
-    )
+    done, skipped, fields = read_store(path)
+    matrices, power_law_backend = matrix_spectra(done, {p.plan.name: i for i, p in enumerate(done)}, {})
+    fields = {"source": os.fspath(path), "backend": f"power law: {power_law_backend}", **fields}
+    return WeightSpectra(**fields, matrices=tuple(matrices), skipped=tuple(skipped))
 
 
 def check_null(null: str | None) -> None:

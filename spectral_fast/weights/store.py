@@ -15,13 +15,13 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from ..metrics.norms import SPECTRUM_METRICS
 from ..metrics.rank import RULES, StorageNoise
-from ..results import Skipped
+from ..results import Skipped, Status
 from .adapters import LoraPair
 from .batches import Pending
 from .fits import TAIL_METRICS
@@ -29,7 +29,7 @@ from .sources import TensorEntry, TensorRecord
 from .spectra import MatrixSpectrum, WeightSpectra
 from .structure import MatrixPlan
 
-__all__ = ["FORMAT", "ScanStore", "StoreError", "fingerprint", "read_store", "tensor_records"]
+__all__ = ["FORMAT", "ScanStore", "StoreError", "fingerprint", "read_store"]
 
 FORMAT = "1"  # of the file; another one is not read
 
@@ -80,22 +80,15 @@ class ScanStore:
                 _check_schema(self._db, self.path)
                 if resume:
                     self._compare()
-                else:
-                    self._write("BEGIN", *(f"DELETE FROM {table}" for table in _SCHEMA), "COMMIT")
-            if not there:
-                self._write("BEGIN", *_SCHEMA.values(), "COMMIT")
-            if not there or not resume:
-                self._db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", [*self._about.items()])
+            if not there or not resume:  # at once: a kill leaves a store that can be gone on with, or none
+                begin = [f"DELETE FROM {table}" for table in _SCHEMA] if there else list(_SCHEMA.values())
+                self._transaction(*((statement, [()]) for statement in begin), ("INSERT INTO run VALUES (?, ?)", [*self._about.items()]))
         except sqlite3.Error as error:
             self._db.close()
             raise StoreError(f"store: {self.path}: not a store of this program, or in use by another scan ({error})") from error
         except BaseException:
             self._db.close()
             raise
-
-    def _write(self, *statements: str) -> None:
-        for statement in statements:
-            self._db.execute(statement)
 
     def _compare(self) -> None:
         found = dict(self._db.execute("SELECT key, value FROM run"))
@@ -107,8 +100,11 @@ class ScanStore:
 
     def load(self, plans: Sequence[MatrixPlan]) -> dict[str, Pending]:
         """What is there already of these matrices."""
-        rows = {row[0]: row[1:] for row in self._db.execute("SELECT * FROM spectra")}
-        return {p.name: _pending(p, rows[p.name][1:]) for p in plans if p.name in rows and rows[p.name][0] == _plan_text(p)}
+        try:
+            rows = {row[0]: row[1:] for row in self._db.execute("SELECT * FROM spectra")}
+            return {p.name: _pending(p, rows[p.name][1:]) for p in plans if p.name in rows and rows[p.name][0] == _plan_text(p)}
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise StoreError(f"store: {self.path}: damaged ({error})") from error
 
     def keep(self, pending: Iterable[Pending]) -> None:
         """Write matrices that are done; they are in the file when this returns."""
@@ -156,7 +152,7 @@ class ScanStore:
 def fingerprint(source: Any, store: str | os.PathLike[str]) -> dict[str, Any]:
     """Of the files behind a path: name -> [bytes, SHA-256 of the first and the last MB]; the store itself does not count.
 
-    Raises StoreError where ``source`` is no path.
+    Raises StoreError where ``source`` is no path, or one of the files cannot be read.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise StoreError(f"store: a scan of a {type(source).__name__} cannot be resumed; wanted a path as source")
@@ -167,18 +163,22 @@ def fingerprint(source: Any, store: str | os.PathLike[str]) -> dict[str, Any]:
     for file in [path] if folder is None else sorted(p for p in folder.iterdir() if p.is_file()):
         if file.parent.resolve() == own.parent and file.name.startswith(own.name):
             continue
-        with open(file, "rb") as handle:
-            digest = hashlib.sha256(handle.read(_SAMPLE))
-            size = os.fstat(handle.fileno()).st_size
-            if size > _SAMPLE:
-                handle.seek(max(size - _SAMPLE, _SAMPLE))
-                digest.update(handle.read(_SAMPLE))
+        try:
+            with open(file, "rb") as handle:
+                digest = hashlib.sha256(handle.read(_SAMPLE))
+                size = os.fstat(handle.fileno()).st_size
+                if size > _SAMPLE:
+                    handle.seek(max(size - _SAMPLE, _SAMPLE))
+                    digest.update(handle.read(_SAMPLE))
+        except OSError as error:
+            raise StoreError(f"store: {file}, by which its scan is known again, cannot be read: {error.strerror or error}") from error
         out[file.name] = [size, digest.hexdigest()]
     return out
 
 
 def read_store(path: str | os.PathLike[str]) -> tuple[list[Pending], list[Skipped], dict[str, Any]]:
-    """The matrices in a store, what was skipped, and what ``ScanStore.finish`` said of the result (empty where the scan has not ended).
+    """The matrices in a store, in the order of the result, what was skipped, and what ``ScanStore.finish`` said of the result: fields of WeightSpectra
+    (those of an incomplete one where the scan has not ended).
 
     The file is opened read-only and trusted in nothing: its schema is compared, lengths and numbers are checked. Raises StoreError.
     """
@@ -196,6 +196,8 @@ def read_store(path: str | os.PathLike[str]) -> tuple[list[Pending], list[Skippe
                 raise StoreError(f"store: {path} has format {run.get('format')!r}, known is {FORMAT!r}")
             rows = [(_plan(name, json.loads(text)), rest) for name, text, *rest in db.execute("SELECT * FROM spectra")]
             done = [_pending(plan, rest) for plan, rest in rows]
+            order, fields = _result({key.removeprefix("result."): value for key, value in run.items() if key.startswith("result.")})
+            done.sort(key=lambda p: order.get(p.plan.name, len(order)))
             skipped = [Skipped(n, why, None if shape is None else tuple(json.loads(shape))) for n, why, shape in db.execute("SELECT * FROM skipped")]
         finally:
             db.close()
@@ -203,11 +205,18 @@ def read_store(path: str | os.PathLike[str]) -> tuple[list[Pending], list[Skippe
         raise
     except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StoreError(f"store: {path}: damaged, or not a store of this program ({error})") from error
-    return done, skipped, {key.removeprefix("result."): value for key, value in run.items() if key.startswith("result.")}
+    return done, skipped, fields
 
 
-def tensor_records(found: Any) -> tuple[TensorRecord, ...]:
-    return tuple(TensorRecord(t["name"], tuple(t["shape"]), t["owner"], t["module"]) for t in found)
+def _result(found: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
+    """The places of the matrices and the fields of the result. Raises ValueError, TypeError or KeyError for anything else than ``finish`` wrote."""
+    if not found:
+        return {}, {"status": "incomplete", "reason": "the scan has not ended"}
+    texts = {key: found[key] for key in ("source", "status", "reason", "backend")}
+    if not all(isinstance(t, str) for t in texts.values()) or texts["status"] not in get_args(Status):
+        raise ValueError("the result has no status")
+    tensors = tuple(TensorRecord(t["name"], tuple(t["shape"]), t["owner"], t["module"]) for t in found["tensors"])
+    return {name: i for i, name in enumerate(found["order"])}, {**texts, "seconds": float(found["seconds"]), "tensors": tensors}
 
 
 def _check_schema(db: sqlite3.Connection, path: Path) -> None:

@@ -95,7 +95,7 @@ def test_two_processes(tmp_path: Path) -> None:
 
 def forged(folder: Path, change: Any) -> None:
     """The metadata with ``change`` made to it."""
-    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    metadata = dcp.FileSystemReader(folder).read_metadata()
     change(metadata)
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
 
