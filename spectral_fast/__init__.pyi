@@ -36,6 +36,8 @@ from .weights.ablate import Ablation as Ablation
 from .weights.ablate import ablate as ablate
 from .weights.advise import Advice as Advice
 from .weights.advise import advise as advise
+from .weights.plan import ScanPlan as ScanPlan
+from .weights.plan import scan_plan as scan_plan
 from .weights.scan import scan as scan
 from .weights.spectra import MatrixSpectrum as MatrixSpectrum
 from .weights.spectra import WeightSpectra as WeightSpectra
@@ -58,6 +60,7 @@ __all__ = [
     "MatrixSpectrum",
     "NeuralCollapse",
     "PowerLawFit",
+    "ScanPlan",
     "SketchSVD",
     "Skipped",
     "SpectralDensity",
@@ -78,6 +81,7 @@ __all__ = [
     "power_law",
     "randomized_svd",
     "scan",
+    "scan_plan",
     "show_config",
     "spectral_density",
     "spectral_norm",

@@ -77,6 +77,12 @@ class Result:
 
         return tables.to_frame(_on_host(self))
 
+    def save_table(self, path: str | os.PathLike[str]) -> None:
+        """The table of ``to_pandas`` as a file: .csv (no pandas needed) or .parquet (pandas and pyarrow)."""
+        from .report import tables
+
+        tables.save_table(_on_host(self), path)
+
     def plot(self, **options: Any) -> Figure:
         """The result as a matplotlib figure, made without touching pyplot's state."""
         from .report import plots

@@ -24,7 +24,7 @@ TIERS = (
     {"linalg"},
     {"kernels"},
 )
-FOR_ALL = {"results", "progress", "__init__"}  # may be imported by all; themselves import nothing, but results report inside methods
+FOR_ALL = {"results", "progress", "memory", "__init__"}  # may be imported by all; themselves import nothing, but results report inside methods
 COMPILED = {"_native": "kernels.native_kernels", "_cuda": "kernels.cuda_kernels"}
 ONLY_INSIDE_FUNCTIONS = {"matplotlib", "plotly", "pandas", "dask", "lightning", "transformers", "sklearn"}
 

@@ -3,8 +3,9 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <vector>
+
+#include "core/pages.h"
 
 namespace sf {
 
@@ -31,13 +32,15 @@ class Scratch {
 
  private:
   struct Free {
-    void operator()(double* p) const { ::operator delete(p, std::align_val_t{64}); }
+    std::size_t bytes;
+    void operator()(double* p) const { give_memory(p, bytes); }
   };
 
   double* pop() {
     const std::lock_guard<std::mutex> hold(lock_);
     if (free_.empty()) {
-      all_.emplace_back(static_cast<double*>(::operator new(doubles_ * sizeof(double), std::align_val_t{64})));
+      const std::size_t bytes = doubles_ * sizeof(double);
+      all_.emplace_back(static_cast<double*>(take_memory(bytes)), Free{bytes});
       return all_.back().get();
     }
     double* last = free_.back();

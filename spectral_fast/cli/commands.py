@@ -6,7 +6,6 @@ on standard error; with SPECTRAL_FAST_TRACEBACK=1 in the environment they come w
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -18,16 +17,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .demo_network import DEMO_TRAIN, digits, train
+from .finish import BAD_INPUT, INTERRUPTED, OK, BaselineOption, FailOn, FailOption, HtmlOption, JsonOption, NullOption, finish
 from .inputs import BadInput, check_outputs, made_by
+from .scan_command import scan
 
 if TYPE_CHECKING:
-    from ..findings import Finding
-    from ..results import Result
+    pass
 
 
 __all__ = ["app", "main"]
-
-OK, FOUND, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="spectral-fast",
@@ -39,27 +37,10 @@ app = typer.Typer(
 )
 
 
-class FailOn(str, Enum):
-    warning = "warning"
-    severe = "severe"
-    never = "never"
-
-
-class Null(str, Enum):
-    permutation = "permutation"
-
-
 class Budget(str, Enum):
     quick = "quick"
     standard = "standard"
     thorough = "thorough"
-
-
-JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the numbers as JSON; '-' prints them instead of the report.")]
-HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page.")]
-BaselineOption = Annotated[str | None, typer.Option("--baseline", metavar="PATH", help="A checkpoint to compare the weights with, instead of random matrices.")]
-NullOption = Annotated[Null | None, typer.Option("--null", help="Also compare with shuffles of every matrix's entries; 20 times the cost.")]
-FailOption = Annotated[FailOn, typer.Option("--fail-on", help="Exit with 1 when a finding is at least so grave.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -96,7 +77,7 @@ def demo(
 
     used = slice(0, DEMO_TRAIN)
     result = run(model, (torch.from_numpy(images[used]), torch.from_numpy(labels[used])), seed=seed)
-    return _finish(result, result.findings, as_json, out, "never")
+    return finish(result, result.findings, as_json, out, "never")
 
 
 @app.command()
@@ -138,35 +119,10 @@ def diagnose(
         null=given_null,
         baseline=baseline,
     )
-    return _finish(result, result.findings, as_json, html, fail_on.value)
+    return finish(result, result.findings, as_json, html, fail_on.value)
 
 
-@app.command()
-def scan(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint: .safetensors, .pt, .bin, TorchScript, .gguf, .npz, or a directory with one.")],
-    layers: Annotated[str | None, typer.Option("--layers", metavar="GLOB", help="Only tensors whose name matches.")] = None,
-    null: NullOption = None,
-    baseline: BaselineOption = None,
-    top: Annotated[
-        int | None, typer.Option("--top", min=1, metavar="K", help="Only the K leading singular values of large matrices; these are not examined for findings.")
-    ] = None,
-    top_above: Annotated[int, typer.Option("--top-above", min=0, metavar="N", help="Large: more than N entries.")] = 1 << 24,
-    store: Annotated[
-        Path | None, typer.Option("--store", metavar="FILE", help="Write every matrix to this SQLite file when it is done; a scan that was killed goes on.")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever the store holds.")] = False,
-    as_json: JsonOption = None,
-    html: HtmlOption = None,
-    fail_on: FailOption = FailOn.never,
-) -> int:
-    """Spectra of every matrix in a checkpoint. Needs no model code and no data."""
-    check_outputs(html, as_json)
-    from ..findings import weight_findings
-    from ..weights.scan import scan as run
-
-    given_null = None if null is None else null.value
-    spectra = run(str(path), layers=layers, null=given_null, baseline=baseline, top=top, top_above=top_above, store=store, resume=not fresh)
-    return _finish(spectra, weight_findings(spectra), as_json, html, fail_on.value)
+app.command()(scan)
 
 
 @app.command()
@@ -195,32 +151,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def _finish(result: Result, findings: Sequence[Finding], as_json: str | None, page: Path | None, fail_on: str) -> int:
-    """Print the report and write the files; the exit code. fail_on: "warning", "severe" or "never"."""
-    from ..report.terminal import complain, show
-
-    if as_json is not None:
-        document = result.to_dict()
-        document.setdefault("findings", [dataclasses.asdict(f) for f in findings])
-        text = json.dumps(document, allow_nan=False)
-        if as_json == "-":
-            print(text)
-        else:
-            Path(as_json).write_text(text + "\n", encoding="utf-8")
-    if as_json != "-":
-        show(result)
-    if page is not None:
-        result.save_html(page)
-        print(f"page: {page}", file=sys.stderr if as_json == "-" else sys.stdout)
-    if result.status == "incomplete" and "interrupt" in result.reason:
-        return INTERRUPTED
-    if result.reason.startswith("failed: "):  # the report says why; an analysis that failed is no clean bill
-        complain(result.reason)
-        return BAD_INPUT
-    grave = {"warning": ("warning", "severe"), "severe": ("severe",), "never": ()}[fail_on]
-    return FOUND if any(f.severity in grave for f in findings) else OK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

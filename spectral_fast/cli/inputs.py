@@ -15,9 +15,11 @@ class BadInput(Exception):
     """What the user gave cannot be used; the message is the whole error."""
 
 
-def check_outputs(page: Path | None, as_json: str | None) -> None:
+def check_outputs(page: Path | None, as_json: str | None, table: Path | None = None) -> None:
     """Fail before the work rather than after it."""
-    for option, path in (("page", page), ("--json", Path(as_json) if as_json not in (None, "-") else None)):
+    if table is not None and table.suffix.lower() not in (".csv", ".parquet"):
+        raise BadInput(f"--table: got {table}; known: .csv, .parquet")
+    for option, path in (("page", page), ("--json", Path(as_json) if as_json not in (None, "-") else None), ("--table", table)):
         if path is None:
             continue
         if path.is_dir():

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from ..kernels.select import select
 from .arrays import FORMATS, RawArray, as_numpy, bfloat16_bits, dtype_name, like
 
-__all__ = ["svd_bound", "svdvals"]
+__all__ = ["svd_bound", "svd_workspace", "svdvals"]
 
 _ACCURACIES = ("standard", "high", "fast")
 _SINGLE_ABOVE = 320  # values: with more, "fast" multiplies in single precision
@@ -44,6 +44,35 @@ def svd_bound(s: NDArray[np.float64], accuracy: str = "high") -> NDArray[np.floa
         direct = w / (x + np.sqrt(np.maximum(x * x - w, 0.0)))  # the same as `below` without cancellation
         bound = np.where(x * x > w, direct, np.maximum(below, above)) * top
     return np.asarray(np.where(top == 0.0, 0.0, bound))
+
+
+def svd_workspace(shape: tuple[int, int, int], accuracy: str = "standard", *, backend: str = "native", threads: int = 1) -> int:
+    """Bytes that the singular values of a batch of matrices (batch, m, n) need beside their entries, values included.
+
+    Every thread that works on a matrix by itself has one float64 working matrix (n x ld, n the shorter side, ld at most n + 16), a panel of 256 of the
+    matrix's rows as float64, and block reflectors for it (128 x 256), which also covers the vectors of the reduction. A matrix of more than 8192 rows
+    is summed up in parts: a single one keeps the square of each part (at most n / 4096 of the float32 input) beside the threads' memory, in which
+    a further square is set aside.
+    Above 320 columns (one matrix per thread up to 1024, above it all threads on one) the O(n b) part is 896 n: 384 rows of the matrix between
+    two visits to its Gram matrix, and for b = 32 at most 16 n b in the band and some ten thin matrices of n x b; both are counted.
+    Once for the whole batch: the condensed matrices (2 n each), the values (n each), and half a megabyte for the interpreter, allocator and stacks.
+
+    backend "numpy": three copies of one matrix in float64 (LAPACK's and its caller's) and the workspace of blocks of 64 columns.
+    """
+    batch, m, n = shape[0], max(shape[1:]), min(shape[1:])
+    if backend == "numpy":
+        return 8 * (3 * m * n + 64 * (m + n) + batch * n) + 500_000
+    square, ld = n * (n + 16), n + 16
+    if n > _SINGLE_ABOVE:
+        tall = accuracy == "high" and m > n
+        at_once = min(threads, batch) if n <= 1024 else 1
+        doubles = at_once * (square + 896 * n + (256 * ld + 128 * 256 if tall else 0))
+    else:
+        parts = -(-m // 8192)
+        doubles = min(threads, max(batch, parts)) * ((2 if parts > 1 else 1) * square + 256 * ld + 128 * 256)
+        if parts > 1 and batch < 2 * threads:
+            doubles += parts * square
+    return 8 * (doubles + 3 * batch * n) + 500_000
 
 
 @overload

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +27,14 @@ if TYPE_CHECKING:
     from ..results import Result
     from ..weights.ablate import Ablation
     from ..weights.advise import Advice
+    from ..weights.plan import ScanPlan
     from ..weights.spectra import MatrixSpectrum, WeightSpectra
 
-__all__ = ["to_frame"]
+__all__ = ["save_table", "to_frame"]
 
 Row = dict[str, Any]
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _WEIGHT_COLUMNS = ("name", "kind", "role", "shape", "m", "n", "dtype", "effective_precision", "status", "reason")
 
 
@@ -39,19 +44,62 @@ def to_frame(result: Result) -> pd.DataFrame:
     WeightSpectra: a row per matrix and per skipped tensor (status "skipped"). MatrixSpectrum: a row per singular value. GradientSpectrum,
     EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts.
     LowRankSVD: a row per triplet. SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure.
-    Ablation: a row per cut. Advice: a row per matrix. Diagnosis: a row per finding, severe first.
+    Ablation: a row per cut. Advice: a row per matrix. ScanPlan: a row per shape. Diagnosis: a row per finding, severe first.
     Raises ImportError without pandas, TypeError for another class.
     """
     try:
         import pandas as pd
     except ImportError as error:
         raise ImportError("to_pandas needs pandas: pip install pandas") from error
+    rows, columns = _rows(result)
+    return pd.DataFrame(rows, columns=list(columns) if not rows else None)
+
+
+def save_table(result: Result, path: str | os.PathLike[str]) -> None:
+    """The same table as a file, by its suffix: .csv (UTF-8, RFC 4180; no cell that a spreadsheet would take for a formula) or .parquet.
+
+    Raises ValueError for another suffix, ImportError without pandas and pyarrow for .parquet, TypeError for another class.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".parquet":
+        frame = to_frame(result)
+        for column in frame.columns:
+            if frame[column].map(lambda v: isinstance(v, (tuple, list))).any():  # shapes: as text, "2048x256"
+                frame[column] = frame[column].map(_cell)
+        try:
+            frame.to_parquet(path, index=False)
+        except ImportError as error:
+            raise ImportError("a .parquet file needs pyarrow: pip install pyarrow") from error
+        return
+    if suffix != ".csv":
+        raise ValueError(f"path: got {os.fspath(path)!r}; known: .csv, .parquet")
+    rows, columns = _rows(result)
+    names = list(dict.fromkeys(name for row in rows for name in row)) or list(columns)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
+
+
+def _cell(value: Any) -> str:
+    """A value as the text of one cell; numbers so that they are read back as they were."""
+    if value is None:
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value)).lower()
+    if isinstance(value, (int, float, np.number)):
+        number = float(value)
+        return "" if number != number else repr(int(value)) if isinstance(value, (int, np.integer)) else repr(number)
+    text = "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return f"'{text}" if text[:1] in _FORMULA else text
+
+
+def _rows(result: Result) -> Made:
     name = type(result).__name__
     make = _ROWS.get(name)
     if make is None:
         raise TypeError(f"result: got {name}; known: {', '.join(sorted(_ROWS))}")
-    rows, columns = make(result)
-    return pd.DataFrame(rows, columns=list(columns) if not rows else None)
+    return make(result)
 
 
 Made = tuple[list[Row], tuple[str, ...]]
@@ -177,6 +225,11 @@ def _diagnosis(d: Diagnosis) -> Made:
     return [{key: getattr(f, key) for key in columns} for f in by_severity(d.findings)], columns
 
 
+def _plan(p: ScanPlan) -> Made:
+    rows: list[Row] = [{"m": c.shape[0], "n": c.shape[1], "matrices": c.matrices, "flops": c.flops, "seconds": c.seconds} for c in p.shapes]
+    return rows, ("m", "n", "matrices", "flops", "seconds")
+
+
 _ROWS: dict[str, Callable[[Any], Made]] = {
     "Diagnosis": _diagnosis,
     "WeightSpectra": _weights,
@@ -190,4 +243,5 @@ _ROWS: dict[str, Callable[[Any], Made]] = {
     "NeuralCollapse": _collapse,
     "Ablation": _ablation,
     "Advice": _advice,
+    "ScanPlan": _plan,
 }

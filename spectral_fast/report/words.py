@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 __all__ = [
     "Column",
     "cells",
+    "duration",
     "fact",
     "integer",
     "interval",
@@ -151,6 +152,17 @@ def plus_minus(x: object, error: object) -> str:
     scale = math.floor(math.log10(top))
     decimals = max(0, scale - place)
     return f"({value / 10.0**scale:.{decimals}f} ± {bar / 10.0**scale:.{decimals}f})e{scale:+d}"
+
+
+def duration(seconds: float) -> str:
+    """A time in words, at the precision it is known to: "0.3 s", "45 s", "12 min", "3.4 h", "5.1 days"."""
+    if seconds < 1e-3:
+        return "< 1 ms"
+    for unit, width, until in (("ms", 1e-3, 1000.0), ("s", 1.0, 120.0), ("min", 60.0, 120.0), ("h", 3600.0, 48.0)):
+        if seconds < until * width:
+            value = seconds / width
+            return f"{value:.2g} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{seconds / 86400.0:.3g} days"
 
 
 def interval(low: object, high: object) -> str:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from ..metrics.rank import StorageNoise
     from .structure import MatrixPlan
 
-__all__ = ["Leading", "Pending", "ShapeBatches", "SingularValues", "core_values"]
+__all__ = ["BATCH_BYTES", "Key", "Leading", "Matrix", "Pending", "ShapeBatches", "SingularValues", "batch_is_full", "core_values"]
 
 # Matrices of one shape are computed together up to this size and this many flops: a fraction of a second, so that progress is seen and
 # an interruption loses little.
-_BATCH_BYTES = 64 << 20
-_BATCH_FLOPS = 1e10
+BATCH_BYTES = 64 << 20
+BATCH_FLOPS = 1e10
 
 F64 = NDArray[np.float64]
 Matrix = NDArray[Any] | RawArray
@@ -55,11 +55,23 @@ class Pending:
     backend: str = ""
 
 
+def batch_is_full(entries: int, shorter: int) -> bool:
+    """Whether matrices of so many entries together, their shorter sides so long, are worth a call."""
+    return entries * 8 > BATCH_BYTES or entries * 4.0 * shorter > BATCH_FLOPS
+
+
 class Leading:
-    """The leading ``top`` values alone of matrices of more than ``above`` entries; none: no matrix is that large."""
+    """The leading ``top`` values alone of matrices of more than ``above`` entries; none: no matrix is that large.
+
+    columns: of the test matrix. passes: over a matrix.
+    """
+
+    # more passes than randomized_svd's default: values are wanted here, not subspaces, and hardly any time is spent on them
+    passes, _oversample = 8, 16
 
     def __init__(self, top: int | None, above: int, backend: str, seed: int) -> None:
         self._top, self._above, self._backend, self._seed = top, above, backend, seed
+        self.columns = 0 if top is None else top + self._oversample
 
     def wanted(self, shape: tuple[int, int]) -> bool:
         """Whether of a matrix of this shape."""
@@ -68,8 +80,7 @@ class Leading:
     def compute(self, pending: Pending, w: Matrix) -> None:
         """Fill in what is found of ``w`` (m, n): values from below, each within ``bound`` of the true one (Weyl), and the Frobenius norm."""
         try:
-            # more passes than its default: values are wanted here, not subspaces, and hardly any time is spent on them
-            r = randomized_svd(w, self._top, oversample=16, n_iter=8, seed=self._seed, backend=self._backend)
+            r = randomized_svd(w, self._top, oversample=self._oversample, n_iter=self.passes, seed=self._seed, backend=self._backend)
         except MemoryError:
             pending.why = "not enough memory for its leading singular values"
             return
@@ -117,8 +128,7 @@ class ShapeBatches:
         group, arrays = self._waiting.setdefault(key, ([], []))
         group.append(pending)
         arrays.append(w)
-        entries = len(arrays) * shape[0] * shape[1]
-        return key if entries * 8 > _BATCH_BYTES or entries * 4.0 * min(shape) > _BATCH_FLOPS else None
+        return key if batch_is_full(len(arrays) * shape[0] * shape[1], min(shape)) else None
 
     def keys(self) -> list[Key]:
         """Of the batches that still wait."""

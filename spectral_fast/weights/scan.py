@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg.arrays import CodedArray, RawArray, as_numpy, bfloat16_bits, dtype_name
 from ..linalg.lowrank import whole_number
-from ..metrics.random_matrix import permutation_null
-from ..progress import Progress, ProgressOption, progress_reporter
+from ..memory import host_memory_limit
+from ..progress import Bar, Progress, ProgressOption, progress_reporter
 from ..results import Skipped, Status
+from .ahead import ReadAhead
 from .baseline import beside_baseline, open_baseline
-from .batches import Key, Leading, Pending, ShapeBatches, SingularValues
-from .measure import look_at, matrix_spectra, product_of
-from .slices import cut_differently, slice_values
+from .batches import Pending, SingularValues
+from .compute import STAGES, TOP_ABOVE, Calculator, Measured, Options
+from .measure import matrix_spectra
 from .sources import TensorList, TensorRecord, open_source
 from .spectra import MatrixSpectrum, WeightSpectra
 from .store import ScanStore, fingerprint, read_store
-from .structure import MatrixPlan, plan_matrices
+from .structure import plan_matrices
+from .work import Costs, WorkUnit, work_units
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 __all__ = ["NULLS", "TOP_ABOVE", "check_null", "scan", "weight_spectra"]
 
 NULLS = (None, "permutation")
-TOP_ABOVE = 1 << 24
 
 
 def scan(
@@ -46,6 +49,8 @@ def scan(
     top_above: int = TOP_ABOVE,
     store: str | os.PathLike[str] | None = None,
     resume: bool = True,
+    executor: Executor | None = None,
+    max_memory: int | float | None = None,
 ) -> WeightSpectra:
     """Spectra of every weight matrix: norms, condition, rank under every rule, power law, bulk and spikes, beside a random matrix of the same shape.
 
@@ -70,13 +75,17 @@ def scan(
     store:    an SQLite file to which every matrix is written as soon as it is done; a scan that was killed goes on from there when it is started
               again with the same file. For a path as source, and not with ``slices`` or ``null``. ``WeightSpectra.open(store)`` gives the result.
     resume:   False: begin anew, whatever the store holds.
+    executor: a concurrent.futures executor, such as ProcessPoolExecutor() or Dask's ``Client.get_executor()``: its workers read the tensors themselves from
+              the path ``source``, which they all have to see, and this process gathers the values (and writes the store).
+    max_memory: bytes that tensors and computation may take together, on every worker for itself with an ``executor``; None: 60 % of what is free. What
+              cannot be computed within it is listed in ``skipped``.
 
     Returns WeightSpectra; tensors that hold no weight matrix are in its ``skipped`` with the reason, matrices with NaN or Inf among its
     ``matrices`` with status "failed" and the place of the first. Values are computed with "standard" accuracy and again with "high" where
     that leaves a rank or s_min open (``redone``, ``WeightSpectra.redone_share``).
     Raises TypeError for another kind of source or baseline, checkpoints.CheckpointError (a ValueError) for a missing file or one that cannot be read,
     ValueError when ``layers`` matches nothing, for an unknown ``null`` or ``backend``, a ``top`` or ``top_above`` that is no number of values or entries,
-    a ``store`` of another scan.
+    a ``store`` of another scan, a ``max_memory`` that is no number above 0.
     """
     check_null(null)
     if store is not None and (slices or null):
@@ -86,6 +95,13 @@ def scan(
     elif top_above != TOP_ABOVE:
         raise ValueError(f"top_above: got {top_above}, which says nothing without top=")
     whole_number("top_above", top_above, 0)
+    host_memory_limit(max_memory)
+    if executor is not None:
+        from .remote import check_executor
+
+        check_executor(executor)
+        if not isinstance(source, (str, os.PathLike)):
+            raise TypeError(f"executor: source is a {type(source).__name__}; wanted a path, from which the workers read for themselves")
     # the baseline is opened first: what is wrong with it should not wait for the spectra
     with (
         open_baseline(baseline) as reference,
@@ -93,10 +109,8 @@ def scan(
         progress_reporter(progress) as report,
         _open_store(store, source, resume, layers=layers, backend=SingularValues(backend).backend, seed=seed, top=top, top_above=top_above) as kept,
     ):
-        spectra = weight_spectra(
-            tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed, top=top, top_above=top_above, kept=kept
-        )
-        measure = partial(weight_spectra, top=top, top_above=top_above)
+        measure = partial(weight_spectra, top=top, top_above=top_above, executor=executor, max_memory=max_memory)
+        spectra = measure(tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed, kept=kept)
         return beside_baseline(spectra, reference, measure, layers=layers, progress=report, backend=backend)
 
 
@@ -134,112 +148,71 @@ def weight_spectra(
     top: int | None = None,
     top_above: int = TOP_ABOVE,
     kept: ScanStore | None = None,
+    executor: Executor | None = None,
+    max_memory: int | float | None = None,
 ) -> WeightSpectra:
     """Spectra of all matrices in ``tensors``; arguments as of :func:`scan`. progress: called as progress(done, total, what). kept: the open store.
 
-    Matrices of one shape are computed in one call; a tensor that cannot be read or is not finite is listed and the rest goes on. On Ctrl-C
-    what is done is returned with status "incomplete".
+    Matrices of one shape are computed in one call while the next are read; a tensor that cannot be read or is not finite is listed and the rest goes
+    on. On Ctrl-C what is done is returned with status "incomplete".
     """
     check_null(null)
     start = time.perf_counter()
+    options = Options(backend, slices, null, seed, top, top_above)
+    calculator = Calculator(options)
     plans, skipped = plan_matrices(tensors.entries, layers, tensors.adapter)
     skipped = [*tensors.skipped, *skipped]
-    clock = {"read": 0.0, "noise": 0.0, "singular values": 0.0, "slices": 0.0, "permutation null": 0.0, "power law": 0.0, "marchenko-pastur": 0.0}
+    lost: list[Skipped] = []
+    clock = dict.fromkeys((*STAGES, "store", "power law", "marchenko-pastur", "waiting for the reader"), 0.0)
     done: list[Pending] = []
     cuts: dict[str, NDArray[np.float64]] = {}
-    values, leading = SingularValues(backend), Leading(top, top_above, backend, seed)
-    batches = ShapeBatches(values)
-    interrupted = False
-
-    def finish(*pending: Pending) -> None:
-        done.extend(pending)
-        if kept is not None:
-            kept.keep(pending)
-
-    def flush(key: Key) -> None:
-        t = time.perf_counter()
-        pending, arrays = batches.compute(key)
-        clock["singular values"] += time.perf_counter() - t
-        t = time.perf_counter()
-        if null == "permutation":
-            for p, w in zip(pending, arrays, strict=True):
-                p.permutation = permutation_null(w, seed=seed, backend=backend) if p.s is not None else None
-        clock["permutation null"] += time.perf_counter() - t
-        finish(*pending)
-        if progress:
-            progress(len(done), len(plans), pending[-1].plan.name)
-
+    interrupted, failed = False, ""
     try:
         known = kept.load(plans) if kept is not None else {}
         done.extend(known.values())
-        tensor: NDArray[Any] | RawArray | None = None
-        coded: CodedArray | None = None
-        current: object = None
-        for plan in plans:
-            if plan.name in known:
-                continue
+        limit = host_memory_limit(max_memory)
+        costs = Costs(calculator.values.backend, calculator.values.reads_bits, calculator.leading, extra=2 * bool(slices or null))
+        work = work_units([p for p in plans if p.name not in known], costs, limit)
+        lost += work.too_large
+        told = _Told(progress, work.flops, len(done), len(plans))
+        for unit, measured in _run(tensors, work.units, calculator, options, executor, limit - work.fixed, clock):
             t = time.perf_counter()
-            if plan.lora is not None:
-                try:
-                    finish(product_of(plan, plan.lora))
-                except (ValueError, OSError) as e:
-                    skipped.append(Skipped(plan.name, f"cannot be read: {e}", plan.shape))
-                clock["singular values"] += time.perf_counter() - t
-                continue
-            if current is not plan.entry:
-                current, tensor = plan.entry, None
-                try:
-                    elements = plan.entry.read()
-                    tensor, coded = _readable(elements, values), elements if isinstance(elements, CodedArray) else None
-                except (ValueError, OSError) as e:
-                    skipped.append(Skipped(plan.entry.name, f"cannot be read: {e}", plan.entry.shape))
-                except MemoryError:
-                    skipped.append(Skipped(plan.entry.name, "cannot be read: not enough memory", plan.entry.shape))
-            if tensor is None:
-                continue
-            w = _matrix(tensor, plan)
-            clock["read"] += time.perf_counter() - t
-            t = time.perf_counter()
-            if slices and plan.entry.name not in cuts and cut_differently(plan.kind, plan.shape, plan.entry.shape):
-                cuts.update(dict.fromkeys((plan.entry.name, *plan.tied), slice_values(as_numpy(tensor), plan.in_out, values)))
-            clock["slices"] += time.perf_counter() - t
-            t = time.perf_counter()
-            pending = look_at(plan, w, coded)
-            clock["noise"] += time.perf_counter() - t
-            if pending.why:
-                finish(pending)
-            elif leading.wanted(plan.shape):
-                t = time.perf_counter()
-                leading.compute(pending, w)
-                clock["singular values"] += time.perf_counter() - t
-                finish(pending)
-                if progress:
-                    progress(len(done), len(plans), plan.name)
-            else:
-                full = batches.add(pending, w)
-                if full:
-                    flush(full)
-        for key in batches.keys():
-            flush(key)
+            if kept is not None:
+                kept.keep(measured.done)
+            clock["store"] += time.perf_counter() - t
+            done += measured.done
+            lost += measured.lost
+            cuts |= measured.cuts
+            for stage, seconds in measured.clock.items():
+                clock[stage] += seconds
+            failed = failed or measured.failed
+            told(unit)
     except KeyboardInterrupt:
         interrupted = True
-    matrices, power_law_backend = matrix_spectra(done, {p.name: i for i, p in enumerate(plans)}, clock)
+    order = {p.name: i for i, p in enumerate(plans)}
+    matrices, power_law_backend = matrix_spectra(done, order, clock)
     finished = {m.name for m in matrices}
-    lost = {s.name for s in skipped}
+    without = {s.name for s in lost}
+    entries = {e.name: i for i, e in enumerate(tensors.entries)}
+    skipped += sorted(lost, key=lambda s: entries.get(s.name, len(entries)))
     if interrupted:
-        skipped += [Skipped(p.name, "interrupted before it was done", p.shape) for p in plans if p.name not in finished and p.entry.name not in lost]
-    status: Status = "incomplete" if interrupted else "ok" if matrices else "skipped"
-    reason = f"interrupted after {len(matrices)} of {len(plans)} matrices" if interrupted else "" if matrices else "no weight matrix found"
+        skipped += [Skipped(p.name, "interrupted before it was done", p.shape) for p in plans if p.name not in finished and p.entry.name not in without]
+    status: Status = "incomplete" if interrupted or failed else "ok" if matrices else "skipped"
+    reason = "" if matrices else "no weight matrix found"
+    if interrupted:
+        reason = f"interrupted after {len(matrices)} of {len(plans)} matrices"
+    elif failed:
+        reason = f"failed: {len(plans) - len(matrices)} of {len(plans)} matrices were not computed, the first because {failed}"
     spectra = WeightSpectra(
         status=status,
         reason=reason,
-        backend=f"singular values: {values.backend}{_redone(matrices)}, power law: {power_law_backend}",
+        backend=f"singular values: {calculator.values.backend}{_redone(matrices)}, power law: {power_law_backend}",
         source=tensors.label,
         matrices=tuple(matrices),
         skipped=tuple(skipped),
         seconds=time.perf_counter() - start,
         timings=clock,
-        slices=cuts,
+        slices={name: cuts[name] for name in sorted(cuts, key=lambda name: entries[name])},
         tensors=tuple(TensorRecord(e.name, e.shape, e.owner, e.module) for e in tensors.entries),
     )
     if kept is not None:
@@ -247,18 +220,46 @@ def weight_spectra(
     return spectra
 
 
-def _readable(values_read: Any, kernel: SingularValues) -> NDArray[Any] | RawArray:
-    """bfloat16 as its bits where the kernels read those, anything else as a numpy array."""
-    if kernel.reads_bits and dtype_name(values_read) == "bfloat16":
-        return RawArray(bfloat16_bits(values_read), "bfloat16")
-    return as_numpy(values_read)
+def _run(
+    tensors: TensorList,
+    units: Sequence[WorkUnit],
+    calculator: Calculator,
+    options: Options,
+    executor: Executor | None,
+    limit: int,
+    clock: dict[str, float],
+) -> Iterator[tuple[WorkUnit, Measured]]:
+    """Units as they are done: by an executor, beside a thread that reads ahead, or one after the other where all is in memory."""
+    if executor is not None and tensors.path:
+        from .remote import measured_by
+
+        yield from measured_by(executor, tensors.path, units, options)
+    elif tensors.path:
+        with ReadAhead(units, calculator.read, limit) as ahead:
+            for unit, loaded in ahead:
+                clock["waiting for the reader"] = ahead.waited
+                yield unit, calculator.measure(loaded)
+    else:
+        for unit in units:
+            yield unit, calculator.measure(calculator.read(unit.plans))
 
 
-def _matrix(tensor: NDArray[Any] | RawArray, plan: MatrixPlan) -> NDArray[Any] | RawArray:
-    if isinstance(tensor, RawArray):
-        return RawArray(tensor.bits.reshape(plan.view)[plan.part], tensor.dtype)
-    w: NDArray[Any] = tensor.reshape(plan.view)[plan.part]
-    return w
+class _Told:
+    """Tells of progress: matrices to a function of the caller's; to the bar also the share of the work and its rate, for matrices differ in cost."""
+
+    def __init__(self, progress: Progress | None, flops: float, done: int, total: int) -> None:
+        self._progress, self._flops, self._done, self._total = progress, flops, done, total
+        self._spent, self._start = 0.0, time.perf_counter()
+
+    def __call__(self, unit: WorkUnit) -> None:
+        self._done += len(unit.plans)
+        self._spent += unit.flops
+        if self._progress is None:
+            return
+        seconds = time.perf_counter() - self._start
+        if isinstance(self._progress, Bar):
+            self._progress.work(self._spent / max(self._flops, 1.0), f"{self._spent / max(seconds, 1e-9) / 1e9:.0f} GFLOP/s")
+        self._progress(self._done, self._total, unit.plans[-1].name)
 
 
 def _redone(matrices: Sequence[MatrixSpectrum]) -> str:

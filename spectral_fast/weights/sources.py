@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,12 @@ from ..linalg.arrays import RawArray, dtype_name, is_torch
 from ..results import Skipped
 from .adapter_config import AdapterConfig, read_adapter_config
 
-__all__ = ["TensorEntry", "TensorList", "TensorRecord", "open_source"]
+if TYPE_CHECKING:
+    from ..checkpoints import Checkpoint, TensorInfo
+
+__all__ = ["TensorEntry", "TensorList", "TensorRecord", "open_source", "tensors_of"]
+
+_DIRECT = ("safetensors", "torch-zip")  # formats whose bytes are read to where they stay
 
 # Class name of a torch module -> kind of its weight; looked up along the class's bases, so that subclasses count.
 _MODULE_KINDS = {
@@ -40,6 +45,7 @@ class TensorEntry:
     kind:    what the owning module is, None where only names are known (files).
     fixed:   a buffer of the model: saved with it, not trained.
     owner:   full name of the owning module's class; module: its place among the model's modules. None where only names are known.
+    nbytes:  of its elements in the file; None where they are in memory already. copied: reading makes a second copy of them for a moment.
     """
 
     name: str
@@ -51,6 +57,8 @@ class TensorEntry:
     fixed: bool = False
     owner: str | None = None
     module: int | None = None
+    nbytes: int | None = None
+    copied: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,16 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class TensorList:
-    """All tensors of a source and what of it was not taken. adapter: the adapter_config.json beside a file, None without one."""
+    """All tensors of a source and what of it was not taken.
+
+    adapter: the adapter_config.json beside a file, None without one. path: where they are read from, empty where they are in memory.
+    """
 
     label: str
     entries: tuple[TensorEntry, ...]
     skipped: tuple[Skipped, ...] = ()
     adapter: AdapterConfig | None = None
+    path: str = ""
 
 
 def _is_module(source: object) -> bool:
@@ -87,19 +99,27 @@ def open_source(source: Any) -> Iterator[TensorList]:
     if isinstance(source, (str, os.PathLike)):
         from ..checkpoints import open_checkpoint
 
-        with open_checkpoint(os.fspath(source)) as checkpoint:
-            entries = tuple(
-                TensorEntry(t.name, t.shape, t.dtype, t.storage, lambda name=t.name: checkpoint.read(name))  # type: ignore[misc]
-                for t in checkpoint.tensors
-            )
-            skipped = tuple(Skipped(s.name, s.reason) for s in checkpoint.skipped)
-            yield TensorList(str(source), entries, skipped, read_adapter_config(source))
+        path = os.fspath(source)
+        with open_checkpoint(path) as checkpoint:
+            yield tensors_of(checkpoint, path)
     elif isinstance(source, Mapping):
         yield _from_mapping(source)
     elif _is_module(source):
         yield _from_module(source)
     else:
         raise TypeError(f"source: got {type(source).__name__}; wanted a path, a state dict (mapping of names to arrays) or a torch.nn.Module")
+
+
+def tensors_of(checkpoint: Checkpoint, path: str) -> TensorList:
+    """The tensors of an open checkpoint; they can be read as long as it is open."""
+    from ..checkpoints.reader import contiguous_strides
+
+    def entry(t: TensorInfo) -> TensorEntry:
+        copied = not checkpoint.format.endswith(_DIRECT) or t.storage.strides != contiguous_strides(t.shape)
+        return TensorEntry(t.name, t.shape, t.dtype, t.storage, lambda: checkpoint.read(t.name), nbytes=t.nbytes, copied=copied)
+
+    skipped = tuple(Skipped(s.name, s.reason) for s in checkpoint.skipped)
+    return TensorList(path, tuple(map(entry, checkpoint.tensors)), skipped, read_adapter_config(path), path)
 
 
 def _storage_key(x: Any) -> Hashable:

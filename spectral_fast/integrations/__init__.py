@@ -1,0 +1,1 @@
+"""Other people's engines, each imported only when asked for."""
