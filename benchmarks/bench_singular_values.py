@@ -11,7 +11,6 @@ counts. Each line shows the medians, the ratios, the share of the limit and wher
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -60,18 +59,6 @@ def matrices(kind: str, shape: tuple[int, int, int], rng: np.random.Generator) -
     else:
         few = left[..., : n // 2] @ np.swapaxes(right[..., : n // 2], 1, 2)
     return np.resize(few, shape)
-
-
-@pytest.fixture(scope="module")
-def gemm_rate() -> float:
-    """Flops per second of numpy's float64 matrix product, the best of five."""
-    a = np.random.default_rng(0).standard_normal((2048, 2048))
-    best = np.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best
 
 
 def compare(against: Callable[..., dict[str, float]], rate: float, a: np.ndarray, accuracy: str, *, rounds: int, with_numpy: bool = True) -> dict[str, float]:

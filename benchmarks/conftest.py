@@ -87,3 +87,15 @@ def against(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dic
         return ratios
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def gemm_rate() -> float:
+    """Flops per second of numpy's float64 matrix product, the best of five."""
+    a = np.random.default_rng(0).standard_normal((2048, 2048))
+    best = np.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best
