@@ -64,7 +64,7 @@ class GgufCheckpoint(Checkpoint):
     metadata: the header's numbers, booleans and strings of at most 1024 bytes; arrays and longer strings are passed over.
     formats:  tensor name -> the file's name of its type, e.g. "Q4_K", for tensors and skipped entries alike.
 
-    A tensor of a block format (see block_formats.py) is given as a CodedArray; its ``nbytes`` are those in the file. Types without a decoder
+    A tensor of a block format (kernels/numpy_decode.py) is given as a CodedArray; its ``nbytes`` are those in the file. Types without a decoder
     here do not spoil the file: these tensors are listed in ``skipped``. Raises CheckpointError for every header that breaks the format.
     """
 
