@@ -39,5 +39,15 @@ def randomized_svd(
 def storage_noise(
     w: NDArray[Any], *, format: str, floor: int, level: str | None = None, threads: int = 0
 ) -> tuple[int, tuple[int, int], int, int, int, int, int, int, int, int, float, float]: ...
+def decode(
+    raw: NDArray[np.uint8],
+    out: NDArray[np.float32],
+    *,
+    format: str,
+    steps: NDArray[np.float32] | None = None,
+    byteorder: str = "little",
+    level: str | None = None,
+    threads: int = 0,
+) -> None: ...
 def exp_neg(t: float) -> float: ...
 def log_ratio(a: float, b: float) -> float: ...

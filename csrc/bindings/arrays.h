@@ -29,6 +29,30 @@ View<const T, 1> vector_view(const py::array& a, const char* name) {
   return view;
 }
 
+// An (n, width) array whose rows lie at any stride, each of adjacent elements.
+template <class T>
+View<const T, 2> rows_view(const py::array& a, std::int64_t width, const char* name, const std::string& of) {
+  const std::string wanted = std::string(name) + ": wanted an (n, " + std::to_string(width) + ") " +
+                             std::string(py::str(py::dtype::of<T>())) + " array of " + of + ", got ";
+  if (!py::isinstance<py::array_t<T>>(a)) throw py::type_error(wanted + "dtype " + std::string(py::str(a.dtype())));
+  require(a.ndim() == 2, wanted + std::to_string(a.ndim()) + " dimensions");
+  require(a.shape(1) == width, wanted + std::to_string(a.shape(1)) + " columns");
+  const py::ssize_t size = sizeof(T);
+  require(width <= 1 || a.size() == 0 || a.strides(1) == size, wanted + "rows of elements that are not adjacent");
+  require(a.strides(0) % size == 0 && reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T) == 0, wanted + "unaligned data");
+  return {static_cast<const T*>(a.data()), {a.shape(0), width}, {a.strides(0) / size, 1}};
+}
+
+// The elements of a C-contiguous (n, width) array that is written to.
+template <class T>
+T* rows_to_fill(const py::array& a, std::int64_t n, std::int64_t width, const char* name, const std::string& of) {
+  const auto rows = rows_view<T>(a, width, name, of);
+  const std::string wanted = std::string(name) + ": wanted (" + std::to_string(n) + ", " + std::to_string(width) + "), got ";
+  require(rows.shape[0] == n, wanted + std::to_string(rows.shape[0]) + " rows");
+  require((a.flags() & py::array::c_style) != 0 && a.writeable(), wanted + "one that is not C-contiguous and writable");
+  return const_cast<T*>(rows.data);
+}
+
 // A (batch, m, n) array as matrices of the format named; arrays without a numpy dtype of their own travel as bits ("bfloat16": uint16).
 inline Matrices matrices_view(const py::array& a, const std::string& format, const char* name) {
   struct Known {

@@ -8,6 +8,7 @@
 #include "bindings/arrays.h"
 #include "core/isa.h"
 #include "core/parallel.h"
+#include "decode/decode.h"
 #include "marchenko_pastur/marchenko_pastur.h"
 #include "power_law/numerics.h"
 #include "power_law/power_law.h"
@@ -136,6 +137,20 @@ py::tuple storage_noise(const py::array& w, const std::string& format, std::int6
                         c.with_last_bit, c.last_place, c.with_last_place, c.row_sum, c.column_sum);
 }
 
+void decode(const py::array& raw, const py::array& out, const std::string& format, const std::optional<py::array>& steps,
+            const std::string& byteorder, const std::optional<std::string>& level, int threads) {
+  const sf::CodeLayout& layout = sf::code_layout(format);
+  const auto bytes = sf::rows_view<std::uint8_t>(raw, layout.nbytes, "raw", format);
+  const std::int64_t count = bytes.shape[0];
+  sf::CodeBlocks blocks{layout.format, byteorder == "big", bytes.data, bytes.strides[0], count, nullptr, nullptr};
+  blocks.out = sf::rows_to_fill<float>(out, count, layout.elements, "out", format);
+  if (steps) blocks.steps = sf::rows_to_fill<float>(*steps, count, layout.runs, "steps", format);
+  sf::require(blocks.big_endian || byteorder == "little", "byteorder: got " + byteorder + "; known: little, big");
+  sf::require(threads >= 0, "threads: wanted a number >= 0, got " + std::to_string(threads));
+  const sf::Level l = sf::find_level(level.value_or(""));
+  without_gil([&](const auto& interrupted) { sf::decode(layout, blocks, l, threads, interrupted); });
+}
+
 py::tuple randomized_svd(const py::array& a, const std::string& format, std::int64_t rank, std::int64_t width, std::int64_t blocks,
                          bool krylov, std::int64_t sketch, std::int64_t sketch_width, std::int64_t sketch_blocks, std::int64_t n_iter,
                          double tol, std::uint64_t seed, const std::optional<py::array_t<double>>& omega,
@@ -218,6 +233,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("storage_noise", &storage_noise, py::arg("w").noconvert(), py::kw_only(), py::arg("format"), py::arg("floor"),
         py::arg("level") = py::none(), py::arg("threads") = 0,
         "The fields of EntryCounts of one matrix (1, m, n); see spectral_fast.kernels.numpy_kernels.storage_noise.");
+  m.def("decode", &decode, py::arg("raw").noconvert(), py::arg("out").noconvert(), py::kw_only(), py::arg("format"),
+        py::arg("steps").noconvert() = py::none(), py::arg("byteorder") = "little", py::arg("level") = py::none(), py::arg("threads") = 0,
+        "See spectral_fast.kernels.numpy_kernels.decode.");
   // shared numerics, for their tests
   m.def("exp_neg", &sf::exp_neg, py::arg("t"), "exp(-t), t >= 0");
   m.def("log_ratio", &sf::log_ratio, py::arg("a"), py::arg("b"), "ln(b/a), 0 < a <= b");

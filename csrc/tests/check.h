@@ -47,5 +47,6 @@ void test_large();
 void test_largest();
 void test_complex();
 void test_low_rank();
+void test_decode();
 
 }  // namespace sf::tests

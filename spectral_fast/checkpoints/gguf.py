@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral_fast.checkpoints.block_formats import BLOCK_FORMATS, PLAIN, TYPES, dequantize, step_sizes
+from spectral_fast.checkpoints.block_formats import BLOCK_FORMATS, PLAIN, TYPES
 from spectral_fast.checkpoints.byte_source import ByteSource
 from spectral_fast.checkpoints.reader import (
     ITEM_SIZES,
@@ -31,7 +31,7 @@ from spectral_fast.checkpoints.reader import (
     contiguous_strides,
     shape_fits,
 )
-from spectral_fast.linalg.arrays import CodedArray, RawArray
+from spectral_fast.linalg.arrays import CodedArray, RawArray, decode
 
 __all__ = ["MAGIC", "GgufCheckpoint"]
 
@@ -50,7 +50,7 @@ MAX_DIMENSIONS = 4  # the format's own limit
 MAX_ALIGNMENT = 2**20
 
 WINDOW = 2**16  # bytes per read of the header
-SLICE = 2**18  # elements decoded at a time: 1 MB of float32, which stays in the cache
+SLICE = 2**19  # elements decoded at a time: at most 0.6 MB of codes, which stay in the cache
 
 # metadata types: struct's letter for each number; strings and arrays besides
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
@@ -64,7 +64,7 @@ class GgufCheckpoint(Checkpoint):
     metadata: the header's numbers, booleans and strings of at most 1024 bytes; arrays and longer strings are passed over.
     formats:  tensor name -> the file's name of its type, e.g. "Q4_K", for tensors and skipped entries alike.
 
-    A tensor of a block format (see block_formats.py) is given as a CodedArray; its ``nbytes`` are those in the file. Types without a decoder
+    A tensor of a block format (kernels/numpy_decode.py) is given as a CodedArray; its ``nbytes`` are those in the file. Types without a decoder
     here do not spoil the file: these tensors are listed in ``skipped``. Raises CheckpointError for every header that breaks the format.
     """
 
@@ -109,10 +109,8 @@ class GgufCheckpoint(Checkpoint):
         step = SLICE // block.elements
         for i in range(0, len(out), step):
             part = out[i : i + step]
-            raw = self._source.read(begin + i * block.nbytes, len(part) * block.nbytes)
-            raw = raw.reshape(-1, block.nbytes)
-            dequantize(kind, raw, part, self.byteorder)
-            steps[i : i + step] = step_sizes(kind, raw, self.byteorder)
+            raw = self._source.read(begin + i * block.nbytes, len(part) * block.nbytes).reshape(-1, block.nbytes)
+            decode(raw, part, format=kind, steps=steps[i : i + step], byteorder=self.byteorder)
         return CodedArray(out.reshape(info.shape), steps.reshape(*info.shape[:-1], -1), kind, block.bits)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .numpy_kernels import EntryCounts, LowRank, plan
 
-__all__ = ["default_level", "levels", "marchenko_pastur", "power_law", "randomized_svd", "singular_values", "storage_noise", "threads", "why_not"]
+__all__ = ["decode", "default_level", "levels", "marchenko_pastur", "power_law", "randomized_svd", "singular_values", "storage_noise", "threads", "why_not"]
 
 why_not = ""  # why the compiled module cannot be used; empty when it can
 try:
@@ -40,6 +40,20 @@ def default_level() -> str:
 def threads() -> int:
     """Threads used when no number is given: CPUs of the affinity mask within the cgroup's quota."""
     return _native.threads()
+
+
+def decode(
+    raw: NDArray[np.uint8],
+    out: NDArray[np.float32],
+    *,
+    format: str,
+    steps: NDArray[np.float32] | None = None,
+    byteorder: str = "little",
+    level: str | None = None,
+    threads: int = 0,
+) -> None:
+    """See :func:`spectral_fast.kernels.numpy_kernels.decode`."""
+    _native.decode(raw, out, format=format, steps=steps, byteorder=byteorder, level=level, threads=threads)
 
 
 def power_law(

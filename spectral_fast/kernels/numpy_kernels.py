@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .numpy_bulk import marchenko_pastur, marchenko_pastur_law
+from .numpy_decode import decode
 from .numpy_entries import EntryCounts, storage_noise
 from .numpy_lowrank import LowRank, plan, randomized_svd
 
 __all__ = [
     "EntryCounts",
     "LowRank",
+    "decode",
     "marchenko_pastur",
     "marchenko_pastur_law",
     "plan",

@@ -15,7 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FORMATS", "CodedArray", "FloatFormat", "RawArray", "as_float64", "as_numpy", "bfloat16_bits", "dtype_name", "is_torch", "like", "storage_format"]
+from ..kernels.select import select
+
+__all__ = [
+    "FORMATS",
+    "CodedArray",
+    "FloatFormat",
+    "RawArray",
+    "as_float64",
+    "as_numpy",
+    "bfloat16_bits",
+    "decode",
+    "dtype_name",
+    "is_torch",
+    "like",
+    "storage_format",
+]
 
 
 @dataclass(frozen=True)
@@ -57,8 +72,8 @@ FORMATS: dict[str, FloatFormat] = {
     )
 }
 
-# exponent bias and whether the format spends its top exponent on Inf/NaN ("ieee"), on one NaN pattern ("fn") or on -0 ("fnuz")
-_FP8 = {"float8_e4m3fn": (4, 7, "fn"), "float8_e4m3fnuz": (4, 8, "fnuz"), "float8_e5m2": (5, 15, "ieee"), "float8_e5m2fnuz": (5, 16, "fnuz")}
+# formats that numpy does not have, widened to float32 by the op "decode"
+_WIDENED = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 
 
 @dataclass(frozen=True)
@@ -89,10 +104,19 @@ class CodedArray:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.values.shape)
 
-    def entry_steps(self) -> NDArray[np.float32]:
-        """The step of every entry, of the shape of ``values``."""
+    def steps_of(self, view: tuple[int, int, int], part: int | tuple[int | slice, ...]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The steps of the matrix ``values.reshape(view)[part]`` without one for every entry, and how many columns share each.
+
+        view: (matrices, rows, columns), the rows made of whole runs. part: an index into it that gives (m, n): a matrix, or that and slices of rows
+        and columns. Returns steps (m, runs) and columns (runs,), which add up to n; runs of which the matrix has no column are left out.
+        """
+        matrices, rows, columns = view
         run = self.values.size // max(self.steps.size, 1)
-        return np.repeat(self.steps, run, axis=-1).reshape(self.values.shape)
+        index, row_slice, column_slice = part if isinstance(part, tuple) else (part, slice(None), slice(None))
+        steps = self.steps.reshape(matrices, rows, columns // max(run, 1))[index, row_slice]
+        width = np.bincount(np.arange(columns)[column_slice] // max(run, 1), minlength=steps.shape[1])
+        inside = width > 0
+        return (steps if inside.all() else steps[:, inside]), width[inside]
 
 
 def is_torch(x: object) -> bool:
@@ -123,34 +147,27 @@ def storage_format(x: Any) -> FloatFormat | None:
     return FORMATS.get(dtype_name(x))
 
 
-@cache
-def _fp8_table(name: str) -> NDArray[np.float32]:
-    """The 256 values of an 8-bit format, float32 (Micikevicius et al. 2022 for e4m3fn/e5m2; the fnuz variants have one NaN, 0x80)."""
-    exponent_bits, bias, special = _FP8[name]
-    mantissa_bits = 7 - exponent_bits
-    code = np.arange(256)
-    sign = np.where(code & 0x80, -1.0, 1.0)
-    exponent = (code & 0x7F) >> mantissa_bits
-    mantissa = code & ((1 << mantissa_bits) - 1)
-    normal = (1.0 + mantissa / 2.0**mantissa_bits) * 2.0 ** (exponent - bias)
-    subnormal = mantissa / 2.0**mantissa_bits * 2.0 ** (1 - bias)
-    value = sign * np.where(exponent == 0, subnormal, normal)
-    if special == "fn":
-        value[(code & 0x7F) == 0x7F] = np.nan
-    elif special == "fnuz":
-        value[0x80] = np.nan
+def decode(raw: NDArray[np.uint8], out: NDArray[np.float32], *, format: str, steps: NDArray[np.float32] | None = None, byteorder: str = "little") -> None:
+    """The op of this name (kernels.numpy_kernels.decode) on one thread: that keeps pace with memory, and the others are left to who computes meanwhile."""
+    kernel, backend = select("decode")
+    if backend == "native":
+        kernel(raw, out, format=format, steps=steps, byteorder=byteorder, threads=1)
     else:
-        top = exponent == (1 << exponent_bits) - 1
-        value[top] = np.where(mantissa[top] == 0, sign[top] * np.inf, np.nan)
-    return value.astype(np.float32)
+        kernel(raw, out, format=format, steps=steps, byteorder=byteorder)
 
 
-def _decode(raw: RawArray) -> NDArray[np.float32]:
-    if raw.dtype == "bfloat16":
-        return np.asarray((raw.bits.astype(np.uint32) << np.uint32(16)).view(np.float32))
-    if raw.dtype in _FP8:
-        return np.asarray(_fp8_table(raw.dtype)[raw.bits])
-    raise TypeError(f"RawArray: unknown format {raw.dtype!r}; known: bfloat16, {', '.join(_FP8)}")
+def _widened(raw: RawArray) -> NDArray[np.float32]:
+    """The values, in the memory order of the bits where those lie without gaps. Bits with gaps are copied first."""
+    if raw.dtype not in _WIDENED:
+        raise TypeError(f"RawArray: unknown format {raw.dtype!r}; known: {', '.join(_WIDENED)}")
+    bits = raw.bits
+    if bits.flags.f_contiguous and not bits.flags.c_contiguous:
+        turned: NDArray[np.float32] = _widened(RawArray(bits.T, raw.dtype)).T
+        return turned
+    out = np.empty(bits.shape, dtype=np.float32)
+    adjacent = np.ascontiguousarray(bits, dtype=bits.dtype.newbyteorder("=")).reshape(-1)
+    decode(adjacent.view(np.uint8).reshape(-1, bits.itemsize), out.reshape(-1, 1), format=raw.dtype, byteorder=sys.byteorder)
+    return out
 
 
 def as_numpy(x: Any) -> NDArray[Any]:
@@ -159,7 +176,7 @@ def as_numpy(x: Any) -> NDArray[Any]:
     x: array-like, torch tensor (any device; a device tensor is copied to the host), ml_dtypes array, RawArray or CodedArray.
     """
     if isinstance(x, RawArray):
-        return _decode(x)
+        return _widened(x)
     if isinstance(x, CodedArray):
         return x.values
     if is_torch(x):
@@ -167,16 +184,16 @@ def as_numpy(x: Any) -> NDArray[Any]:
         name = dtype_name(t)
         if t.device.type != "cpu":
             t = t.cpu()
-        if name == "bfloat16" or name in _FP8:
+        if name in _WIDENED:
             torch = sys.modules["torch"]
             width = torch.int16 if name == "bfloat16" else torch.uint8
             bits = t.contiguous().view(width).numpy()
-            return _decode(RawArray(bits.view(np.uint16) if name == "bfloat16" else bits, name))
+            return _widened(RawArray(bits.view(np.uint16) if name == "bfloat16" else bits, name))
         return np.asarray(t.resolve_conj().resolve_neg().numpy())
     a = np.asarray(x)
     name = _name(a.dtype)
-    if name == "bfloat16" or name in _FP8:  # ml_dtypes
-        return np.asarray(a.astype(np.float32))
+    if name in _WIDENED:  # ml_dtypes
+        return _widened(RawArray(a.view(f"u{a.itemsize}"), name))
     return a
 
 

@@ -69,13 +69,14 @@ def entries_and_noise(w: NDArray[Any] | RawArray, stored: FloatFormat) -> tuple[
     return counts, StorageNoise(tau * (math.sqrt(sums.row_sum) + math.sqrt(sums.column_sum) + 3.0), precision, stored.name)
 
 
-def coded_noise(steps: NDArray[np.float32], bits: int, name: str) -> StorageNoise:
-    """Rounding noise of a matrix that was stored as codes with scales: tau_ij = steps_ij/sqrt(12), else as in :func:`entries_and_noise`.
+def coded_noise(steps: NDArray[np.float32], columns: NDArray[np.int64], bits: int, name: str) -> StorageNoise:
+    """Rounding noise of a matrix that was stored as codes with scales: tau_ij = step/sqrt(12), else as in :func:`entries_and_noise`.
 
-    steps: (m, n), what neighbouring codes of an entry differ by. bits: of a code. name: of the format.
+    steps: (m, runs), what neighbouring codes of a run of columns differ by. columns: (runs,) how many columns each has. bits: of a code. name: of the
+    format.
     """
     squares = np.square(steps, dtype=np.float64)
-    row, column, most = (float(x.max(initial=0.0)) for x in (squares.sum(axis=1), squares.sum(axis=0), squares))
+    row, column, most = (float(x.max(initial=0.0)) for x in (squares @ columns.astype(np.float64), squares.sum(axis=0), squares))
     return StorageNoise((math.sqrt(row) + math.sqrt(column) + 3.0 * math.sqrt(most)) / math.sqrt(12.0), bits, name)
 
 

@@ -30,7 +30,7 @@ def look_at(plan: MatrixPlan, w: NDArray[Any] | RawArray, coded: CodedArray | No
     """What is needed of the entries themselves, before only the spectrum is kept. coded: the tensor, where it was stored as codes with scales."""
     counts, noise = entries_and_noise(w, FORMATS[plan.entry.dtype])
     if coded is not None and not counts.bad:
-        noise = coded_noise(coded.entry_steps().reshape(plan.view)[plan.part], coded.bits, coded.format)
+        noise = coded_noise(*coded.steps_of(plan.view, plan.part), coded.bits, coded.format)
     if counts.bad:
         i, j = counts.first_bad
         return Pending(plan, noise, why=f"{counts.bad} of {math.prod(plan.shape)} entries are not finite, the first at [{i}, {j}]")
