@@ -39,6 +39,8 @@ from .weights.advise import advise as advise
 from .weights.scan import scan as scan
 from .weights.spectra import MatrixSpectrum as MatrixSpectrum
 from .weights.spectra import WeightSpectra as WeightSpectra
+from .weights.survey import survey as survey
+from .weights.surveyed import Survey as Survey
 
 __version__: str
 
@@ -62,6 +64,7 @@ __all__ = [
     "Skipped",
     "SpectralDensity",
     "SpectralNorm",
+    "Survey",
     "TraceResult",
     "WeightSpectra",
     "__version__",
@@ -82,6 +85,7 @@ __all__ = [
     "spectral_density",
     "spectral_norm",
     "subspace_overlap",
+    "survey",
     "svdvals",
     "tikhonov",
     "trace",

@@ -1,4 +1,4 @@
-"""The ``spectral-fast`` command: demo, diagnose, scan, info.
+"""The ``spectral-fast`` command: demo, diagnose, scan, info; survey_command.py adds survey.
 
 Exit codes: 0 fine, 1 findings at or above ``--fail-on``, 2 bad input, 130 interrupted (what was done is printed and written). Errors are one line
 on standard error; with SPECTRAL_FAST_TRACEBACK=1 in the environment they come with where they arose.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..results import Result
 
 
-__all__ = ["app", "main"]
+__all__ = ["HtmlOption", "JsonOption", "app", "finish", "main"]
 
 OK, FOUND, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -96,7 +96,7 @@ def demo(
 
     used = slice(0, DEMO_TRAIN)
     result = run(model, (torch.from_numpy(images[used]), torch.from_numpy(labels[used])), seed=seed)
-    return _finish(result, result.findings, as_json, out, "never")
+    return finish(result, result.findings, as_json, out, "never")
 
 
 @app.command()
@@ -138,7 +138,7 @@ def diagnose(
         null=given_null,
         baseline=baseline,
     )
-    return _finish(result, result.findings, as_json, html, fail_on.value)
+    return finish(result, result.findings, as_json, html, fail_on.value)
 
 
 @app.command()
@@ -166,7 +166,7 @@ def scan(
 
     given_null = None if null is None else null.value
     spectra = run(str(path), layers=layers, null=given_null, baseline=baseline, top=top, top_above=top_above, store=store, resume=not fresh)
-    return _finish(spectra, weight_findings(spectra), as_json, html, fail_on.value)
+    return finish(spectra, weight_findings(spectra), as_json, html, fail_on.value)
 
 
 @app.command()
@@ -197,7 +197,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _finish(result: Result, findings: Sequence[Finding], as_json: str | None, page: Path | None, fail_on: str) -> int:
+def finish(result: Result, findings: Sequence[Finding], as_json: str | None, page: Path | None, fail_on: str) -> int:
     """Print the report and write the files; the exit code. fail_on: "warning", "severe" or "never"."""
     from ..report.terminal import complain, show
 

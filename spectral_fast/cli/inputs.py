@@ -8,16 +8,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BadInput", "check_outputs", "made_by"]
+__all__ = ["FIGURES", "BadInput", "check_outputs", "made_by"]
+
+FIGURES = (".png", ".pdf", ".svg")
 
 
 class BadInput(Exception):
     """What the user gave cannot be used; the message is the whole error."""
 
 
-def check_outputs(page: Path | None, as_json: str | None) -> None:
+def check_outputs(page: Path | None, as_json: str | None, plot: Path | None = None) -> None:
     """Fail before the work rather than after it."""
-    for option, path in (("page", page), ("--json", Path(as_json) if as_json not in (None, "-") else None)):
+    if plot is not None and plot.suffix not in FIGURES:
+        raise BadInput(f"--plot: {plot}: wanted a name that ends in {', '.join(FIGURES[:-1])} or {FIGURES[-1]}")
+    for option, path in (("page", page), ("--json", Path(as_json) if as_json not in (None, "-") else None), ("--plot", plot)):
         if path is None:
             continue
         if path.is_dir():

@@ -11,6 +11,7 @@ from .curvature_sections import TITLE as CURVATURE_TITLE
 from .curvature_sections import curvature_section, density_section, eigen_section, trace_section
 from .learning_sections import COLLAPSE_TITLE, GRADIENT_TITLE, collapse_section, gradient_section
 from .lowrank_sections import lowrank_section
+from .survey_sections import survey_sections
 from .weight_sections import TITLE as WEIGHT_TITLE
 from .weight_sections import matrix_section, skipped_notes, weight_section
 from .words import number, plain
@@ -137,4 +138,5 @@ _SECTIONS: dict[str, Callable[[Any, int | None], list[Section]]] = {
     "NeuralCollapse": _one(collapse_section),
     "Ablation": _one(ablation_section),
     "Advice": _advice,
+    "Survey": survey_sections,
 }

@@ -1,0 +1,39 @@
+"""``spectral-fast survey``: many checkpoints at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .commands import HtmlOption, JsonOption, app, finish
+from .inputs import check_outputs
+
+__all__ = ["survey"]
+
+
+@app.command()
+def survey(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Checkpoints, and directories to search for checkpoints.")],
+    layers: Annotated[str | None, typer.Option("--layers", metavar="GLOB", help="Only tensors whose name matches.")] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", metavar="DIR", help="Keep every scan in this directory while it runs; a survey that was killed goes on.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever the store holds.")] = False,
+    as_json: JsonOption = None,
+    html: HtmlOption = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Write the figure: .png, .pdf or .svg.")] = None,
+) -> int:
+    """Smallest singular values of every matrix in many checkpoints, and the share that lost rank by each rule."""
+    check_outputs(html, as_json, plot)
+    from ..weights.survey import survey as run
+
+    result = run(paths, layers=layers, store=store, resume=not fresh)
+    if plot is not None:
+        result.plot().savefig(plot, dpi=144)
+    code = finish(result, (), as_json, html, "never")
+    if plot is not None:
+        print(f"figure: {plot}", file=sys.stderr if as_json == "-" else sys.stdout)
+    return code
