@@ -150,12 +150,12 @@ def _overall(ax: Axes, matrices: Sequence[SurveyedMatrix], aspect: str, scale: _
             ax.annotate(name, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -2), textcoords="offset points", va="top", fontsize=8, color="#555555")
     colour = _COLOURS[aspect]
     limits, singular = sum(m.unresolved for m in matrices), sum(m.exactly_singular for m in matrices)
-    handles = [Patch(facecolor=colour, label=f"{integer(len(matrices) - limits - singular)} above the rounding noise")]
+    handles = [Patch(facecolor=colour, label=f"{integer(len(matrices) - limits - singular)} above the noise")]
     if limits:
-        handles.append(Patch(facecolor="white", edgecolor=colour, hatch="//////", label=f"{integer(limits)} within it, an upper limit"))
+        handles.append(Patch(facecolor="white", edgecolor=colour, hatch="//////", label=f"{integer(limits)} within it: upper limit"))
     if singular:
         handles.append(Patch(facecolor=colour, edgecolor="black", label=f"{integer(singular)} exactly 0"))
-    legend(ax, handles=handles, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3, borderaxespad=0.0)
+    legend(ax, handles=handles, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3, borderaxespad=0.0, columnspacing=1.0, handlelength=1.6)
     ax.set_ylabel("matrices", fontsize=9)
     clipped = f" ({integer(scale.clipped)} below the axis stand at its left end)" if scale.clipped else ""
     ax.set_xlabel(_AXIS + clipped, fontsize=9)

@@ -53,7 +53,7 @@ def test_bars_are_counts_and_limits_stand_apart() -> None:
     ticks = {round(t.get_position()[0], 6): t.get_text() for t in square.get_xticklabels()}
     assert zero[1] == 3 and ticks[zero[0]] == "0" and zero[0] < hatched[0][0], "what is 0 stands left of the axis"
     texts = [t.get_text() for ax in (square, oblong) for t in ax.get_legend().get_texts()]  # type: ignore[union-attr]
-    assert texts == ["3 above the rounding noise", "3 within it, an upper limit", "3 above the rounding noise", "3 exactly 0"]
+    assert texts == ["3 above the noise", "3 within it: upper limit", "3 above the noise", "3 exactly 0"]
 
 
 def test_every_matrix_is_in_its_kind_and_model() -> None:
