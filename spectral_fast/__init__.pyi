@@ -41,6 +41,8 @@ from .weights.plan import scan_plan as scan_plan
 from .weights.scan import scan as scan
 from .weights.spectra import MatrixSpectrum as MatrixSpectrum
 from .weights.spectra import WeightSpectra as WeightSpectra
+from .weights.survey import survey as survey
+from .weights.surveyed import Survey as Survey
 
 __version__: str
 
@@ -65,6 +67,7 @@ __all__ = [
     "Skipped",
     "SpectralDensity",
     "SpectralNorm",
+    "Survey",
     "TraceResult",
     "WeightSpectra",
     "__version__",
@@ -86,6 +89,7 @@ __all__ = [
     "spectral_density",
     "spectral_norm",
     "subspace_overlap",
+    "survey",
     "svdvals",
     "tikhonov",
     "trace",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import stat
 from pathlib import Path
@@ -13,30 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_fast.checkpoints.reader import CheckpointError
+from spectral_fast.memory import own_pages
 
-__all__ = ["ByteSource", "MemorySource", "pages"]
-
-_PAGES_FROM = 1 << 20
-
-
-def pages(count: int) -> NDArray[np.uint8]:
-    """``count`` bytes to be written to, which go back to the system as soon as the last array that sees them is gone.
-
-    What the allocator gives may stay with the process in pieces when it is freed: measured in a scan that reads on one thread and computes on another,
-    twice the memory.
-    """
-    if count < _PAGES_FROM or not hasattr(mmap, "MAP_ANONYMOUS"):
-        return np.empty(count, dtype=np.uint8)
-    try:
-        block = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise MemoryError(f"{count} bytes: {error.strerror}") from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            block.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them
-            pass
-    return np.frombuffer(block, dtype=np.uint8)
+__all__ = ["ByteSource", "MemorySource"]
 
 
 class ByteSource:
@@ -44,6 +22,8 @@ class ByteSource:
 
     Plain reads instead of a memory map: a mapped file that is truncated by another process kills the reader with SIGBUS.
     """
+
+    _close = staticmethod(os.close)  # a file that is closed while the interpreter ends finds no module any more
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +45,7 @@ class ByteSource:
             raise CheckpointError(f"{self.path}: read after close")
         if offset < 0 or count < 0 or offset + count > self.size:
             raise CheckpointError(f"{self.path}: bytes {offset} to {offset + count} asked for, the file has {self.size}")
-        data = pages(count)
+        data = own_pages(count, np.uint8)
         target = data.data
         done = 0
         while done < count:
@@ -88,7 +68,7 @@ class ByteSource:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            self._close(self._fd)
             self._fd = -1
 
     def __del__(self) -> None:

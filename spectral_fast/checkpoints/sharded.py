@@ -13,7 +13,7 @@ from spectral_fast.checkpoints.byte_source import ByteSource
 from spectral_fast.checkpoints.reader import Checkpoint, CheckpointError, Skipped, TensorInfo
 from spectral_fast.linalg.arrays import CodedArray, RawArray
 
-__all__ = ["MAX_INDEX", "ShardedCheckpoint", "plain_name"]
+__all__ = ["MAX_INDEX", "ShardedCheckpoint", "plain_name", "shard_names"]
 
 MAX_INDEX = 50_000_000  # bytes
 MAX_SHARDS = 512  # each holds a file descriptor
@@ -70,6 +70,11 @@ class ShardedCheckpoint(Checkpoint):
 def plain_name(file: Any) -> TypeGuard[str]:
     """Whether ``file`` names something in the directory at hand, and cannot reach out of it."""
     return isinstance(file, str) and file not in ("", ".", "..") and not any(c in file for c in "/\\\0:")
+
+
+def shard_names(path: Path) -> set[str]:
+    """The plain file names an index names. Raises CheckpointError."""
+    return set(_read_index(path).values())
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The ``spectral-fast`` command: demo, diagnose, scan, info.
+"""The ``spectral-fast`` command: demo, diagnose, info; scan and survey stand in files of their own.
 
 Exit codes: 0 fine, 1 findings at or above ``--fail-on``, 2 bad input, 130 interrupted (what was done is printed and written). Errors are one line
 on standard error; with SPECTRAL_FAST_TRACEBACK=1 in the environment they come with where they arose.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,10 +20,7 @@ from .demo_network import DEMO_TRAIN, digits, train
 from .finish import BAD_INPUT, INTERRUPTED, OK, BaselineOption, FailOn, FailOption, HtmlOption, JsonOption, NullOption, finish
 from .inputs import BadInput, check_outputs, made_by
 from .scan_command import scan
-
-if TYPE_CHECKING:
-    pass
-
+from .survey_command import survey
 
 __all__ = ["app", "main"]
 
@@ -123,6 +120,7 @@ def diagnose(
 
 
 app.command()(scan)
+app.command()(survey)
 
 
 @app.command()

@@ -8,18 +8,24 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BadInput", "check_outputs", "made_by"]
+__all__ = ["FIGURES", "BadInput", "check_outputs", "made_by"]
+
+TABLES = (".csv", ".parquet")
+FIGURES = (".png", ".pdf", ".svg")
 
 
 class BadInput(Exception):
     """What the user gave cannot be used; the message is the whole error."""
 
 
-def check_outputs(page: Path | None, as_json: str | None, table: Path | None = None) -> None:
+def check_outputs(page: Path | None, as_json: str | None, table: Path | None = None, plot: Path | None = None) -> None:
     """Fail before the work rather than after it."""
-    if table is not None and table.suffix.lower() not in (".csv", ".parquet"):
-        raise BadInput(f"--table: got {table}; known: .csv, .parquet")
-    for option, path in (("page", page), ("--json", Path(as_json) if as_json not in (None, "-") else None), ("--table", table)):
+    if table is not None and table.suffix.lower() not in TABLES:
+        raise BadInput(f"--table: {table}: wanted a name that ends in {' or '.join(TABLES)}")
+    if plot is not None and plot.suffix not in FIGURES:
+        raise BadInput(f"--plot: {plot}: wanted a name that ends in {', '.join(FIGURES[:-1])} or {FIGURES[-1]}")
+    given = (("page", page), ("--json", Path(as_json) if as_json not in (None, "-") else None), ("--table", table), ("--plot", plot))
+    for option, path in given:
         if path is None:
             continue
         if path.is_dir():

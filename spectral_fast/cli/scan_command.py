@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..memory import parsed_size
 from .finish import BaselineOption, FailOn, FailOption, HtmlOption, JsonOption, NullOption, finish
 from .inputs import BadInput, check_outputs
 
@@ -73,6 +72,8 @@ def scan(
 
 
 def _size(text: str | None) -> float | None:
+    from ..memory import parsed_size
+
     try:
         return None if text is None else parsed_size(text)
     except ValueError as error:

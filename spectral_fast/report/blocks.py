@@ -36,11 +36,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Bars:
-    """A histogram: (label, share of the whole, in 0..1) from top to bottom."""
+    """A histogram: (label, share of the whole, in 0..1) from top to bottom. what: of which values."""
 
     rows: Sequence[tuple[str, float]]
     caption: str = ""
     legend: str = ""
+    what: str = "eigenvalues"
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,12 @@ def safe(text: object) -> str:
 
 def _heading(result: Any) -> str:
     subject = getattr(result, "model_name", "") or getattr(result, "source", "") or getattr(result, "name", "")
-    kind = {"Diagnosis": "Neural network eigenvalue analysis", "WeightSpectra": "Weight spectra"}.get(type(result).__name__, type(result).__name__)
+    name = type(result).__name__
+    kind = _HEADINGS.get(name, name)
     return f"{kind}: {plain(subject)}" if subject else kind
+
+
+_HEADINGS = {"Diagnosis": "Neural network eigenvalue analysis", "WeightSpectra": "Weight spectra", "Survey": "Survey of weight matrices"}
 
 
 def _status(result: Result) -> str:
@@ -82,6 +86,7 @@ _KEYS = {
     "NeuralCollapse": "collapse",
     "Ablation": "ablation",
     "Advice": "advice",
+    "Survey": "survey",
 }
 
 
@@ -124,7 +129,7 @@ def _bars(block: Bars) -> str:
         f'<tr><td>{safe(label)}</td><td>{share(value, 2)}</td><td class="bars"><span class="bar" style="width:{100 * value / most:.2f}%"></span></td></tr>\n'
         for label, value in block.rows
     )
-    return _captioned(block, f'<thead><tr><th scope="col">eigenvalues</th><th scope="col">share</th><th></th></tr></thead><tbody>{body}</tbody>')
+    return _captioned(block, f'<thead><tr><th scope="col">{safe(block.what)}</th><th scope="col">share</th><th></th></tr></thead><tbody>{body}</tbody>')
 
 
 def _captioned(block: Table | Bars, inside: str) -> str:

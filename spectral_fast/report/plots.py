@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import advice_panels, panels
+from . import advice_panels, panels, survey_panels
 from .learning_sections import collapse_rows
 from .sections import by_severity
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..weights.ablate import Ablation
     from ..weights.advise import Advice
     from ..weights.spectra import MatrixSpectrum, WeightSpectra
+    from ..weights.surveyed import Survey
 
 __all__ = ["notable", "plot", "png"]
 
@@ -68,8 +69,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)  # type: ignore[union-attr, call-arg]
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(axes.flat)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat) if rows else []
 
 
 def _weights(w: WeightSpectra, name: str | None) -> Figure:
@@ -148,6 +148,13 @@ def _advice(a: Advice) -> Figure:
     return figure
 
 
+def _survey(s: Survey) -> Figure:
+    rows = survey_panels.rows_of_models(s)
+    figure, _ = _figure(0, 0, (12.5, 7.2 + 1.75 * rows))
+    survey_panels.draw(figure, s)
+    return figure
+
+
 def _diagnosis(d: Diagnosis, name: str | None) -> Figure:
     figure, (top_left, top_right, bottom_left, bottom_right) = _figure(2, 2, (12.5, 9.0))
     why = {s.name: f"skipped: {s.reason}" for s in d.skipped}
@@ -190,4 +197,5 @@ _FIGURES: dict[str, Callable[..., Any]] = {
     "NeuralCollapse": _collapse,
     "Ablation": _ablation,
     "Advice": _advice,
+    "Survey": _survey,
 }

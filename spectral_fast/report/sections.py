@@ -12,6 +12,7 @@ from .curvature_sections import curvature_section, density_section, eigen_sectio
 from .learning_sections import COLLAPSE_TITLE, GRADIENT_TITLE, collapse_section, gradient_section
 from .lowrank_sections import lowrank_section
 from .plan_sections import plan_section
+from .survey_sections import survey_sections
 from .weight_sections import TITLE as WEIGHT_TITLE
 from .weight_sections import matrix_section, skipped_notes, weight_section
 from .words import number, plain
@@ -139,4 +140,5 @@ _SECTIONS: dict[str, Callable[[Any, int | None], list[Section]]] = {
     "Ablation": _one(ablation_section),
     "Advice": _advice,
     "ScanPlan": _one(plan_section),
+    "Survey": survey_sections,
 }

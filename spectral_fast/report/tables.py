@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..metrics.rank import RULES
 from .learning_sections import collapse_rows
 from .sections import by_severity
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..weights.advise import Advice
     from ..weights.plan import ScanPlan
     from ..weights.spectra import MatrixSpectrum, WeightSpectra
+    from ..weights.surveyed import Survey
 
 __all__ = ["save_table", "to_frame"]
 
@@ -44,7 +46,7 @@ def to_frame(result: Result) -> pd.DataFrame:
     WeightSpectra: a row per matrix and per skipped tensor (status "skipped"). MatrixSpectrum: a row per singular value. GradientSpectrum,
     EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts.
     LowRankSVD: a row per triplet. SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure.
-    Ablation: a row per cut. Advice: a row per matrix. ScanPlan: a row per shape. Diagnosis: a row per finding, severe first.
+    Ablation: a row per cut. Advice, Survey: a row per matrix. ScanPlan: a row per shape. Diagnosis: a row per finding, severe first.
     Raises ImportError without pandas, TypeError for another class.
     """
     try:
@@ -220,6 +222,17 @@ def _advice(a: Advice) -> Made:
     return rows, ("name", "kind", "m", "n", "parameters", "dtype", "bits", "format", "lora_rank", "status", "reason")
 
 
+def _survey(s: Survey) -> Made:
+    about = ("model", "name", "kind", "role", "m", "n", "Q", "aspect", "dtype", "effective_precision", "s_min", "s_max", "floor", "unresolved")
+    columns = (*about, "exactly_singular", *(f"rank_{rule}" for rule in RULES), *(f"collapsed_{rule}" for rule in RULES))
+    rows: list[Row] = []
+    for m in s.matrices:
+        numbers = (*m.shape, m.q, m.aspect, m.dtype, m.effective_precision, m.s_min, m.s_max, m.floor, m.unresolved)
+        values = (m.model, m.name, m.kind, m.role, *numbers, m.exactly_singular, *(m.ranks[rule] for rule in RULES), *(m.collapsed(rule) for rule in RULES))
+        rows.append(dict(zip(columns, values, strict=True)))
+    return rows, columns
+
+
 def _diagnosis(d: Diagnosis) -> Made:
     columns = ("severity", "analysis", "where", "title", "evidence", "comparison", "advice", "source")
     return [{key: getattr(f, key) for key in columns} for f in by_severity(d.findings)], columns
@@ -244,4 +257,5 @@ _ROWS: dict[str, Callable[[Any], Made]] = {
     "Ablation": _ablation,
     "Advice": _advice,
     "ScanPlan": _plan,
+    "Survey": _survey,
 }

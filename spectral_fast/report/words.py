@@ -51,13 +51,13 @@ def shorten(text: str, width: int) -> str:
     return shorten_all([text], width)[0]
 
 
-def shorten_all(texts: Sequence[str], width: int) -> list[str]:
+def shorten_all(texts: Sequence[str], width: int, dotted: bool = True) -> list[str]:
     """Every text in at most ``width`` cells.
 
     Parts of dotted names become their initials from the left, equally deep in all, numbers stay ("encoder.layer.3.output.dense" ->
-    "e.l.3.output.dense"); what is still too long loses its middle, because ends of tensor names tell more than middles.
+    "e.l.3.output.dense"); what is still too long loses its middle, because ends of tensor names tell more than middles. dotted=False: only that.
     """
-    deepest = max((t.count(".") for t in texts), default=0)
+    deepest = max((t.count(".") for t in texts), default=0) if dotted else 0
     shorter = list(texts)
     for depth in range(deepest + 1):
         initials = [_initials(t, depth) for t in texts]
@@ -201,6 +201,7 @@ class Column:
     align: Literal["left", "right"] = "right"
     drop: int = 0
     shrink: int = 0  # the column may be cut to this many cells (0: never)
+    dotted: bool = True  # cut texts are names of modules: parts become initials first
 
 
 def table(columns: Sequence[Column], width: int, indent: int = 3) -> list[str]:
@@ -235,7 +236,7 @@ def table(columns: Sequence[Column], width: int, indent: int = 3) -> list[str]:
     titles = [c.title.split("\n") for c in kept]
     height = max((len(t) for t in titles), default=0)
     rows = [[([""] * (height - len(t)) + t)[i] for t in titles] for i in range(height)]
-    texts = [shorten_all(c.texts, widths[id(c)]) if c.shrink else c.texts for c in kept]
+    texts = [shorten_all(c.texts, widths[id(c)], c.dotted) if c.shrink else c.texts for c in kept]
     rows += [list(r) for r in zip(*texts, strict=True)]
     lines = [(" " * indent + (" " * gap).join(_pad(text, widths[id(c)], c.align) for text, c in zip(row, kept, strict=True))).rstrip() for row in rows]
     if dropped:

@@ -74,6 +74,8 @@ class Costs:
     def held(self, entry: TensorEntry) -> int:
         """Bytes of a tensor's entries as they are computed from."""
         width = 2 if entry.dtype == "bfloat16" and self._reads_bits else _IN_PLACE.get(entry.dtype, _DECODED)
+        if entry.nbytes is not None and entry.dtype == "float32" and entry.nbytes < math.prod(entry.shape) * width:  # codes: they have steps too
+            return math.prod(entry.shape) * width + entry.nbytes
         there = entry.nbytes is None and width == FORMATS[entry.dtype].bits // 8
         return 0 if there else math.prod(entry.shape) * width
 

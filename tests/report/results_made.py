@@ -21,6 +21,7 @@ from spectral_fast.weights.ablate import Ablation
 from spectral_fast.weights.advise import advise
 from spectral_fast.weights.scan import scan
 from spectral_fast.weights.spectra import WeightSpectra
+from spectral_fast.weights.surveyed import Survey, SurveyedMatrix, SurveyedModel, collapse_shares
 
 HOSTILE = "<script>alert('\"x')</script>\x1b[31m\u2028\u202e\x07$a_b$"
 
@@ -190,6 +191,53 @@ def ablation(**changes: Any) -> Ablation:
     return made(Ablation, **{**values, **changes})
 
 
+def surveyed(model: str, name: str, shape: tuple[int, int], s_min: float, kind: str = "linear", *, noise: float = 1e-6, zero: bool = False) -> SurveyedMatrix:
+    """A matrix that lost one rank under every rule whose tolerance is not below s_min."""
+    limits = {"numpy": 1e-5, "numerical_recipes": 1e-7, "loose": 1e-3, "log8": 1e-8, "storage": noise}
+    ranks = {rule: min(shape) - (zero or s_min <= at) for rule, at in limits.items()}
+    unresolved = not zero and s_min <= noise
+    return made(
+        SurveyedMatrix,
+        model=model,
+        name=name,
+        kind=kind,
+        shape=shape,
+        s_min=0.0 if zero else s_min,
+        s_max=2.0,
+        noise=noise,
+        exactly_singular=zero,
+        ranks=ranks,
+        unresolved=unresolved,
+    )
+
+
+def survey_of(names: list[str], **changes: Any) -> Survey:
+    """Of each model four matrices: square and lost at the noise, square and small, oblong, with a row of zeros."""
+    models = []
+    for i, name in enumerate(names):
+        found = (
+            surveyed(name, "q.weight", (16, 16), 3e-7, "attention"),
+            surveyed(name, "fc.weight", (32, 30), 10.0 ** (-4 + 0.1 * i)),
+            surveyed(name, "up.weight", (64, 16), 0.25),
+            surveyed(name, "gone.weight", (8, 12), 0.0, zero=True),
+        )
+        apart = (Skipped("x (lora BA)", "product of LoRA factors: its rank is that of the factors", (8, 8)),)
+        models.append(
+            made(
+                SurveyedModel,
+                name=name,
+                path=f"/models/{name}",
+                status="ok",
+                parameters=2336,
+                matrices=found,
+                apart=apart,
+                not_matrices={"vector: no spectrum": 3},
+            )
+        )
+    shares = collapse_shares([m for model in models for m in model.matrices], names)
+    return made(Survey, models=tuple(models), shares=shares, **changes)
+
+
 def finding(severity: str = "warning", where: str = "low.weight", title: str = "rank collapse", **changes: str) -> Finding:
     texts = {"evidence": "rank 5 of 12", "comparison": "random: 12", "advice": "less weight decay", "source": "Martin 2018", "analysis": "weights"}
     return Finding(severity=severity, where=where, title=title, **{**texts, **changes})  # type: ignore[arg-type]
@@ -229,4 +277,5 @@ def every_result() -> dict[str, Any]:
         "NeuralCollapse": collapse(),
         "Ablation": ablation(),
         "Advice": advise(w),
+        "Survey": survey_of(["net-a", "net-b"]),
     }
