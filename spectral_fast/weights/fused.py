@@ -95,7 +95,7 @@ def _gate_up(parent: str, leaf: str, role: str, outputs: int, names: Names, in_o
 
 def _gates(name: str, names: Names) -> int:
     """Gates of a recurrent weight from its recurrent partner's shape (gates * hidden, hidden); 1 where that says nothing (projections)."""
-    partner = names.shapes.get(name.replace("weight_ih", "weight_hh"))
+    partner = names.shapes.get(name.replace("weight_ih", "weight_hh").replace("w_ih", "w_hh"))
     if "weight_hr" in name or partner is None or len(partner) != 2 or partner[1] == 0:
         return 1
     gates, rest = divmod(partner[0], partner[1])

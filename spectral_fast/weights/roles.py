@@ -110,8 +110,8 @@ _LEAVES = {
 }
 # Whole ends of names; checked in order.
 _ENDS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"(?:^|[._])weight_ih(?:_l\d+(?:_reverse)?)?$"), "rnn.input"),
-    (re.compile(r"(?:^|[._])weight_hh(?:_l\d+(?:_reverse)?)?$"), "rnn.hidden"),
+    (re.compile(r"(?:^|[._])(?:weight|w)_ih(?:_l\d+(?:_reverse)?)?$"), "rnn.input"),
+    (re.compile(r"(?:^|[._])(?:weight|w)_hh(?:_l\d+(?:_reverse)?)?$"), "rnn.hidden"),
     (re.compile(r"(?:^|[._])weight_hr(?:_l\d+(?:_reverse)?)?$"), "rnn.projection"),
     (re.compile(r"\b(?:lora_A|lora_embedding_A|lora_down|lora\.down|lora_linear_layer\.down)\b"), "lora.A"),
     (re.compile(r"\b(?:lora_B|lora_embedding_B|lora_up|lora\.up|lora_linear_layer\.up)\b"), "lora.B"),

@@ -65,6 +65,14 @@ def test_lstm_with_projection_is_not_split() -> None:
     assert {n: p.shape for n, p in plans.items()} == {"weight_ih_l0": (24, 5), "weight_hh_l0": (24, 3), "weight_hr_l0": (3, 6)}
 
 
+@pytest.mark.parametrize(("gates", "letters"), [(3, "rzn"), (4, "ifgo"), (5, "")])
+def test_recurrent_weights_of_short_names(gates: int, letters: str) -> None:
+    arrays = {"enc_w_ih": np.ones((6 * gates, 5), np.float32), "enc_w_hh": np.ones((6 * gates, 6), np.float32)}
+    plans, _ = plan(arrays)
+    assert list(plans) == [f"{name}[{c}]" if c else name for name in arrays for c in letters or [""]]
+    assert {p.role for p in plans.values()} == {"rnn.input", "rnn.hidden"}
+
+
 def test_attention_in_proj_is_split() -> None:
     attention = torch.nn.MultiheadAttention(8, 2)
     plans, _ = plan(attention)
