@@ -171,6 +171,20 @@ STRANGE: dict[str, str] = {
     "an order that is none": "UPDATE run SET value = '3' WHERE key = 'result.order'",
     "tensors that are none": "UPDATE run SET value = '[1]' WHERE key = 'result.tensors'",
     "text for a number": "UPDATE spectra SET noise_precision = 'many'",
+    "infinite precision": "UPDATE spectra SET noise_precision = 9e999",
+    "an infinite bound": "UPDATE spectra SET bound = 9e999",
+    "a negative noise": "UPDATE spectra SET noise = -1.0",
+    "values of another scan": "UPDATE spectra SET s = (SELECT s FROM spectra WHERE name = 'layer.0.weight'), frobenius = 0.0",
+    "values out of order": "UPDATE spectra SET s = substr(s, 9) || substr(s, 1, 8) WHERE name = 'layer.0.weight'",
+    "negative values": "UPDATE spectra SET s = substr(s, 1, 312) || x'000000000000f0bf' WHERE name = 'layer.0.weight'",
+    "values that are NaN": "UPDATE spectra SET s = x'000000000000f87f' || substr(s, 9) WHERE name = 'layer.0.weight'",
+    "no values": "UPDATE spectra SET s = x'', frobenius = 1.0",
+    "a failed matrix of 16 GB": "UPDATE spectra SET s = NULL, plan = replace(plan, '[40, 40]', '[2147483647, 2147483647]')",
+    "half of a character": """UPDATE spectra SET plan = replace(plan, '"unknown role"', '"\\ud800"')""",
+    "bytes for a reason": "UPDATE skipped SET reason = x'00'",
+    "a shape of texts": """UPDATE skipped SET shape = '["a"]'""",
+    "tensors of no shape": "UPDATE run SET value = replace(value, '[5]', '[5.5]') WHERE key = 'result.tensors'",
+    "seconds of 400 digits": "UPDATE run SET value = '1' || replace(printf('%400d', 0), ' ', '0') WHERE key = 'result.seconds'",
 }
 
 
