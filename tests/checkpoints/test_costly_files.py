@@ -117,6 +117,12 @@ def test_names_too_long_for_a_folder(tmp_path: Path) -> None:
     assert check_checkpoint(which.write(tmp_path, index.encode()), 10_000)
 
 
+def test_one_wide_character(tmp_path: Path) -> None:
+    """A header of 95 MB that would take 380 MB as text, and as much again for the string in it."""
+    header = b'{"__metadata__":{"a":"' + b"x" * 95_000_000 + "𝒳".encode() + b'"}}'
+    refused(tmp_path / "x.safetensors", struct.pack("<Q", len(header)) + header, "beyond ASCII")
+
+
 def test_an_index_of_empty_lists(tmp_path: Path) -> None:
     """49 MB that would become 1.5 GB of lists."""
     refused(tmp_path / "model.safetensors.index.json", b"[" + b"[]," * (49_000_000 // 3) + b"1]", "JSON elements")
