@@ -19,6 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from ..linalg.arrays import FORMATS
 from ..metrics.norms import SPECTRUM_METRICS
 from ..metrics.rank import RULES, StorageNoise
 from ..results import Skipped, Status
@@ -52,6 +53,7 @@ _SCHEMA = {
 _PATIENCE_S = 30.0  # while another process reads the store
 _SAMPLE = 1 << 20  # bytes hashed at both ends of a file
 _MAX_VALUES = 1 << 31
+_FAR = 1e100
 _MAX_FAILED = 1 << 25  # values of failed matrices, NaN all of them and written nowhere
 
 
@@ -194,7 +196,7 @@ def read_store(path: str | os.PathLike[str]) -> tuple[list[Pending], list[Skippe
             _check_schema(db, path)
             run = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM run")}
             if run.get("format") != FORMAT:
-                raise StoreError(f"store: {path} has format {run.get('format')!r}, known is {FORMAT!r}")
+                raise StoreError(f"store: {path} has format {str(run.get('format'))[:40]!r}, known is {FORMAT!r}")
             rows = [(_plan(name, json.loads(text)), rest) for name, text, *rest in db.execute("SELECT * FROM spectra")]
             done = [_pending(plan, rest) for plan, rest in rows]
             if sum(min(p.plan.shape) for p in done if p.s is None) > _MAX_FAILED:
@@ -259,7 +261,14 @@ def _plan(name: str, found: Any) -> MatrixPlan:
     """A plan with all of the original but the tensor's values."""
     kind, role, shape, tensor_shape, dtype, view, part, in_out, tied, lora = found
     sizes = len(shape) == 2 and len(view) == 3 and _are_counts(shape, _MAX_VALUES) and _are_counts(view, _MAX_VALUES) and _are_counts(tensor_shape)
-    if not sizes or 0 in shape or not isinstance(tied, list) or not _are_texts(name, kind, role, dtype, part, *tied):
+    if (
+        not sizes
+        or 0 in shape
+        or not isinstance(dtype, str)
+        or dtype not in FORMATS
+        or not isinstance(tied, list)
+        or not _are_texts(name, kind, role, dtype, part, *tied)
+    ):
         raise ValueError(f"matrix {name!r} has no shape")
     entry = TensorEntry(name, tuple(tensor_shape), dtype, name, _gone)
     pair = LoraPair(name, "", entry, entry, 1.0, "") if lora else None
@@ -293,6 +302,10 @@ def _pending(plan: MatrixPlan, row: Sequence[Any]) -> Pending:
             raise ValueError(f"matrix {plan.name!r}: its singular values are not finite, or not in order")
         if bound is None or tolerance is None or (frobenius is not None and not 0.0 < values[0] <= 2.0 * frobenius):
             raise ValueError(f"matrix {plan.name!r}: values without a bound, or larger than their norm")
+        # ratios whose squares leave float64 belong to no matrix
+        top, floor = float(values[0]), max(bound, tolerance)
+        if floor > _FAR * (top or 1.0) or (floor < top / _FAR if frobenius is None else frobenius > _FAR * top):
+            raise ValueError(f"matrix {plan.name!r}: values far from their bound or norm")
     nan = float("nan")  # SQLite keeps NaN as NULL
     noise = StorageNoise(nan if tolerance is None else float(tolerance), precision, noise_format)
     pending = Pending(plan, noise, values, why, nan if bound is None else float(bound))
