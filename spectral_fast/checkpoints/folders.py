@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def _folders(directory: Path) -> list[str]:
         source.close()
     if not isinstance(found, dict):
         _bad(directory, f"{PIPELINE} is no object")
-    names = [name for name, value in found.items() if isinstance(value, list) and plain_name(name) and "." not in name and (directory / name).is_dir()]
+    names = [name for name, value in found.items() if isinstance(value, list) and plain_name(name) and "." not in name and os.path.isdir(directory / name)]
     if len(names) > MAX_FOLDERS:
         _bad(directory, f"{PIPELINE} names {len(names)} folders, at most {MAX_FOLDERS} are read")
     return names

@@ -41,7 +41,7 @@ MAGIC = b"GGUF"
 # Limits of this reader, far above what models have (some 50 entries, 10,000 tensors, 1,000,000 strings, 30 MB).
 MAX_HEADER = 2**28  # bytes before the data section
 MAX_ENTRIES = 2**16
-MAX_TENSORS = 200_000
+MAX_TENSORS = 100_000
 MAX_STEPS = 5_000_000  # strings and inner arrays passed over: each costs a turn of a loop
 MAX_NAME = 2**16  # bytes, of keys and of tensor names
 MAX_TEXT = 2**26  # bytes, of all names and kept strings together

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -33,6 +34,8 @@ __all__ = ["NPY_MAGIC", "NumpyCheckpoint", "open_npy", "open_npz"]
 
 NPY_MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # bytes; numpy's own limit for a literal that is parsed
+USUAL = 128  # bytes of a whole header of numpy's
+FREE_HEADERS = 2**18  # bytes; deflated, thousands of long headers fit into a small file, and each takes milliseconds
 
 # letter and bytes of numpy's dtype strings
 _DTYPES = {
@@ -66,6 +69,7 @@ class NumpyCheckpoint(Checkpoint):
         self.format = kind
         self._source = source
         self._arrays: dict[str, _Array] = {}
+        self._left = source.size + FREE_HEADERS
         tensors: list[TensorInfo] = []
         skipped: list[Skipped] = []
         for record_name, record in records.items():
@@ -85,10 +89,16 @@ class NumpyCheckpoint(Checkpoint):
         """The header of a record, or why it is skipped."""
         if not (record.stored or record.deflated):
             return "compressed by another method than deflate, or encrypted: not read"
-        start = inflate(self._source, record, min(record.unpacked, 12 + MAX_HEADER))
+        start = inflate(self._source, record, min(record.unpacked, USUAL))
         if not start.startswith(NPY_MAGIC):
             return "no numpy array"
         try:
+            needed = min(_length(start), record.unpacked)
+            self._left -= needed
+            if self._left < 0:
+                raise ValueError("its header and those before it are longer than the file")
+            if needed > len(start):
+                start = inflate(self._source, record, needed)
             header = _parse(start)
         except ValueError as error:
             _bad(self.path, f"array {name!r}: {error}")
@@ -123,22 +133,33 @@ def open_npy(source: ByteSource) -> NumpyCheckpoint:
     return NumpyCheckpoint(source, "npy", {source.path.stem: ZipRecord(0, source.size, True, source.size)})
 
 
-def _parse(start: bytes) -> _Header | str:
-    """The header at the beginning of an array, or why it is skipped. Raises ValueError where it breaks the format."""
+def _begin(start: bytes) -> int:
+    """Where the literal begins."""
+    return 10 if start[6] == 1 else 12
+
+
+def _length(start: bytes) -> int:
+    """Of everything before the elements, bytes. start: the first bytes of an array. Raises ValueError for an unknown version, or a length too large."""
     if len(start) < 12:
         raise ValueError(f"ends after {len(start)} bytes")
-    version = start[6]
-    width = 2 if version == 1 else 4
+    version, begin = start[6], _begin(start)
     if version not in (1, 2, 3) or start[7] != 0:
         raise ValueError(f"version {version}.{start[7]} of the format; known are 1.0, 2.0 and 3.0")
-    begin = 8 + width
     length = int.from_bytes(start[8:begin], "little")
     if length > MAX_HEADER:
         raise ValueError(f"header of {length} bytes, at most {MAX_HEADER} are read")
-    if begin + length > len(start):
-        raise ValueError(f"header of {length} bytes, {len(start) - begin} follow (truncated?)")
+    return begin + length
+
+
+def _parse(start: bytes) -> _Header | str:
+    """The header at the beginning of an array, or why it is skipped. Raises ValueError where it breaks the format."""
+    version, begin, end = start[6], _begin(start), _length(start)
+    if end > len(start):
+        raise ValueError(f"header of {end - begin} bytes, {len(start) - begin} follow (truncated?)")
     try:
-        found = ast.literal_eval(start[begin : begin + length].decode("utf-8" if version == 3 else "latin-1").strip())
+        with warnings.catch_warnings():  # of strange escapes and numbers
+            warnings.simplefilter("ignore")
+            found = ast.literal_eval(start[begin:end].decode("utf-8" if version == 3 else "latin-1"))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(f"header is no literal: {str(error)[:200]}") from error
     if not isinstance(found, dict) or found.keys() != {"descr", "fortran_order", "shape"}:
@@ -153,7 +174,7 @@ def _parse(start: bytes) -> _Header | str:
         return "pickled Python objects: refused, they could run code" if descr[1:2] == "O" else f"dtype {descr[:40]!r}: not decoded"
     if not shape_fits(shape, ITEM_SIZES[dtype]):
         raise ValueError("shape of more than 32 dimensions, or 2**63 bytes or more")
-    return _Header(dtype, "big" if descr[0] == ">" else "little", shape, "F" if fortran and len(shape) > 1 else "C", begin + length)
+    return _Header(dtype, "big" if descr[0] == ">" else "little", shape, "F" if fortran and len(shape) > 1 else "C", end)
 
 
 def _strides(header: _Header) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from spectral_fast.linalg.arrays import RawArray
 __all__ = ["MAX_HEADER", "SafetensorsCheckpoint"]
 
 MAX_HEADER = 100_000_000  # the format's own limit, bytes
+MAX_WIDE = 25_000_000  # bytes, where it is not all ASCII: one character can make all others take four bytes
 # JSON of n bytes may become some 25 n bytes of Python objects; what makes objects is counted before parsing. A tensor needs about 10.
 MAX_STRUCTURE = 2_000_000
 
@@ -119,6 +120,8 @@ def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
     raw = source.read(8, length).tobytes()
     if not raw.startswith(b"{"):
         _bad(path, "the header does not begin with '{'")
+    if length > MAX_WIDE and not raw.isascii():
+        _bad(path, f"header length {length} with characters beyond ASCII, at most {MAX_WIDE} are read")
     structure = sum(raw.count(c) for c in b"{[,")
     if structure > MAX_STRUCTURE:
         _bad(path, f"header with {structure} JSON elements, at most {MAX_STRUCTURE} are read")

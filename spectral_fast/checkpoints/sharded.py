@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from spectral_fast.checkpoints.byte_source import ByteSource
 from spectral_fast.checkpoints.reader import Checkpoint, CheckpointError, Skipped, TensorInfo
+from spectral_fast.checkpoints.safetensors import MAX_STRUCTURE
 from spectral_fast.linalg.arrays import CodedArray, RawArray
 
 __all__ = ["MAX_INDEX", "ShardedCheckpoint", "plain_name", "shard_names"]
 
-MAX_INDEX = 50_000_000  # bytes
+MAX_INDEX = 50_000_000  # bytes; a tensor takes about 100
 MAX_SHARDS = 512  # each holds a file descriptor
 
 
@@ -69,7 +70,7 @@ class ShardedCheckpoint(Checkpoint):
 
 def plain_name(file: Any) -> TypeGuard[str]:
     """Whether ``file`` names something in the directory at hand, and cannot reach out of it."""
-    return isinstance(file, str) and file not in ("", ".", "..") and not any(c in file for c in "/\\\0:")
+    return isinstance(file, str) and len(file) < 256 and file not in ("", ".", "..") and not any(c in "/\\\0:" or "\ud800" <= c <= "\udfff" for c in file)
 
 
 def shard_names(path: Path) -> set[str]:
@@ -85,6 +86,10 @@ def _read_index(path: Path) -> dict[str, str]:
         raw = source.read(0, source.size).tobytes()
     finally:
         source.close()
+    # as in safetensors' header: what makes objects is counted before they are made. A tensor needs one of these signs.
+    structure = sum(raw.count(c) for c in b"{[,")
+    if structure > MAX_STRUCTURE:
+        _bad(path, f"{structure} JSON elements, at most {MAX_STRUCTURE} are read")
     try:
         index = json.loads(raw.decode("utf-8"))
     except (RecursionError, ValueError) as error:

@@ -24,6 +24,8 @@ RATIO = 20  # weights are hardly compressible; zeros would be a thousandfold
 FREE = 64 << 20  # bytes unpacked whatever the ratio
 MAX_MEMBERS = 10_000
 MAX_NAME = 1 << 16
+MAX_RECORDS = 64  # of a member that say more of it; usual are three
+SHOWN = 4  # names in a message
 
 
 class _TemporarySource(ByteSource):
@@ -43,39 +45,38 @@ class _Unpacked:
         self._source = source
         self._machine = zlib.decompressobj(31)  # a gzip header and checksum
         self._position = 0
-        self._ahead = b""
+        self._ahead = memoryview(b"")  # a slice of it costs nothing
         self._total = 0
         self._allowed = RATIO * source.size + FREE
 
     def read(self, count: int) -> bytes:
         """``count`` bytes, fewer only at the end."""
         parts = []
-        while count:
-            part = self._ahead[:count] if self._ahead else self._more()[:count]
-            if not part:
-                break
+        while count and (self._ahead or self._more()):
+            part = self._ahead[:count]
             self._ahead = self._ahead[len(part) :]
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
 
-    def _more(self) -> bytes:
+    def _more(self) -> bool:
+        """Unpack some more; False at the end."""
         while not self._ahead:
             packed = self._machine.unconsumed_tail
             if not packed:
                 if self._machine.eof or self._position == self._source.size:
-                    return b""
+                    return False
                 step = min(STEP, self._source.size - self._position)
                 packed = self._source.read(self._position, step).tobytes()
                 self._position += step
             try:
-                self._ahead = self._machine.decompress(packed, STEP)
+                self._ahead = memoryview(self._machine.decompress(packed, STEP))
             except zlib.error as error:
                 _bad(self._source, f"damaged ({error})")
             self._total += len(self._ahead)
             if self._total > self._allowed:
                 _bad(self._source, f"unpacks to more than {self._allowed} bytes, {RATIO} times its size and more: no archive of weights does")
-        return self._ahead
+        return True
 
 
 def open_tar_gz(source: ByteSource, open_source: Callable[[ByteSource], Checkpoint], suffixes: tuple[str, ...]) -> Checkpoint:
@@ -84,25 +85,26 @@ def open_tar_gz(source: ByteSource, open_source: Callable[[ByteSource], Checkpoi
     open_source: opens what was unpacked. Raises CheckpointError, also for a gzip file that is no tar archive.
     """
     unpacked = _Unpacked(source)
-    found: list[str] = []
-    others = 0
+    found: list[str] = []  # the first few
+    count = others = 0
     with tempfile.TemporaryFile() as handle:
         for name, size, regular in _members(source, unpacked):
             wanted = regular and name.endswith(suffixes)
-            if wanted:
+            if wanted and len(found) < SHOWN:
                 found.append(name)
+            count += wanted
             others += not wanted
             left = size
             while left:
                 part = unpacked.read(min(STEP, left))
                 if not part:
                     _bad(source, f"ends inside of {name[:100]!r} (truncated?)")
-                if wanted and len(found) == 1:
+                if wanted and count == 1:
                     handle.write(part)
                 left -= len(part)
             unpacked.read(-size % BLOCK)
-        if len(found) != 1:
-            _bad(source, f"holds {len(found)} checkpoints among {len(found) + others} files{': ' + ', '.join(found[:4]) if found else ''}; wanted one")
+        if count != 1:
+            _bad(source, f"holds {count} checkpoints among {count + others} files{': ' + ', '.join(n[:100] for n in found) if found else ''}; wanted one")
         inner = _TemporarySource(source, handle)
     try:
         checkpoint = open_source(inner)
@@ -144,13 +146,16 @@ def _members(source: ByteSource, unpacked: _Unpacked) -> Iterator[tuple[str, int
 
 
 def _records(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
-    while raw:
-        length, _, _ = raw[:20].partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(raw):
+    at = 0
+    for _ in range(MAX_RECORDS):
+        if at >= len(raw):
             return
-        key, _, value = raw[len(length) + 1 : int(length)].rstrip(b"\n").partition(b"=")
+        length, _, _ = raw[at : at + 20].partition(b" ")
+        if not length.isdigit() or not 0 < int(length) <= len(raw) - at:
+            return
+        key, _, value = raw[at + len(length) + 1 : at + int(length)].rstrip(b"\n").partition(b"=")
         yield key, value
-        raw = raw[int(length) :]
+        at += int(length)
 
 
 def _number(source: ByteSource, field: bytes) -> int:

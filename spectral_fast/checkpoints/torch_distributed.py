@@ -16,7 +16,7 @@ from spectral_fast.checkpoints.reader import ITEM_SIZES, Checkpoint, CheckpointE
 from spectral_fast.checkpoints.sharded import plain_name
 from spectral_fast.checkpoints.torch_files import open_torch_zip
 from spectral_fast.checkpoints.torch_pickle import MAX_BYTES, Call, Global, PickleError, PickleStream, read_pickle
-from spectral_fast.checkpoints.torch_tree import is_count
+from spectral_fast.checkpoints.torch_tree import is_count, text_of
 from spectral_fast.checkpoints.zip_records import read_zip_directory
 from spectral_fast.linalg.arrays import RawArray
 
@@ -53,14 +53,19 @@ class DistributedCheckpoint(Checkpoint):
         self._infos: dict[str, TensorInfo] = {}
         skipped: list[Skipped] = []
         try:
-            state = self._metadata()
+            state, most = self._metadata()
             places = _places(state)
-            for name, entry in _dict(state, "state_dict_metadata").items():
-                found = self._tensor(str(name), entry, places)
+            entries = _dict(state, "state_dict_metadata")
+            if len(entries) > most:
+                raise _Broken(f"{len(entries)} entries, too many for files of this size")
+            for name, entry in entries.items():
+                if not isinstance(name, str) or text_of(name) != name:
+                    raise _Broken("a name that is no text")
+                found = self._tensor(name, entry, places)
                 if isinstance(found, str):
-                    skipped.append(Skipped(str(name), found))
+                    skipped.append(Skipped(name, found))
                 else:
-                    self._infos[found.name] = found
+                    self._infos[name] = found
         except _Broken as error:
             self.close()
             _bad(directory, str(error))
@@ -70,7 +75,8 @@ class DistributedCheckpoint(Checkpoint):
         self.tensors = tuple(self._infos.values())
         self.skipped = tuple(skipped)
 
-    def _metadata(self) -> dict[Any, Any]:
+    def _metadata(self) -> tuple[dict[Any, Any], int]:
+        """What is pickled, and how many entries it may list."""
         source = ByteSource(self.path / METADATA)
         try:
             if source.size > MAX_BYTES:
@@ -79,13 +85,14 @@ class DistributedCheckpoint(Checkpoint):
         finally:
             source.close()
         total = sum(p.stat().st_size for p in self.path.glob("*.distcp") if p.is_file())
+        stream = PickleStream(io.BytesIO(raw), len(raw), len(raw) + total)
         try:
-            root = read_pickle(PickleStream(io.BytesIO(raw), len(raw), len(raw) + total), lambda found: None)
+            root = read_pickle(stream, lambda found: None)
         except PickleError as error:
             raise _Broken(f"{METADATA}: {error}") from error
         if not _is(root, "metadata.Metadata") or not isinstance(root.state, dict):
             raise _Broken(f"{METADATA} holds no Metadata of {_MODULE[:-1]}")
-        return root.state
+        return root.state, stream.entries
 
     def _tensor(self, name: str, entry: Any, places: dict[tuple[str, tuple[int, ...]], Any]) -> TensorInfo | str:
         if not _is(entry, "metadata.TensorStorageMetadata"):
@@ -105,6 +112,8 @@ class DistributedCheckpoint(Checkpoint):
         if any(isinstance(p, str) for p in pieces):
             return next(p for p in pieces if isinstance(p, str))
         kept = tuple(p for p in pieces if isinstance(p, _Piece))
+        if sum(p.length for p in kept) > sum(self._sources[file].size for file in {p.file for p in kept}):
+            raise _Broken(f"tensor {name!r}: its pieces have more bytes than their files")
         _check_cover(name, shape, kept, ITEM_SIZES[dtype])
         self._pieces[name] = kept
         count = math.prod(shape)
@@ -122,13 +131,15 @@ class DistributedCheckpoint(Checkpoint):
             return "stored through a transformation: not read"
         file, position, length = place.get("relative_path"), place.get("offset"), place.get("length")
         if not plain_name(file):
-            raise _Broken(f"tensor {name!r} is in {file!r}, wanted a plain file name")
+            raise _Broken(f"tensor {name!r} is in {repr(file) if isinstance(file, str) else type(file).__name__}, wanted a plain file name")
         if file not in self._sources:
             if len(self._sources) >= MAX_PIECES:
                 raise _Broken(f"more than {MAX_PIECES} files")
             self._sources[file] = ByteSource(self.path / file)
         size = self._sources[file].size
-        if not is_count(position) or not is_count(length) or position + length > size:
+        if not is_count(position) or not is_count(length):
+            raise _Broken(f"tensor {name!r}: a piece without position and length")
+        if position + length > size:
             raise _Broken(f"tensor {name!r}: bytes {position} to {position} + {length} of {file}, which has {size}")
         return _Piece(offsets, sizes, file, position, length)
 
@@ -177,10 +188,17 @@ def _check_cover(name: str, shape: tuple[int, ...], pieces: tuple[_Piece, ...], 
     if sum(math.prod(p.sizes) for p in pieces) != math.prod(shape):
         raise _Broken(f"tensor {name!r} of shape {list(shape)}: its pieces have more or fewer elements")
     filled = [p for p in pieces if math.prod(p.sizes)]
-    for i, p in enumerate(filled):
-        for q in filled[:i]:
-            if all(a < b + m and b < a + n for a, n, b, m in zip(p.offsets, p.sizes, q.offsets, q.sizes, strict=True)):
-                raise _Broken(f"tensor {name!r}: the pieces at {list(p.offsets)} and {list(q.offsets)} overlap")
+    if len(filled) < 2:
+        return
+    begins = np.array([p.offsets for p in filled], dtype=np.int64)  # (pieces, dimensions); all inside of shape, so that nothing overflows
+    ends = begins + np.array([p.sizes for p in filled], dtype=np.int64)
+    common = np.ones((len(filled), len(filled)), dtype=bool)
+    for k in range(len(shape)):  # two blocks overlap where they do in every dimension
+        common &= (begins[:, None, k] < ends[None, :, k]) & (begins[None, :, k] < ends[:, None, k])
+    np.fill_diagonal(common, False)
+    if common.any():
+        i, j = (int(n) for n in np.argwhere(common)[0])
+        raise _Broken(f"tensor {name!r}: the pieces at {list(filled[i].offsets)} and {list(filled[j].offsets)} overlap")
 
 
 def _is(value: Any, what: str) -> TypeGuard[Call]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spectral_fast.checkpoints.byte_source import ByteSource
 from spectral_fast.checkpoints.reader import ITEM_SIZES, Checkpoint, CheckpointError, Skipped, StorageKey, TensorInfo, array_from_bytes
 from spectral_fast.checkpoints.torch_pickle import MAX_BYTES, Call, PickleError, PickleStream, read_pickle
-from spectral_fast.checkpoints.torch_tree import Storage, StoredTensor, TreeError, find_tensors
+from spectral_fast.checkpoints.torch_tree import Storage, StoredTensor, TreeError, find_tensors, text_of
 from spectral_fast.checkpoints.zip_records import ZipRecord
 from spectral_fast.linalg.arrays import RawArray
 
@@ -32,17 +32,17 @@ _LEGACY_VERSION = 1001
 class TorchCheckpoint(Checkpoint):
     """A file written by torch.save, of either kind.
 
-    spans: where each storage lies in the file: key -> (position, bytes).
+    tree: the pickled value. most: tensors and other entries that it may have. spans: where each storage lies in the file: key -> (position, bytes).
     """
 
-    def __init__(self, source: ByteSource, kind: str, tree: Any, spans: dict[str, tuple[int, int]], byteorder: str) -> None:
+    def __init__(self, source: ByteSource, kind: str, tree: Any, most: int, spans: dict[str, tuple[int, int]], byteorder: str) -> None:
         self.path = source.path
         self.format = kind
         self._source = source
         self._spans = spans
         self._byteorder = byteorder
         try:
-            found, skipped = find_tensors(tree)
+            found, skipped = find_tensors(tree, most)
         except TreeError as error:
             _bad(self.path, str(error))
         if isinstance(tree, Call) and not found and skipped:
@@ -98,7 +98,7 @@ def open_torch_zip(source: ByteSource, records: dict[str, ZipRecord]) -> TorchCh
     data = _record(source, records, pickles[0], MAX_BYTES)
     stream = PickleStream(io.BytesIO(data), len(data), source.size)
     tree = _read(path, stream, storage)
-    checkpoint = TorchCheckpoint(source, "torchscript" if script else "torch-zip", tree, spans, order)
+    checkpoint = TorchCheckpoint(source, "torchscript" if script else "torch-zip", tree, stream.entries, spans, order)
     constants = sum(name.startswith(f"{root}constants/") for name in records)
     if constants:
         checkpoint.skipped += (Skipped("constants", f"{constants} constants of the code, no weights"),)
@@ -140,9 +140,9 @@ def open_torch_legacy(source: ByteSource) -> TorchCheckpoint:
         _bad(path, "the list of storages is missing")
     spans: dict[str, tuple[int, int]] = {}
     for key in keys:
-        s = declared.get(str(key))
+        s = declared.get(text_of(key))
         if s is None or s.item_size is None or s.key in spans:
-            _bad(path, f"storage {str(key)!r} is listed without or with an unknown type, or twice")
+            _bad(path, f"storage {text_of(key)!r} is listed without or with an unknown type, or twice")
         if position + 8 + s.nbytes > source.size:
             _bad(path, f"storage {s.key!r} of {s.nbytes} bytes begins at {position}, the file has {source.size} (truncated?)")
         (count,) = struct.unpack("<q", source.read(position, 8).tobytes())
@@ -153,7 +153,7 @@ def open_torch_legacy(source: ByteSource) -> TorchCheckpoint:
     missing = declared.keys() - spans.keys()
     if missing:
         _bad(path, f"{len(missing)} storages without data, e.g. {min(missing)!r}")
-    return TorchCheckpoint(source, "torch-legacy", tree, spans, "little")
+    return TorchCheckpoint(source, "torch-legacy", tree, stream.entries, spans, "little")
 
 
 def _read(path: Path, stream: PickleStream, storage: Any) -> Any:

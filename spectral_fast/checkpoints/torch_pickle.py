@@ -19,6 +19,7 @@ __all__ = ["MAX_BYTES", "MAX_STEPS", "Call", "Global", "PickleError", "PickleStr
 FREE_STEPS = 300_000
 BYTES_PER_STEP = 100  # of the file, for each step beyond those
 MAX_STEPS = 5_000_000
+STEPS_PER_ENTRY = 10  # of what is listed; an entry that is a tensor met before takes one step
 MAX_BYTES = 256 * 2**20
 MAX_LINE = 2**16
 
@@ -60,13 +61,14 @@ class Call:
 class PickleStream:
     """A pickle that gives no more bytes than it has and no more than MAX_BYTES: a declared length of 2**60 must not be allocated.
 
-    size: bytes that ``handle`` has; file_size: of the whole file the pickle belongs to.
+    size: bytes that ``handle`` has; file_size: of the whole file the pickle belongs to. steps: allowed; entries: that its value may have.
     """
 
     def __init__(self, handle: BinaryIO, size: int, file_size: int) -> None:
         self._handle = handle
         self._size = size
         self.steps = min(FREE_STEPS + file_size // BYTES_PER_STEP, MAX_STEPS)
+        self.entries = self.steps // STEPS_PER_ENTRY
         self._taken = 0
         self.tell = handle.tell
 
@@ -160,6 +162,8 @@ class _Machine:
         self.stack.append(items)
 
     def _put(self, index: Any) -> None:
+        if not 0 <= index < 2**32:  # what the binary form can hold; larger integers can be chosen so that all fall on one hash
+            raise PickleError("a memo index of more than 32 bits")
         self._memo[index] = self.stack[-1]
 
     def _memoize(self, _: Any) -> None:
@@ -174,7 +178,7 @@ class _Machine:
 
     def _stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        if not isinstance(name, str) or not isinstance(module, str):
+        if not isinstance(name, str) or not isinstance(module, str) or any("\ud800" <= c <= "\udfff" for c in module + name):
             raise PickleError("the name of a class has to be text")
         self.stack.append(Global(module, name))
 
@@ -262,8 +266,10 @@ class _Machine:
 
 
 def _set(target: dict[Any, Any], key: Any, value: Any) -> None:
-    # Only flat keys are hashed: hashing a tuple nested a million deep would overflow the C stack.
-    if not isinstance(key, str | bytes | int | float | bool | None | Call):  # a Call is hashed by identity
+    # Only flat keys are hashed: hashing a tuple nested a million deep would overflow the C stack. Nor long integers: the multiples of 2**61 - 1
+    # have one hash, and a dict of them takes a time that grows with the square of their number.
+    flat = isinstance(key, str | bytes | float | None | Call) or (isinstance(key, int) and key.bit_length() <= 64)
+    if not flat:  # a Call is hashed by identity
         key = f"<{type(key).__name__} {len(target)}>"
     target[key] = value
 

@@ -11,16 +11,19 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from spectral_fast.checkpoints.reader import ITEM_SIZES, Skipped, shape_fits
 from spectral_fast.checkpoints.torch_pickle import Call, Global, PickleError
 
-__all__ = ["Storage", "StoredTensor", "TreeError", "find_tensors", "is_count"]
+__all__ = ["Storage", "StoredTensor", "TreeError", "find_tensors", "is_count", "text_of"]
 
+Path = tuple[str, ...]  # keys from outside in
 MAX_DEPTH = 64
+MAX_WRAPPED = 8  # typed lists around one value
+MAX_TEXT = 2**26  # characters, of all names together: in a dict of dicts a long key stands in the name of everything inside
 
 # storage classes that carry a dtype, without the suffix "Storage"
 _STORAGE_DTYPES = {
@@ -96,13 +99,13 @@ class Storage:
         whole = count * (item_size or 1)
         view = found[5] if len(found) == 6 else None
         if view is None:
-            return Storage(_text(key), dtype, item_size, whole)
+            return Storage(text_of(key), dtype, item_size, whole)
         if not isinstance(view, tuple) or len(view) != 3 or not is_count(view[1]) or not is_count(view[2]):
             raise TreeError("storage view without offset and size")
         begin, size = view[1] * (item_size or 1), view[2] * (item_size or 1)
         if begin + size > whole:
-            raise TreeError(f"view of storage {_text(key)} leaves it")
-        return Storage(_text(key), dtype, item_size, size, begin)
+            raise TreeError(f"view of storage {text_of(key)} leaves it")
+        return Storage(text_of(key), dtype, item_size, size, begin)
 
 
 @dataclass(frozen=True)
@@ -117,16 +120,19 @@ class StoredTensor:
     extent: int  # elements from the first to the last, both included
 
 
-def find_tensors(root: Any) -> tuple[list[tuple[str, StoredTensor]], list[Skipped]]:
-    """Named tensors in the stream's order, and the skipped entries. Raises TreeError for tensors that leave their storage."""
-    walk = _Walk()
+def find_tensors(root: Any, most: int) -> tuple[list[tuple[str, StoredTensor]], list[Skipped]]:
+    """Named tensors in the stream's order, and the skipped entries, together not more than ``most``: a pickle can name one object without end.
+
+    Raises TreeError for more, and for tensors that leave their storage.
+    """
+    walk = _Walk(most)
     walk.visit((), root)
-    prefix = _common_prefix(walk.tensors)
+    prefix = walk.common_prefix()
     named: dict[str, StoredTensor] = {}
     skipped = walk.all_skipped()
     for path, tensor in walk.tensors:
         short = path[len(prefix) :] if path[: len(prefix)] == prefix else path
-        name = ".".join(short) or "tensor"
+        name = walk.joined(short) if short else "tensor"
         if name in named:
             skipped.append(Skipped(name, "a second tensor of this name"))
         else:
@@ -137,17 +143,41 @@ def find_tensors(root: Any) -> tuple[list[tuple[str, StoredTensor]], list[Skippe
 class _Walk:
     """Collects tensors with their paths, visiting each container once: shared and circular ones cost nothing more."""
 
-    def __init__(self) -> None:
-        self.tensors: list[tuple[tuple[str, ...], StoredTensor]] = []
+    def __init__(self, most: int) -> None:
+        self.tensors: list[tuple[Path, StoredTensor]] = []
+        self._most = most
+        self._text = 0
         self._skipped: list[Skipped] = []
-        self._seen: dict[int, tuple[str, int | None]] = {}  # id of a container -> its name and, once left, its number of tensors
-        self._objects: Counter[tuple[str, str]] = Counter()  # (name of the parent, class) in lists
+        self._seen: dict[int, tuple[Path, int | None]] = {}  # id of a container -> its path and, once left, its number of tensors
+        self._objects: Counter[tuple[Path, str]] = Counter()  # (path of the parent, class) in lists
+        self._matrices: set[Path] = set()  # containers with a matrix among their own entries
+        self._heads: defaultdict[Path, set[str]] = defaultdict(set)  # container -> its entries that are containers with tensors
 
     def all_skipped(self) -> list[Skipped]:
-        in_lists = [Skipped(name, f"{n} pickled objects of class {kind}: not read") for (name, kind), n in self._objects.items()]
+        in_lists = [Skipped(self._name(path), f"{n} pickled objects of class {kind}: not read") for (path, kind), n in self._objects.items()]
         return self._skipped + in_lists
 
-    def visit(self, path: tuple[str, ...], node: Any, in_list: bool = False) -> None:
+    def common_prefix(self) -> Path:
+        """The entries, from outside in, that alone hold matrices; loose vectors and scalars beside them (a random state) do not count."""
+        prefix: Path = ()
+        while len(self._heads[prefix]) == 1 and prefix not in self._matrices:
+            prefix = (*prefix, *self._heads[prefix])
+        return prefix
+
+    def joined(self, path: Path) -> str:
+        self._text += sum(map(len, path)) + len(path)
+        if self._text > MAX_TEXT:
+            raise TreeError(f"names of more than {MAX_TEXT} characters")
+        return ".".join(path)
+
+    def _name(self, path: Path) -> str:
+        return self.joined(path) or "(whole file)"
+
+    def _count(self) -> None:
+        if len(self.tensors) + len(self._skipped) >= self._most:
+            raise TreeError(f"more than {self._most} tensors and other entries, too many for a file of this size")
+
+    def visit(self, path: Path, node: Any, in_list: bool = False) -> None:
         if isinstance(node, dict | list | tuple):
             self._container(path, node)
         elif isinstance(node, Storage):
@@ -156,55 +186,71 @@ class _Walk:
             self._call(path, node, in_list)
         # else: a number, string, None or class name
 
-    def _container(self, path: tuple[str, ...], node: Any) -> None:
+    def _container(self, path: Path, node: Any) -> None:
         if not node:
             return
         if isinstance(node, dict) and "state" in node and "param_groups" in node:
             self._skip(path, "optimizer state, not weights")
             return
         if id(node) in self._seen:
-            name, count = self._seen[id(node)]
+            first, count = self._seen[id(node)]
             if count:
-                self._skip(path, f"the same object as {name}")
+                self._skip(path, f"the same object as {self._name(first)}")
             return
         if len(path) >= MAX_DEPTH:
             self._skip(path, f"nested deeper than {MAX_DEPTH} levels")
             return
-        self._seen[id(node)] = (_dotted(path), None)
+        self._seen[id(node)] = (path, None)
         before = len(self.tensors)
         is_dict = isinstance(node, dict)
         for key, value in node.items() if is_dict else enumerate(node):
             if isinstance(value, dict | list | tuple | Call | Storage):
-                self.visit((*path, _text(key)), value, in_list=not is_dict)
-        self._seen[id(node)] = (_dotted(path), len(self.tensors) - before)
+                self.visit((*path, text_of(key)), value, in_list=not is_dict)
+        self._seen[id(node)] = (path, len(self.tensors) - before)
+        if path and len(self.tensors) > before:
+            self._heads[path[:-1]].add(path[-1])
 
-    def _call(self, path: tuple[str, ...], call: Call, in_list: bool) -> None:
+    def _call(self, path: Path, call: Call, in_list: bool) -> None:
         call = _unwrap(call)
-        what = _text(str(call.what))[:200] if isinstance(call.what, Global) else "(computed)"
+        what = text_of(str(call.what))[:200] if isinstance(call.what, Global) else "(computed)"
         module, _, function = what.rpartition(".")
         if module == "torch._utils" and function in _REFUSED:
             self._skip(path, _REFUSED[function])
         elif module == "torch._utils" and function in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
-            tensor = _dense(_dotted(path), function, call.args)
+            self._count()
+            tensor = _dense(path, function, call.args)
             if isinstance(tensor, str):
                 self._skip(path, tensor)
             else:
                 self.tensors.append((path, tensor))
+                if len(tensor.shape) >= 2 and path:
+                    self._matrices.add(path[:-1])
         elif what in _SETTINGS:
             return
         elif module.startswith("__torch__") and isinstance(call.state, dict):  # a module of a TorchScript archive
             self._container(path, call.state)
         elif module == "torch.jit._pickle" and call.args:  # a typed list or dict
-            self.visit(path, call.args[0])
+            self.visit(path, _untyped(call))
         elif call.entries or call.elements:  # a subclass of dict or list
             self._container(path, call.entries or call.elements)
         elif in_list:
-            self._objects[(_dotted(path[:-1]), what)] += 1
+            self._objects[(path[:-1], what)] += 1
         else:
             self._skip(path, f"pickled object of class {what}: not read")
 
-    def _skip(self, path: tuple[str, ...], reason: str) -> None:
-        self._skipped.append(Skipped(_dotted(path), reason))
+    def _skip(self, path: Path, reason: str) -> None:
+        self._count()
+        self._skipped.append(Skipped(self._name(path), reason))
+
+
+def _untyped(call: Call) -> Any:
+    """What typed lists and dicts hold; None for too many around each other."""
+    node: Any = call
+    for _ in range(MAX_WRAPPED):
+        if not (isinstance(node, Call) and isinstance(node.what, Global) and node.what.module == "torch.jit._pickle" and node.args):
+            return node
+        node = node.args[0]
+    return None
 
 
 def _unwrap(call: Call) -> Call:
@@ -224,13 +270,13 @@ def _unwrap(call: Call) -> Call:
     return call
 
 
-def _dense(name: str, function: str, arguments: tuple[Any, ...]) -> StoredTensor | str:
+def _dense(path: Path, function: str, arguments: tuple[Any, ...]) -> StoredTensor | str:
     """A tensor from the arguments of torch's rebuild functions: storage, offset, shape, strides, ...; or why it is skipped."""
     if len(arguments) < 4 or not isinstance(arguments[0], Storage):
-        raise TreeError(f"tensor {name!r} has no storage")
+        raise TreeError(f"tensor {'.'.join(path)!r} has no storage")
     storage, offset, shape, strides = arguments[:4]
     if not (is_count(offset) and _are_counts(shape) and _are_counts(strides) and len(shape) == len(strides)):
-        raise TreeError(f"tensor {name!r}: offset, shape and strides have to be integers >= 0, as many strides as dimensions")
+        raise TreeError(f"tensor {'.'.join(path)!r}: offset, shape and strides have to be integers >= 0, as many strides as dimensions")
     dtype = storage.dtype
     if function == "_rebuild_tensor_v3":
         kind = arguments[6] if len(arguments) > 6 else None
@@ -243,32 +289,19 @@ def _dense(name: str, function: str, arguments: tuple[Any, ...]) -> StoredTensor
         return "conjugated or negated view: not read"
     size = ITEM_SIZES[dtype]
     if not shape_fits(tuple(shape), size):
-        raise TreeError(f"tensor {name!r}: shape {list(shape[:40])} is too large for any file")
+        raise TreeError(f"tensor {'.'.join(path)!r}: shape {list(shape[:40])} is too large for any file")
     count = math.prod(shape)
     # a dimension of length one has no meaningful stride; left as it is, it would hide ties
     strides = tuple(s if n != 1 else 0 for n, s in zip(shape, strides, strict=True))
     extent = 0 if count == 0 else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if (offset + extent) * size > storage.nbytes and count:
-        raise TreeError(f"tensor {name!r}: shape {list(shape)}, strides {list(strides)}, offset {offset} leave its storage of {storage.nbytes} bytes")
+        raise TreeError(f"tensor {'.'.join(path)!r}: shape {list(shape)}, strides {list(strides)}, offset {offset} leave its storage of {storage.nbytes} bytes")
     if count > extent:
         return "expanded view: elements share memory"
     return StoredTensor(storage, dtype, offset, tuple(shape), strides, extent)
 
 
-def _common_prefix(tensors: list[tuple[tuple[str, ...], StoredTensor]]) -> tuple[str, ...]:
-    """The entries, from outside in, that alone hold matrices; loose vectors and scalars beside them (a random state) do not count."""
-    prefix: tuple[str, ...] = ()
-    while True:
-        depth = len(prefix)
-        inside = [(path, t) for path, t in tensors if path[:depth] == prefix]
-        heads = {path[depth] for path, _ in inside if len(path) > depth + 1}
-        loose = [(path, t) for path, t in inside if len(path) <= depth + 1]
-        if len(heads) != 1 or any(len(t.shape) >= 2 for _, t in loose):
-            return prefix
-        prefix = (*prefix, heads.pop())
-
-
-def _text(key: Any) -> str:
+def text_of(key: Any) -> str:
     if isinstance(key, bytes):
         key = key.decode("latin-1")
     if isinstance(key, Call):
@@ -276,10 +309,6 @@ def _text(key: Any) -> str:
     if isinstance(key, int) and key.bit_length() > 64:  # str() of a huge integer is slow, or refused
         return "<integer>"
     return str(key).encode("utf-8", "backslashreplace").decode("utf-8")  # lone surrogates cannot be printed
-
-
-def _dotted(path: tuple[str, ...]) -> str:
-    return ".".join(path) or "(whole file)"
 
 
 def is_count(value: Any) -> TypeGuard[int]:

@@ -6,7 +6,7 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from spectral_fast.checkpoints.byte_source import ByteSource
 from spectral_fast.checkpoints.reader import CheckpointError
@@ -14,6 +14,8 @@ from spectral_fast.checkpoints.reader import CheckpointError
 __all__ = ["ZipRecord", "inflate", "read_zip_directory"]
 
 _STEP = 1 << 20  # bytes unpacked at a time
+_MAX_DIRECTORY = 1 << 24  # bytes; a record takes some 70, and 10 times as many as an object
+_LEAST = 512  # bytes of the file read at a time
 _TIGHTEST = 1032  # times as long as its deflated form can a record be
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
 
@@ -30,10 +32,24 @@ class ZipRecord:
     deflated: bool = False
 
 
+class _Directory:
+    """A file of which no more is read at once than a directory may have: ``zipfile`` takes the length that the archive declares."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.seek, self.tell, self.close = handle.seek, handle.tell, handle.close
+        self._read = handle.read
+
+    def read(self, count: int = -1) -> bytes:
+        data = self._read(_MAX_DIRECTORY + 1 if count < 0 else min(count, _MAX_DIRECTORY + 1))
+        if len(data) > _MAX_DIRECTORY:
+            raise ValueError(f"a directory of more than {_MAX_DIRECTORY} bytes")
+        return data
+
+
 def read_zip_directory(source: ByteSource) -> dict[str, ZipRecord]:
     """Name -> record. Raises CheckpointError for damaged directories, duplicate names, records that overlap or leave the file."""
     try:
-        with source.stream() as handle, zipfile.ZipFile(handle) as archive:
+        with source.stream() as handle, zipfile.ZipFile(_Directory(handle)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, OverflowError, struct.error) as error:
         raise CheckpointError(f"{source.path}: zip directory cannot be read ({error}); truncated?") from error
@@ -73,7 +89,7 @@ def inflate(source: ByteSource, record: ZipRecord, count: int) -> bytes:
     while count:
         more = machine.unconsumed_tail
         if not more:
-            step = min(_STEP, end - position)
+            step = min(_STEP, max(count, _LEAST), end - position)  # of a header that is looked at no more than can be its bytes
             more = source.read(position, step).tobytes()
             position += step
         try:

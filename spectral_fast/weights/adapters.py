@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg.arrays import FORMATS, as_numpy
+from ..linalg.arrays import FORMATS, FloatFormat, as_numpy
 from ..linalg.svd import svd_bound
 from ..metrics.rank import StorageNoise, storage_noise
 from ..results import Skipped
@@ -123,15 +123,21 @@ def product_spectrum(pair: LoraPair) -> ProductSpectrum:
         scale = float(np.asarray(as_numpy(pair.alpha.read()), dtype=np.float64).reshape(())) / pair.rank
     bad = [name for name, w in (("B", b), ("A", a)) if not np.isfinite(w).all()] + ([] if math.isfinite(scale) else ["alpha"])
     if bad:
-        nan = np.full(min(*pair.shape, pair.rank), math.nan)
-        return ProductSpectrum(nan, math.nan, StorageNoise(math.nan, coarser.precision, coarser.name), f"{' and '.join(bad)} not finite")
+        return _no_product(pair, coarser, f"{' and '.join(bad)} not finite")
     noise_b, noise_a = storage_noise(b, formats[0]), storage_noise(a, formats[1])
     norm_b, norm_a = (float(core_values(w).max(initial=0.0)) for w in (b, a))
     tolerance = noise_b.tolerance * norm_a + noise_a.tolerance * norm_b + noise_b.tolerance * noise_a.tolerance
+    if not math.isfinite(abs(scale) * (norm_a + noise_a.tolerance) * (norm_b + noise_b.tolerance)):
+        return _no_product(pair, coarser, f"with a scale of {scale:.3g} its values are beyond float64")
     s = np.asarray(lora_svdvals(b, a)) * abs(scale)
     bound = float(svd_bound(np.full(s.shape, abs(scale) * norm_a * norm_b)).max(initial=0.0))
     precision = min(noise_b.precision, noise_a.precision)
     return ProductSpectrum(s, bound, StorageNoise(abs(scale) * tolerance, precision, coarser.name))
+
+
+def _no_product(pair: LoraPair, coarser: FloatFormat, why: str) -> ProductSpectrum:
+    nan = np.full(min(*pair.shape, pair.rank), math.nan)
+    return ProductSpectrum(nan, math.nan, StorageNoise(math.nan, coarser.precision, coarser.name), why)
 
 
 def _matrix(e: TensorEntry) -> NDArray[Any]:

@@ -150,7 +150,7 @@ def _failed(p: Pending) -> MatrixSpectrum:
         tensor_shape=plan.entry.shape,
         dtype=plan.entry.dtype,
         effective_precision=p.noise.precision,
-        s=np.full(d_min, nan),
+        s=np.broadcast_to(np.float64(nan), d_min),  # takes no memory
         bound=nan,
         metrics={**dict.fromkeys((*SPECTRUM_METRICS, *TAIL_METRICS), nan), "near_zero_fraction": nan, "condition_number_is_lower_bound": False},
         ranks={},

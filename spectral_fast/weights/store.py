@@ -19,6 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from ..linalg.arrays import FORMATS
 from ..metrics.norms import SPECTRUM_METRICS
 from ..metrics.rank import RULES, StorageNoise
 from ..results import Skipped, Status
@@ -52,6 +53,8 @@ _SCHEMA = {
 _PATIENCE_S = 30.0  # while another process reads the store
 _SAMPLE = 1 << 20  # bytes hashed at both ends of a file
 _MAX_VALUES = 1 << 31
+_FAR = 1e100
+_MAX_FAILED = 1 << 25  # values of failed matrices, NaN all of them and written nowhere
 
 
 class StoreError(ValueError):
@@ -104,7 +107,7 @@ class ScanStore:
             rows = {row[0]: row[1:] for row in self._db.execute("SELECT * FROM spectra")}
             return {p.name: _pending(p, rows[p.name][1:]) for p in plans if p.name in rows and rows[p.name][0] == _plan_text(p)}
         except (sqlite3.Error, ValueError, TypeError) as error:
-            raise StoreError(f"store: {self.path}: damaged ({error})") from error
+            raise StoreError(f"store: {self.path}: damaged ({str(error)[:300]})") from error
 
     def keep(self, pending: Iterable[Pending]) -> None:
         """Write matrices that are done; they are in the file when this returns."""
@@ -193,18 +196,20 @@ def read_store(path: str | os.PathLike[str]) -> tuple[list[Pending], list[Skippe
             _check_schema(db, path)
             run = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM run")}
             if run.get("format") != FORMAT:
-                raise StoreError(f"store: {path} has format {run.get('format')!r}, known is {FORMAT!r}")
+                raise StoreError(f"store: {path} has format {str(run.get('format'))[:40]!r}, known is {FORMAT!r}")
             rows = [(_plan(name, json.loads(text)), rest) for name, text, *rest in db.execute("SELECT * FROM spectra")]
             done = [_pending(plan, rest) for plan, rest in rows]
+            if sum(min(p.plan.shape) for p in done if p.s is None) > _MAX_FAILED:
+                raise StoreError(f"store: {path}: matrices without values, but of more than {_MAX_FAILED} of them")
             order, fields = _result({key.removeprefix("result."): value for key, value in run.items() if key.startswith("result.")})
             done.sort(key=lambda p: order.get(p.plan.name, len(order)))
-            skipped = [Skipped(n, why, None if shape is None else tuple(json.loads(shape))) for n, why, shape in db.execute("SELECT * FROM skipped")]
+            skipped = [_skipped(*row) for row in db.execute("SELECT * FROM skipped")]
         finally:
             db.close()
     except StoreError:
         raise
-    except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise StoreError(f"store: {path}: damaged, or not a store of this program ({error})") from error
+    except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise StoreError(f"store: {path}: damaged, or not a store of this program ({str(error)[:300]})") from error
     return done, skipped, fields
 
 
@@ -213,10 +218,32 @@ def _result(found: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     if not found:
         return {}, {"status": "incomplete", "reason": "the scan has not ended"}
     texts = {key: found[key] for key in ("source", "status", "reason", "backend")}
-    if not all(isinstance(t, str) for t in texts.values()) or texts["status"] not in get_args(Status):
+    if not _are_texts(*texts.values()) or texts["status"] not in get_args(Status):
         raise ValueError("the result has no status")
+    seconds = found["seconds"]
+    if type(seconds) not in (int, float) or not 0 <= seconds < 1e12:
+        raise ValueError("the result has no seconds")
+    for t in found["tensors"]:
+        if not _are_texts(t["name"], t["owner"] or "") or not _are_counts(t["shape"]) or not _are_counts([t["module"] or 0]):
+            raise ValueError("the result has a tensor without name and shape")
     tensors = tuple(TensorRecord(t["name"], tuple(t["shape"]), t["owner"], t["module"]) for t in found["tensors"])
-    return {name: i for i, name in enumerate(found["order"])}, {**texts, "seconds": float(found["seconds"]), "tensors": tensors}
+    return {name: i for i, name in enumerate(found["order"])}, {**texts, "seconds": float(seconds), "tensors": tensors}
+
+
+def _skipped(name: Any, reason: Any, shape: Any) -> Skipped:
+    found = None if shape is None else json.loads(shape)
+    if not _are_texts(name, reason) or (found is not None and not _are_counts(found)):
+        raise ValueError("a skipped tensor without name, reason and shape")
+    return Skipped(name, reason, None if found is None else tuple(found))
+
+
+def _are_texts(*values: Any) -> bool:
+    """Whether all are str that can be written: JSON can hold halves of surrogate pairs."""
+    return all(isinstance(v, str) and not any("\ud800" <= c <= "\udfff" for c in v) for v in values)
+
+
+def _are_counts(values: Any, below: int = 2**63) -> bool:
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < below for n in values)
 
 
 def _check_schema(db: sqlite3.Connection, path: Path) -> None:
@@ -233,8 +260,15 @@ def _plan_text(p: MatrixPlan) -> str:
 def _plan(name: str, found: Any) -> MatrixPlan:
     """A plan with all of the original but the tensor's values."""
     kind, role, shape, tensor_shape, dtype, view, part, in_out, tied, lora = found
-    texts = (name, kind, role, dtype, part, *tied)
-    if len(shape) != 2 or not all(type(n) is int and 0 <= n < _MAX_VALUES for n in (*shape, *view)) or not all(isinstance(t, str) for t in texts):
+    sizes = len(shape) == 2 and len(view) == 3 and _are_counts(shape, _MAX_VALUES) and _are_counts(view, _MAX_VALUES) and _are_counts(tensor_shape)
+    if (
+        not sizes
+        or 0 in shape
+        or not isinstance(dtype, str)
+        or dtype not in FORMATS
+        or not isinstance(tied, list)
+        or not _are_texts(name, kind, role, dtype, part, *tied)
+    ):
         raise ValueError(f"matrix {name!r} has no shape")
     entry = TensorEntry(name, tuple(tensor_shape), dtype, name, _gone)
     pair = LoraPair(name, "", entry, entry, 1.0, "") if lora else None
@@ -253,19 +287,36 @@ def _row(p: Pending) -> tuple[Any, ...]:
 
 
 def _pending(plan: MatrixPlan, row: Sequence[Any]) -> Pending:
+    """Of a row of ``spectra`` after name and plan. Raises ValueError for what no scan writes."""
     s, bound, why, tolerance, precision, noise_format, zero_rows, zero_columns, redone, frobenius, backend = row
+    counts = (precision, zero_rows, zero_columns, redone)
+    if not _are_texts(why, noise_format, backend) or not _are_counts([*counts], _MAX_VALUES) or not all(_is_size(x) for x in (bound, tolerance, frobenius)):
+        raise ValueError(f"matrix {plan.name!r}: a text that is none, or a number that is none or negative")
     values = None
     if s is not None:
         most = min(plan.shape)
         if not isinstance(s, bytes) or len(s) % 8 or len(s) > 8 * most or (len(s) != 8 * most and frobenius is None and plan.lora is None):
             raise ValueError(f"matrix {plan.name!r} of shape {plan.shape}: its singular values are {len(s)} bytes")
         values = np.frombuffer(s, dtype="<f8").astype(np.float64)
+        if not values.size or not np.isfinite(values).all() or (values < 0.0).any() or (np.diff(values) > 0.0).any():
+            raise ValueError(f"matrix {plan.name!r}: its singular values are not finite, or not in order")
+        if bound is None or tolerance is None or (frobenius is not None and not 0.0 < values[0] <= 2.0 * frobenius):
+            raise ValueError(f"matrix {plan.name!r}: values without a bound, or larger than their norm")
+        # ratios whose squares leave float64 belong to no matrix
+        top, floor = float(values[0]), max(bound, tolerance)
+        if floor > _FAR * (top or 1.0) or (floor < top / _FAR if frobenius is None else frobenius > _FAR * top):
+            raise ValueError(f"matrix {plan.name!r}: values far from their bound or norm")
     nan = float("nan")  # SQLite keeps NaN as NULL
-    noise = StorageNoise(nan if tolerance is None else float(tolerance), int(precision), str(noise_format))
-    pending = Pending(plan, noise, values, str(why), nan if bound is None else float(bound))
-    pending.zero_rows, pending.zero_columns, pending.redone, pending.backend = int(zero_rows), int(zero_columns), bool(redone), str(backend)
+    noise = StorageNoise(nan if tolerance is None else float(tolerance), precision, noise_format)
+    pending = Pending(plan, noise, values, why, nan if bound is None else float(bound))
+    pending.zero_rows, pending.zero_columns, pending.redone, pending.backend = zero_rows, zero_columns, bool(redone), backend
     pending.frobenius = None if frobenius is None else float(frobenius)
     return pending
+
+
+def _is_size(x: Any) -> bool:
+    """Whether ``x`` is NULL, or a number >= 0 that is finite."""
+    return x is None or (type(x) in (int, float) and 0.0 <= x < math.inf)
 
 
 def _columns(m: MatrixSpectrum) -> tuple[Any, ...]:

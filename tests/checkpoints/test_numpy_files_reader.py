@@ -101,6 +101,7 @@ GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }"
         (literal(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {(1,) * 40}}}", bytes(4)), "32 dimensions"),
         (literal("__import__('os').system('false')", bytes(24)), "no literal"),
         (literal("(" * 5000, bytes(24)), "no literal"),
+        (literal(GOOD + "\x0b", bytes(24)), "no literal"),  # a space to Unicode, none to Python
         (literal("-" * 9000 + "1", bytes(24)), "no literal"),
     ],
 )

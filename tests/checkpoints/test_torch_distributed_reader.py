@@ -116,7 +116,9 @@ def _twice(metadata: Any) -> None:
 
 LIES: dict[str, tuple[Any, str]] = {
     "leaves the file": (lambda m: setattr(_place(m), "offset", 10**9), "which has"),
-    "negative": (lambda m: setattr(_place(m), "length", -1), "which has"),
+    "negative": (lambda m: setattr(_place(m), "length", -1), "without position and length"),
+    "a length of 12,000 digits": (lambda m: setattr(_place(m), "length", 2**40_000), "without position and length"),
+    "a file that is an integer": (lambda m: setattr(_place(m), "relative_path", 2**40_000), "is in int, wanted a plain file name"),
     "another directory": (lambda m: setattr(_place(m), "relative_path", "../x.distcp"), "plain file name"),
     "no such file": (lambda m: setattr(_place(m), "relative_path", "__1_0.distcp"), "cannot be opened"),
     "a piece beyond the tensor": (lambda m: setattr(_chunk(m), "sizes", torch.Size((31, 40))), "leaves it"),

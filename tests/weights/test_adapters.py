@@ -58,7 +58,7 @@ def test_product_of_a_saved_adapter(tmp_path: Path, config: object, scale: float
 @pytest.mark.parametrize(
     ("text", "why"),
     [("{", "not valid JSON"), ("[" * 100_000, "not valid JSON"), ("[1]", "holds no object"), ("{}", "no lora_alpha"), ('{"lora_alpha": true}', "no lora_alpha"),
-     ('{"lora_alpha": NaN}', "no lora_alpha"), ('{"lora_alpha": 1, "use_rslora": 3}', "use_rslora"),
+     ('{"lora_alpha": NaN}', "no lora_alpha"), ('{"lora_alpha": 1' + "0" * 400 + "}", "no lora_alpha"), ('{"lora_alpha": 1, "use_rslora": 3}', "use_rslora"),
      ('{"lora_alpha": 1, "alpha_pattern": [1]}', "no map of numbers"),
      ('{"lora_alpha": 1, "alpha_pattern": {"(a+)+$": 1}}', "regular expressions"), ('"' + "x" * 1_100_000 + '"', "larger than"), ("\ud800", "")],
 )  # fmt: skip
@@ -71,6 +71,13 @@ def test_a_bad_config_is_said_and_not_used(tmp_path: Path, text: str, why: str) 
         m = saved(tmp_path, text=text).spectrum(f"{Q} (lora BA)")
     assert why in m.role and "scale 1: " in m.role
     np.testing.assert_allclose(m.s, dense(*factors())[:4], rtol=1e-12)
+
+
+def test_a_scale_beyond_float64_fails_its_product_alone(tmp_path: Path) -> None:
+    spectra = saved(tmp_path, {"lora_alpha": 1e308})
+    m = spectra.spectrum(f"{Q} (lora BA)")
+    assert m.status == "failed" and m.reason == "with a scale of 2.5e+307 its values are beyond float64"
+    assert {x.status for x in spectra if x is not m} == {"ok"}
 
 
 def test_no_config_is_no_config(tmp_path: Path) -> None:
