@@ -305,4 +305,5 @@ def test_five_real_checkpoints(real_inputs: Path) -> None:
         for m in survey.models[-1].matrices:
             name, _, gate = m.name.partition("[")  # recurrent weights by gate: reset, update, new
             rows = slice(256 * "rzn".index(gate[0]), 256 * "rzn".index(gate[0]) + 256) if gate else slice(None)
-            assert m.s_min == pytest.approx(np.linalg.svd(file[name][rows].astype(np.float64), compute_uv=False)[-1], rel=1e-9)
+            theirs = np.linalg.svd(file[name][rows].astype(np.float64), compute_uv=False)[-1]
+            assert abs(m.s_min - theirs) <= m.bound < 0.05 * theirs
