@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
-
-__all__ = ["ROOT", "SHARE", "byte_size", "free_host_memory", "host_memory_limit", "own_pages", "parsed_size"]
+__all__ = ["ROOT", "SHARE", "byte_size", "free_host_memory", "host_memory_limit", "parsed_size"]
 
 SHARE = 0.6  # of what is free, where the caller names no limit
 _UNKNOWN = 4 << 30  # where the system says nothing
 ROOT = Path("/")
-_OWN_PAGES = 1 << 20  # bytes from which an array has pages of its own
 _UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
 # files of a control group: its limit, what it uses, and the name of the page cache in memory.stat (groups below it included)
 _V2 = ("memory.max", "memory.current", "inactive_file")
@@ -31,27 +24,6 @@ def host_memory_limit(max_memory: int | float | None) -> int:
     if isinstance(max_memory, bool) or not isinstance(max_memory, (int, float)) or not max_memory > 0:
         raise ValueError(f"max_memory: wanted a number of bytes > 0, got {max_memory!r}")
     return int(min(max_memory, 2**62))
-
-
-def own_pages(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An array to be written to, like ``numpy.empty``, whose memory goes back to the system as soon as the last array that sees it is gone.
-
-    What the allocator gets back it may keep in pieces: measured in a scan that reads on one thread and computes on another, twice the memory. Small
-    arrays, and those of systems without anonymous maps, are numpy's.
-    """
-    size = math.prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
-    if size < _OWN_PAGES or not hasattr(mmap, "MAP_ANONYMOUS"):
-        return np.empty(shape, dtype=dtype)
-    try:
-        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise MemoryError(f"{size} bytes: {error.strerror}") from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            block.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without large pages
-            pass
-    return np.frombuffer(block, dtype=dtype).reshape(shape)
 
 
 def byte_size(nbytes: float) -> str:

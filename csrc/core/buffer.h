@@ -2,8 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-
-#include "core/pages.h"
+#include <new>
 
 namespace sf {
 
@@ -13,16 +12,14 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::int64_t count)
-      : data_(static_cast<T*>(take_memory(static_cast<std::size_t>(count) * sizeof(T))),
-              Free{static_cast<std::size_t>(count) * sizeof(T)}) {}
+      : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
   T* get() const { return data_.get(); }
   T* operator+(std::int64_t i) const { return data_.get() + i; }
   T& operator[](std::int64_t i) const { return data_.get()[i]; }
 
  private:
   struct Free {
-    std::size_t bytes = 0;
-    void operator()(T* p) const { give_memory(p, bytes); }
+    void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
   };
   std::unique_ptr<T, Free> data_;
 };

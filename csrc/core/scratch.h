@@ -3,9 +3,8 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
-
-#include "core/pages.h"
 
 namespace sf {
 
@@ -32,15 +31,13 @@ class Scratch {
 
  private:
   struct Free {
-    std::size_t bytes;
-    void operator()(double* p) const { give_memory(p, bytes); }
+    void operator()(double* p) const { ::operator delete(p, std::align_val_t{64}); }
   };
 
   double* pop() {
     const std::lock_guard<std::mutex> hold(lock_);
     if (free_.empty()) {
-      const std::size_t bytes = doubles_ * sizeof(double);
-      all_.emplace_back(static_cast<double*>(take_memory(bytes)), Free{bytes});
+      all_.emplace_back(static_cast<double*>(::operator new(doubles_ * sizeof(double), std::align_val_t{64})));
       return all_.back().get();
     }
     double* last = free_.back();

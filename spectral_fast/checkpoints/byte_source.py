@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_fast.checkpoints.reader import CheckpointError
-from spectral_fast.memory import own_pages
 
 __all__ = ["ByteSource", "MemorySource"]
 
@@ -45,7 +44,7 @@ class ByteSource:
             raise CheckpointError(f"{self.path}: read after close")
         if offset < 0 or count < 0 or offset + count > self.size:
             raise CheckpointError(f"{self.path}: bytes {offset} to {offset + count} asked for, the file has {self.size}")
-        data = own_pages(count, np.uint8)
+        data = np.empty(count, dtype=np.uint8)
         target = data.data
         done = 0
         while done < count:

@@ -32,7 +32,6 @@ from spectral_fast.checkpoints.reader import (
     shape_fits,
 )
 from spectral_fast.linalg.arrays import CodedArray, RawArray, decode
-from spectral_fast.memory import own_pages
 
 __all__ = ["MAGIC", "GgufCheckpoint"]
 
@@ -105,7 +104,7 @@ class GgufCheckpoint(Checkpoint):
         if kind in PLAIN or not info.nbytes:
             return array_from_bytes(self._source.read(begin, info.nbytes), info.dtype, info.shape, byteorder=self.byteorder)
         block = BLOCK_FORMATS[kind]
-        out = own_pages((info.nbytes // block.nbytes, block.elements), np.float32)
+        out = np.empty((info.nbytes // block.nbytes, block.elements), dtype=np.float32)
         steps = np.empty((len(out), block.runs), dtype=np.float32)
         step = SLICE // block.elements
         for i in range(0, len(out), step):

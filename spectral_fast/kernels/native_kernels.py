@@ -14,7 +14,19 @@ from numpy.typing import NDArray
 
 from .numpy_kernels import EntryCounts, LowRank, plan
 
-__all__ = ["decode", "default_level", "levels", "marchenko_pastur", "power_law", "randomized_svd", "singular_values", "storage_noise", "threads", "why_not"]
+__all__ = [
+    "decode",
+    "default_level",
+    "levels",
+    "marchenko_pastur",
+    "power_law",
+    "randomized_svd",
+    "release_memory",
+    "singular_values",
+    "storage_noise",
+    "threads",
+    "why_not",
+]
 
 why_not = ""  # why the compiled module cannot be used; empty when it can
 try:
@@ -35,6 +47,12 @@ def levels() -> list[str]:
 def default_level() -> str:
     """The level used when none is named. ValueError when SPECTRAL_FAST_ISA names one that cannot be used."""
     return _native.default_level()
+
+
+def release_memory() -> None:
+    """Give memory that is free back to the system, where the allocator can be told to (glibc); without the compiled module nothing."""
+    if not why_not:
+        _native.release_memory()
 
 
 def threads() -> int:

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.select import select
-from ..memory import own_pages
 
 __all__ = [
     "FORMATS",
@@ -165,7 +164,7 @@ def _widened(raw: RawArray) -> NDArray[np.float32]:
     if bits.flags.f_contiguous and not bits.flags.c_contiguous:
         turned: NDArray[np.float32] = _widened(RawArray(bits.T, raw.dtype)).T
         return turned
-    out = own_pages(bits.shape, np.float32)
+    out = np.empty(bits.shape, dtype=np.float32)
     adjacent = np.ascontiguousarray(bits, dtype=bits.dtype.newbyteorder("=")).reshape(-1)
     decode(adjacent.view(np.uint8).reshape(-1, bits.itemsize), out.reshape(-1, 1), format=raw.dtype, byteorder=sys.byteorder)
     return out

@@ -15,7 +15,6 @@ from ..kernels.select import select
 from ..linalg.arrays import RawArray
 from ..linalg.lowrank import randomized_svd
 from ..linalg.svd import svd_bound, svdvals
-from ..memory import own_pages
 from ..metrics.rank import rank_tolerances, undecided
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ class ShapeBatches:
         """The spectra of one batch; where that fails, of its matrices one by one, so that a bad one costs only itself."""
         bits = isinstance(arrays[0], RawArray)
         plain = [w.bits if isinstance(w, RawArray) else w for w in arrays]
-        stack = _stacked(plain) if len(plain) > 1 else plain[0][None]
+        stack = np.stack(plain) if len(plain) > 1 else plain[0][None]
         try:
             values, bounds = self._values(stack, "standard", bits=bits)
             again = [] if self._values.exact else [i for i, p in enumerate(pending) if _undecided(p, values[i], bounds[i])]
@@ -160,11 +159,6 @@ class ShapeBatches:
             return
         for i, p in enumerate(pending):
             p.s, p.bound, p.redone = values[i], float(bounds[i].max(initial=0.0)), i in again
-
-
-def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-    out = own_pages((len(arrays), *arrays[0].shape), np.result_type(*arrays))
-    return np.stack(arrays, out=out)
 
 
 def _undecided(p: Pending, s: F64, bound: F64) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.native_kernels import release_memory
 from ..linalg.lowrank import whole_number
 from ..memory import host_memory_limit
 from ..progress import Bar, Progress, ProgressOption, progress_reporter
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["NULLS", "TOP_ABOVE", "check_null", "scan", "weight_spectra"]
 
 NULLS = (None, "permutation")
+_KEPT = 8  # at most this part of the memory is left with the allocator before it is told to give back what is free
 
 
 def scan(
@@ -235,10 +237,16 @@ def _run(
 
         yield from measured_by(executor, tensors.path, units, options)
     elif tensors.path:
+        held = 0  # since memory was last given back
         with ReadAhead(units, calculator.read, limit) as ahead:
             for unit, loaded in ahead:
                 clock["waiting for the reader"] = ahead.waited
-                yield unit, calculator.measure(loaded)
+                measured = calculator.measure(loaded)
+                held += unit.memory
+                if held > limit // _KEPT:
+                    release_memory()
+                    held = 0
+                yield unit, measured
     else:
         for unit in units:
             yield unit, calculator.measure(calculator.read(unit.plans))

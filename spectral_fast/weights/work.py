@@ -97,32 +97,49 @@ class Costs:
             return 4.0 * m * n * self._leading.columns * (self._leading.passes / 2 + 1)
         return m * float(n) ** 2 + 4.0 / 3.0 * float(n) ** 3
 
-    def memory(self, plans: Sequence[MatrixPlan]) -> int:
-        """The most a unit of these holds at a time."""
-        entries = _tensors(plans)
-        held = sum(map(self.held, entries))
-        if plans[0].lora is not None:
-            return held + 6 * 8 * sum(math.prod(e.shape) for e in entries)
+    def memory(self, held: _Held) -> int:
+        """The most that tensors which are held together, and what is made of them, take at a time."""
+        if held.lora:
+            return held.nbytes + 6 * 8 * held.entries
         computing = 0
-        for shape, count in _counts(plans).items():
+        for shape, each in held.shapes.items():
+            count = max(1, min(each * held.tensors, BATCH_BYTES // (8 * shape[0] * shape[1]) + 1))  # in one call
             if self._leading.wanted(shape):
                 computing = max(computing, 8 * sum(shape) * self._leading.columns * (self._leading.passes + 2))
             else:
-                width = _IN_PLACE.get(plans[0].entry.dtype, _DECODED)
+                width = _IN_PLACE.get(held.dtype, _DECODED)
                 stacks = 2 * count * shape[0] * shape[1] * width if count > 1 else 0  # one with all, another of those that are computed again
                 work = max(svd_workspace((count, *shape), accuracy, backend=self._backend, threads=self._threads) for accuracy in ("standard", "high"))
                 computing = max(computing, stacks + work)
-        computing += max(p.shape[0] * p.shape[1] for p in plans) // 32  # sums of rows and columns by tile, for the rounding noise
-        computing += self._extra * 8 * max(math.prod(e.shape) for e in entries)
-        return held + max(computing, max(map(self.reading, entries)))
+        computing += max(m * n for m, n in held.shapes) // 32  # sums of rows and columns by tile, for the rounding noise
+        computing += self._extra * 8 * held.largest
+        return held.nbytes + max(computing, held.reading)
 
 
-def _counts(plans: Sequence[MatrixPlan]) -> dict[tuple[int, int], int]:
-    """How many matrices of each shape are computed in one call."""
-    counts: dict[tuple[int, int], int] = {}
-    for p in plans:
-        counts[p.shape] = counts.get(p.shape, 0) + 1
-    return {shape: max(1, min(n, BATCH_BYTES // (8 * shape[0] * shape[1]) + 1)) for shape, n in counts.items()}
+@dataclass
+class _Held:
+    """Tensors that are alike: each holds matrices of these shapes, so many of each. nbytes: as they are computed from; reading: the most that reading
+    one takes beside; entries: of all; largest: of one."""
+
+    shapes: dict[tuple[int, int], int]
+    dtype: str
+    lora: bool
+    tensors: int = 0
+    nbytes: int = 0
+    reading: int = 0
+    entries: int = 0
+    largest: int = 0
+
+    def with_more(self, other: _Held) -> _Held:
+        sums = (self.tensors + other.tensors, self.nbytes + other.nbytes, max(self.reading, other.reading))
+        return _Held(self.shapes, self.dtype, self.lora, *sums, self.entries + other.entries, max(self.largest, other.largest))
+
+
+@dataclass
+class _Group:
+    place: int
+    plans: list[MatrixPlan]
+    held: _Held
 
 
 def work_units(plans: Sequence[MatrixPlan], costs: Costs, limit: int) -> Work:
@@ -134,35 +151,49 @@ def work_units(plans: Sequence[MatrixPlan], costs: Costs, limit: int) -> Work:
     tensors: dict[object, list[MatrixPlan]] = {}
     for p in plans:
         tensors.setdefault((id(p.entry), p.lora is None), []).append(p)
-    groups: dict[object, list[MatrixPlan]] = {}
-    closed: list[list[MatrixPlan]] = []
-    place: dict[str, int] = {}  # of a group, by the name of its first matrix
+    groups: dict[object, _Group] = {}
+    closed: list[_Group] = []
     too_large: list[Skipped] = []
     most = fixed
-    for together in tensors.values():
+    for place, together in enumerate(tensors.values()):
         first = together[0]
-        need = fixed + costs.memory(together)
+        one = _held(together, costs)
+        need = fixed + costs.memory(one)
         most = max(most, need)
         if need > limit:
             too_large.append(Skipped(first.entry.name, f"needs {byte_size(need)} of memory, max_memory is {byte_size(limit)}", first.entry.shape))
             continue
         kind = (first.entry.dtype, first.lora is None, tuple(p.shape for p in together))
-        group = groups.get(kind, [])
-        if group and fixed + costs.memory(group + together) > limit:
+        group = groups.get(kind)
+        if group is not None and fixed + costs.memory(group.held.with_more(one)) > limit:
             closed.append(group)
-            group = []
-        group = groups[kind] = group + together
-        place[first.name] = len(place)
-        entries = sum(p.shape[0] * p.shape[1] for p in group)
-        full = batch_is_full(entries, max(min(p.shape) for p in group)) or costs.memory(group) * _BATCH_SHARE > limit
+            group = None
+        if group is None:
+            group = groups[kind] = _Group(place, together, one)
+        else:
+            group.plans += together
+            group.held = group.held.with_more(one)
+        full = batch_is_full(group.held.entries, max(map(min, one.shapes))) or costs.memory(group.held) * _BATCH_SHARE > limit
         if full or first.lora is not None:
             closed.append(groups.pop(kind))
-    done = sorted([*closed, *groups.values()], key=lambda g: place[g[0].name])
+    done = sorted([*closed, *groups.values()], key=lambda g: g.place)
     return Work([_unit(g, costs) for g in done], fixed, most, too_large)
 
 
-def _unit(plans: list[MatrixPlan], costs: Costs) -> WorkUnit:
-    return WorkUnit(tuple(plans), sum(e.nbytes or 0 for e in _tensors(plans)), sum(map(costs.flops, plans)), costs.memory(plans))
+def _held(plans: list[MatrixPlan], costs: Costs) -> _Held:
+    """One tensor's matrices, or the factors of one LoRA product."""
+    shapes: dict[tuple[int, int], int] = {}
+    for p in plans:
+        shapes[p.shape] = shapes.get(p.shape, 0) + 1
+    entries = _tensors(plans)
+    sizes = [math.prod(e.shape) for e in entries]
+    held = sum(map(costs.held, entries))
+    return _Held(shapes, plans[0].entry.dtype, plans[0].lora is not None, 1, held, max(map(costs.reading, entries)), sum(sizes), max(sizes))
+
+
+def _unit(group: _Group, costs: Costs) -> WorkUnit:
+    nbytes = sum(e.nbytes or 0 for e in _tensors(group.plans))
+    return WorkUnit(tuple(group.plans), nbytes, sum(map(costs.flops, group.plans)), costs.memory(group.held))
 
 
 def _tensors(plans: Sequence[MatrixPlan]) -> list[TensorEntry]:
