@@ -48,12 +48,17 @@ class Loaded:
 
 @dataclass
 class Measured:
-    """What came of a unit. cuts: tensor name -> values of its slices. clock: seconds by stage. failed: why all of it was lost with whatever computed it."""
+    """What came of a unit.
+
+    cuts: tensor name -> values of its slices. clock: seconds by stage. backend: of the singular values. failed: why all of it was lost with whatever
+    computed it.
+    """
 
     done: list[Pending] = field(default_factory=list)
     lost: list[Skipped] = field(default_factory=list)
     cuts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     clock: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    backend: str = ""
     failed: str = ""
 
 
@@ -84,7 +89,7 @@ class Calculator:
 
     def measure(self, loaded: Loaded) -> Measured:
         """All matrices of a unit; the tensors are let go of one by one."""
-        out = Measured(lost=list(loaded.lost))
+        out = Measured(lost=list(loaded.lost), backend=self.values.backend)
         out.clock["read"] = loaded.seconds
         batches = ShapeBatches(self.values)
         for plan in loaded.plans:

@@ -21,7 +21,7 @@ _OPEN_AT_ONCE = 4  # checkpoints a worker keeps open
 
 
 class _Opened(NamedTuple):
-    seen: tuple[int, int]  # size and time of the file, so that another one under its name is not taken for it
+    seen: tuple[tuple[str, int, int], ...]  # names, sizes and times of the files, so that others under their names are not taken for them
     tensors: TensorList
     plans: dict[str, MatrixPlan]
 
@@ -95,8 +95,7 @@ def measure_elsewhere(path: str, names: tuple[str, ...], options: Options, versi
 def _plans(path: str) -> dict[str, MatrixPlan]:
     from ..checkpoints import open_checkpoint
 
-    about = os.stat(path)
-    seen = (about.st_size, about.st_mtime_ns)
+    seen = _files(path)
     with _lock:
         known = _opened.pop(path, None)
         if known is None or known.seen != seen:
@@ -107,6 +106,22 @@ def _plans(path: str) -> dict[str, MatrixPlan]:
         while len(_opened) > _OPEN_AT_ONCE:
             del _opened[next(iter(_opened))]
         return known.plans
+
+
+def _files(path: str) -> tuple[tuple[str, int, int], ...]:
+    """Of a file itself, of a directory (an index's, too) all files in it and in the folders of a pipeline."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path) if path.endswith(".index.json") else ""
+    if not folder:
+        about = os.stat(path)
+        return ((path, about.st_size, about.st_mtime_ns),)
+    found = []
+    for place, folders, names in os.walk(folder):
+        if place != folder:
+            folders.clear()  # a pipeline has one level of them
+        for name in names:
+            about = os.stat(os.path.join(place, name))
+            found.append((os.path.join(place, name), about.st_size, about.st_mtime_ns))
+    return tuple(sorted(found))
 
 
 def _gone() -> Any:

@@ -169,6 +169,7 @@ def weight_spectra(
     done: list[Pending] = []
     cuts: dict[str, NDArray[np.float64]] = {}
     interrupted, failed = False, ""
+    backends: set[str] = set()
     try:
         known = kept.load(plans) if kept is not None else {}
         done.extend(known.values())
@@ -188,6 +189,7 @@ def weight_spectra(
             for stage, seconds in measured.clock.items():
                 clock[stage] += seconds
             failed = failed or measured.failed
+            backends.add(measured.backend)
             told(unit)
     except KeyboardInterrupt:
         interrupted = True
@@ -205,10 +207,11 @@ def weight_spectra(
         reason = f"interrupted after {len(matrices)} of {len(plans)} matrices"
     elif failed:
         reason = f"failed: {len(plans) - len(matrices)} of {len(plans)} matrices were not computed, the first because {failed}"
+    values_backend = " and ".join(sorted(backends - {""})) or calculator.values.backend
     spectra = WeightSpectra(
         status=status,
         reason=reason,
-        backend=f"singular values: {calculator.values.backend}{_redone(matrices)}, power law: {power_law_backend}",
+        backend=f"singular values: {values_backend}{_redone(matrices)}, power law: {power_law_backend}",
         source=tensors.label,
         matrices=tuple(matrices),
         skipped=tuple(skipped),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -125,6 +126,23 @@ def test_a_file_that_was_replaced_is_opened_again(tmp_path: Path) -> None:
         for k in (1.0, 2.0):
             save_file({"a.weight": k * np.eye(int(3 + k), dtype=np.float32)}, path)
             assert sf.scan(path, executor=pool).spectrum("a.weight").s.tolist() == [k] * int(3 + k)
+
+
+def test_a_shard_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+    index = {"weight_map": {"a.weight": "model-1.safetensors", "b.weight": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"b.weight": np.eye(3, dtype=np.float32)}, tmp_path / "model-2.safetensors")
+    with ThreadPoolExecutor(1) as pool:
+        for k in (1.0, 2.0):
+            save_file({"a.weight": k * np.eye(4, dtype=np.float32)}, tmp_path / "new")
+            os.replace(tmp_path / "new", tmp_path / "model-1.safetensors")
+            for path in (tmp_path, tmp_path / "model.safetensors.index.json"):
+                assert sf.scan(path, executor=pool).spectrum("a.weight").s.tolist() == [k] * 4
+
+
+def test_the_backend_is_the_workers(file: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert "singular values: numpy" in sf.scan(file, layers="conv.*", executor=pool, backend="numpy").backend
 
 
 # ---- Dask ------------------------------------------------------------------------------------------------------------------
