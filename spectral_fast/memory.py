@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 
 __all__ = ["ROOT", "SHARE", "byte_size", "free_host_memory", "host_memory_limit", "parsed_size"]
@@ -21,7 +22,7 @@ def host_memory_limit(max_memory: int | float | None) -> int:
     """Bytes that may be taken: max_memory, or 60 % of what is free. Raises ValueError for a limit <= 0 or no number."""
     if max_memory is None:
         return int(SHARE * free_host_memory())
-    if isinstance(max_memory, bool) or not isinstance(max_memory, (int, float)) or not max_memory > 0:
+    if isinstance(max_memory, bool) or not isinstance(max_memory, Real) or not max_memory > 0:
         raise ValueError(f"max_memory: wanted a number of bytes > 0, got {max_memory!r}")
     return int(min(max_memory, 2**62))
 
@@ -36,7 +37,7 @@ def byte_size(nbytes: float) -> str:
 
 def parsed_size(text: str) -> float:
     """Bytes from words: "8 GB", "512MB", "1.5GiB" or a plain number. Raises ValueError."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)B?\s*", text)
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(I?)B?\s*", text.upper())
     try:
         if found is None:
             raise ValueError

@@ -73,8 +73,10 @@ def test_tables_of_other_kinds_are_refused(tmp_path: Path) -> None:
 def test_memory(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("scan", checkpoint, "--max-memory", "1GB", "--json", "-") == 0
     assert len(json.loads(capsys.readouterr().out)["matrices"]) == 5
-    assert run("scan", checkpoint, "--max-memory", "1MB", "--json", "-") == 0
-    found = json.loads(capsys.readouterr().out)
+    assert run("scan", checkpoint, "--max-memory", "1MB", "--json", "-") == 2
+    shown = capsys.readouterr()
+    assert "max_memory, 1 MB, is too little for 5 of the tensors; 17" in shown.err
+    found = json.loads(shown.out)
     assert found["matrices"] == [] and sum("max_memory is 1 MB" in s["reason"] for s in found["skipped"]) == 5
 
 
@@ -85,6 +87,9 @@ def test_memory(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--table", "t.xlsx"], "--table: t.xlsx: wanted a name that ends in .csv or .parquet"),
         (["--dask", "10.0.0.1:8786"], "not protected by TLS"),
         (["--dask", "here"], "wanted local:N"),
+        (["--plan", "--table", "t.csv"], "--table: --plan computes nothing"),
+        (["--fresh"], "--fresh: says nothing without --store"),
+        (["--dask-insecure"], "--dask-insecure: says nothing without --dask"),
     ],
 )
 def test_bad_options(arguments: list[str], words: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,10 @@ class FoldersCheckpoint(Checkpoint):
         self.format = "folders of " + ", ".join(sorted({p.format for p in self._parts.values()}))
         self.tensors, self.skipped = tuple(tensors), tuple(skipped)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path / PIPELINE, *(file for part in self._parts.values() for file in part.files))
+
     def read(self, name: str) -> NDArray[Any] | RawArray | CodedArray:
         folder, _, rest = name.partition(".")
         return self._parts[folder].read(rest)

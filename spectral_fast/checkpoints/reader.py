@@ -101,6 +101,11 @@ class Checkpoint(ABC):
     tensors: tuple[TensorInfo, ...]
     skipped: tuple[Skipped, ...]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that what it gives depends on."""
+        return (self.path,)
+
     @abstractmethod
     def read(self, name: str) -> NDArray[Any] | RawArray | CodedArray:
         """The elements of tensor ``name``: a new C-contiguous array of its shape, a RawArray for bfloat16 and 8-bit floats, a CodedArray for block formats.

@@ -60,6 +60,10 @@ class ShardedCheckpoint(Checkpoint):
         self.skipped = tuple(skipped)
         self._shard_of = {t.name: weight_map[t.name] for t in tensors}
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path, *(file for shard in self._shards.values() for file in shard.files))
+
     def read(self, name: str) -> NDArray[Any] | RawArray | CodedArray:
         return self._shards[self._shard_of[name]].read(name)
 

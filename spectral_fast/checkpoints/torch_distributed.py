@@ -143,6 +143,10 @@ class DistributedCheckpoint(Checkpoint):
             raise _Broken(f"tensor {name!r}: bytes {position} to {position} + {length} of {file}, which has {size}")
         return _Piece(offsets, sizes, file, position, length)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path / METADATA, *(source.path for source in self._sources.values()))
+
     def read(self, name: str) -> NDArray[Any] | RawArray:
         info = self._infos[name]
         raw = info.dtype == "bfloat16" or info.dtype.startswith("float8")

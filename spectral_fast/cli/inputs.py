@@ -22,7 +22,7 @@ def check_outputs(page: Path | None, as_json: str | None, table: Path | None = N
     """Fail before the work rather than after it."""
     if table is not None and table.suffix.lower() not in TABLES:
         raise BadInput(f"--table: {table}: wanted a name that ends in {' or '.join(TABLES)}")
-    if plot is not None and plot.suffix not in FIGURES:
+    if plot is not None and plot.suffix.lower() not in FIGURES:
         raise BadInput(f"--plot: {plot}: wanted a name that ends in {', '.join(FIGURES[:-1])} or {FIGURES[-1]}")
     given = (("page", page), ("--json", Path(as_json) if as_json not in (None, "-") else None), ("--table", table), ("--plot", plot))
     for option, path in given:

@@ -44,7 +44,14 @@ def scan(
     """Spectra of every matrix in a checkpoint. Needs no model code and no data."""
     check_outputs(html, as_json, table)
     memory = _size(max_memory)
+    if fresh and store is None:
+        raise BadInput("--fresh: says nothing without --store")
+    if dask_insecure and dask is None:
+        raise BadInput("--dask-insecure: says nothing without --dask")
     if plan:
+        for option, given in (("--html", html), ("--table", table), ("--store", store), ("--null", null), ("--baseline", baseline), ("--dask", dask)):
+            if given is not None:
+                raise BadInput(f"{option}: --plan computes nothing; leave one of them out")
         from ..weights.plan import scan_plan
 
         costs = scan_plan(str(path), layers=layers, top=top, top_above=top_above, max_memory=memory)

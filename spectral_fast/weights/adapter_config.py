@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["AdapterConfig", "read_adapter_config"]
+__all__ = ["AdapterConfig", "adapter_config_path", "read_adapter_config"]
 
 _FILE = "adapter_config.json"
 _MAX_BYTES = 1_000_000
@@ -36,10 +36,15 @@ class AdapterConfig:
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
+def adapter_config_path(path: str | os.PathLike[str]) -> Path:
+    """Where it would be."""
+    given = Path(path)
+    return (given if given.is_dir() else given.parent) / _FILE
+
+
 def read_adapter_config(path: str | os.PathLike[str]) -> AdapterConfig | None:
     """The adapter_config.json in the directory ``path`` or beside the file ``path``; None when there is none."""
-    given = Path(path)
-    file = (given if given.is_dir() else given.parent) / _FILE
+    file = adapter_config_path(path)
     try:
         with open(file, "rb") as f:
             raw = f.read(_MAX_BYTES + 1)

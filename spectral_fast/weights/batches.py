@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from ..metrics.rank import StorageNoise
     from .structure import MatrixPlan
 
-__all__ = ["BATCH_BYTES", "Key", "Leading", "Matrix", "Pending", "ShapeBatches", "SingularValues", "batch_is_full", "core_values"]
+__all__ = ["BATCH_BYTES", "OUT_OF_MEMORY", "Key", "Leading", "Matrix", "Pending", "ShapeBatches", "SingularValues", "batch_is_full", "core_values"]
 
 # Matrices of one shape are computed together up to this size and this many flops: a fraction of a second, so that progress is seen and
 # an interruption loses little.
 BATCH_BYTES = 64 << 20
 BATCH_FLOPS = 1e10
+
+OUT_OF_MEMORY = "not enough memory"  # how the reason of a matrix begins that memory did not suffice for
 
 F64 = NDArray[np.float64]
 Matrix = NDArray[Any] | RawArray
@@ -82,7 +84,7 @@ class Leading:
         try:
             r = randomized_svd(w, self._top, oversample=self._oversample, n_iter=self.passes, seed=self._seed, backend=self._backend)
         except MemoryError:
-            pending.why = "not enough memory for its leading singular values"
+            pending.why = f"{OUT_OF_MEMORY} for its leading singular values"
             return
         s = np.asarray(r.s, dtype=np.float64)
         if s[0] == 0.0:  # then all are known
@@ -130,6 +132,10 @@ class ShapeBatches:
         arrays.append(w)
         return key if batch_is_full(len(arrays) * shape[0] * shape[1], min(shape)) else None
 
+    def names(self) -> set[str]:
+        """Of the matrices that wait."""
+        return {p.plan.name for pending, _ in self._waiting.values() for p in pending}
+
     def keys(self) -> list[Key]:
         """Of the batches that still wait."""
         return list(self._waiting)
@@ -144,8 +150,8 @@ class ShapeBatches:
         """The spectra of one batch; where that fails, of its matrices one by one, so that a bad one costs only itself."""
         bits = isinstance(arrays[0], RawArray)
         plain = [w.bits if isinstance(w, RawArray) else w for w in arrays]
-        stack = np.stack(plain) if len(plain) > 1 else plain[0][None]
         try:
+            stack = np.stack(plain) if len(plain) > 1 else plain[0][None]
             values, bounds = self._values(stack, "standard", bits=bits)
             again = [] if self._values.exact else [i for i, p in enumerate(pending) if _undecided(p, values[i], bounds[i])]
             if again:
@@ -155,9 +161,12 @@ class ShapeBatches:
                 for p, w in zip(pending, arrays, strict=True):
                     self._compute([p], [w])
             else:
-                pending[0].why = "not enough memory for its singular values" if isinstance(e, MemoryError) else f"no singular values: {e}"
+                pending[0].why = f"{OUT_OF_MEMORY} for its singular values" if isinstance(e, MemoryError) else f"no singular values: {e}"
             return
         for i, p in enumerate(pending):
+            if not np.isfinite(values[i]).all() or not np.isfinite(bounds[i]).all():
+                p.why = "its singular values are beyond the range of float64"
+                continue
             p.s, p.bound, p.redone = values[i], float(bounds[i].max(initial=0.0)), i in again
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from ..linalg.arrays import CodedArray, RawArray, as_numpy, bfloat16_bits, dtype_name
 from ..metrics.random_matrix import permutation_null
+from ..metrics.rank import StorageNoise
 from ..results import Skipped
-from .batches import Key, Leading, Matrix, Pending, ShapeBatches, SingularValues
+from .batches import OUT_OF_MEMORY, Key, Leading, Matrix, Pending, ShapeBatches, SingularValues
 from .measure import look_at, product_of
 from .slices import cut_differently, slice_values
 from .structure import MatrixPlan
@@ -28,6 +30,7 @@ STAGES = ("read", "noise", "singular values", "slices", "permutation null")
 class Options:
     """What is computed of every matrix, and how; arguments as of ``scan``."""
 
+    layers: tuple[str, ...] | None = None
     backend: str = "auto"
     slices: bool = False
     null: str | None = None
@@ -99,8 +102,16 @@ class Calculator:
                         out.done.append(product_of(plan, plan.lora))
                     except (ValueError, OSError) as e:
                         out.lost.append(Skipped(plan.name, f"cannot be read: {e}", plan.shape))
+                    except MemoryError:
+                        out.lost.append(Skipped(plan.name, "cannot be read: not enough memory", plan.shape))
         while loaded.tensors:
-            self._tensor(out, batches, *loaded.tensors.pop(0))
+            plans, tensor, coded = loaded.tensors.pop(0)
+            try:
+                self._tensor(out, batches, plans, tensor, coded)
+            except MemoryError:
+                taken = {p.plan.name for p in out.done} | batches.names()
+                out.done += [Pending(p, StorageNoise(math.nan, 0, p.entry.dtype), why=f"{OUT_OF_MEMORY} to look at it") for p in plans if p.name not in taken]
+            del tensor, coded
         for key in batches.keys():
             self._flush(out, batches, key)
         return out

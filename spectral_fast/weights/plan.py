@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..memory import host_memory_limit
-from ..results import Result, Skipped
+from ..results import Result, Skipped, Status
 from .compute import TOP_ABOVE, Calculator, Options
 from .sources import open_source
 from .structure import plan_matrices
@@ -87,9 +87,13 @@ def scan_plan(
         row[1] += flops
         row[2] += flops / rates[k]
     shapes = sorted((ShapeCost(shape, int(n), flops, seconds) for shape, (n, flops, seconds) in rows.items()), key=lambda c: -c.seconds)
+    status: Status = "incomplete" if work.too_large else "ok" if done else "skipped"
+    reason = "" if done else "no weight matrix found"
+    if work.too_large:
+        reason = f"{len(work.too_large)} tensors need more memory than max_memory"
     return ScanPlan(
-        status="ok" if done else "skipped",
-        reason="" if done else "no weight matrix found",
+        status=status,
+        reason=reason,
         backend=f"singular values: {calculator.values.backend}",
         source=tensors.label,
         matrices=len(done),

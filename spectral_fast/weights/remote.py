@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from ..results import Skipped
@@ -20,13 +21,16 @@ __all__ = ["check_executor", "measure_elsewhere", "measured_by"]
 _OPEN_AT_ONCE = 4  # checkpoints a worker keeps open
 
 
+_Seen = tuple[tuple[int, int], ...] | None  # size and time of each file
+
+
 class _Opened(NamedTuple):
-    seen: tuple[tuple[str, int, int], ...]  # names, sizes and times of the files, so that others under their names are not taken for them
+    seen: _Seen  # of all its files, so that others under their names are not taken for them
     tensors: TensorList
     plans: dict[str, MatrixPlan]
 
 
-_opened: dict[str, _Opened] = {}
+_opened: dict[tuple[str, tuple[str, ...] | None], _Opened] = {}
 _lock = threading.Lock()
 
 
@@ -55,20 +59,23 @@ def measured_by(executor: Executor, path: str, units: Sequence[WorkUnit], option
             except (BrokenExecutor, RuntimeError) as error:  # RuntimeError: it was shut down
                 broken = broken or _words(error)
                 yield unit, _lost(unit, f"the executor took no more work: {broken}")
+        done: SimpleQueue[Future[Measured]] = SimpleQueue()
+        for future in list(waiting):
+            future.add_done_callback(done.put)
         while waiting:
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                unit = waiting.pop(future)
-                try:
-                    measured = future.result()
-                except CancelledError:
-                    yield unit, _lost(unit, "its worker was cancelled")
-                except Exception as error:  # whatever a worker, or the way to it, can raise
-                    yield unit, _lost(unit, f"its worker failed: {_words(error)}")
-                else:
-                    mine = {p.name: p for p in unit.plans}
-                    for p in measured.done:
-                        p.plan = mine[p.plan.name]
-                    yield unit, measured
+            future = done.get()
+            unit = waiting.pop(future)
+            try:
+                measured = future.result()
+            except CancelledError:
+                yield unit, _lost(unit, "its worker was cancelled")
+            except Exception as error:  # whatever a worker, or the way to it, can raise
+                yield unit, _lost(unit, f"its worker failed: {_words(error)}")
+            else:
+                mine = {p.name: p for p in unit.plans}
+                for p in measured.done:
+                    p.plan = mine[p.plan.name]
+                yield unit, measured
     finally:
         for future in waiting:
             future.cancel()
@@ -81,7 +88,7 @@ def measure_elsewhere(path: str, names: tuple[str, ...], options: Options, versi
 
     if version != __version__:
         raise ValueError(f"the worker has spectral_fast {__version__}, the scan {version}")
-    plans = _plans(path)
+    plans = _plans(path, options.layers)
     missing = [n for n in names if n not in plans]
     if missing:
         raise ValueError(f"{path}: this worker sees no matrix {missing[0]!r} there")
@@ -92,36 +99,28 @@ def measure_elsewhere(path: str, names: tuple[str, ...], options: Options, versi
     return measured
 
 
-def _plans(path: str) -> dict[str, MatrixPlan]:
+def _plans(path: str, layers: tuple[str, ...] | None) -> dict[str, MatrixPlan]:
     from ..checkpoints import open_checkpoint
 
-    seen = _files(path)
+    key = (path, layers)
     with _lock:
-        known = _opened.pop(path, None)
-        if known is None or known.seen != seen:
-            # Not closed here: another thread may be reading. A file is closed when the last of its tensors is let go of.
+        known = _opened.pop(key, None)
+        if known is None or known.seen is None or known.seen != _seen(known.tensors.files):
+            # The former is not closed here: another thread may be reading. A file is closed when the last of its tensors is let go of.
             tensors = tensors_of(open_checkpoint(path), path)
-            known = _Opened(seen, tensors, {p.name: p for p in plan_matrices(tensors.entries, None, tensors.adapter)[0]})
-        _opened[path] = known
+            known = _Opened(_seen(tensors.files), tensors, {p.name: p for p in plan_matrices(tensors.entries, layers, tensors.adapter)[0]})
+        _opened[key] = known
         while len(_opened) > _OPEN_AT_ONCE:
             del _opened[next(iter(_opened))]
         return known.plans
 
 
-def _files(path: str) -> tuple[tuple[str, int, int], ...]:
-    """Of a file itself, of a directory (an index's, too) all files in it and in the folders of a pipeline."""
-    folder = path if os.path.isdir(path) else os.path.dirname(path) if path.endswith(".index.json") else ""
-    if not folder:
-        about = os.stat(path)
-        return ((path, about.st_size, about.st_mtime_ns),)
-    found = []
-    for place, folders, names in os.walk(folder):
-        if place != folder:
-            folders.clear()  # a pipeline has one level of them
-        for name in names:
-            about = os.stat(os.path.join(place, name))
-            found.append((os.path.join(place, name), about.st_size, about.st_mtime_ns))
-    return tuple(sorted(found))
+def _seen(files: Sequence[str]) -> _Seen:
+    """Sizes and times; None where one is gone."""
+    try:
+        return tuple((about.st_size, about.st_mtime_ns) for about in map(os.stat, files))
+    except OSError:
+        return None
 
 
 def _gone() -> Any:

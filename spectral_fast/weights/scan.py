@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..kernels.native_kernels import release_memory
 from ..linalg.lowrank import whole_number
-from ..memory import host_memory_limit
+from ..memory import byte_size, host_memory_limit
 from ..progress import Bar, Progress, ProgressOption, progress_reporter
 from ..results import Skipped, Status
 from .ahead import ReadAhead
@@ -109,19 +109,19 @@ def scan(
         open_baseline(baseline) as reference,
         open_source(source) as tensors,
         progress_reporter(progress) as report,
-        _open_store(store, source, resume, layers=layers, backend=SingularValues(backend).backend, seed=seed, top=top, top_above=top_above) as kept,
+        _open_store(store, tensors, resume, layers=layers, backend=SingularValues(backend).backend, seed=seed, top=top, top_above=top_above) as kept,
     ):
         measure = partial(weight_spectra, top=top, top_above=top_above, executor=executor, max_memory=max_memory)
         spectra = measure(tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed, kept=kept)
         return beside_baseline(spectra, reference, measure, layers=layers, progress=report, backend=backend)
 
 
-def _open_store(store: str | os.PathLike[str] | None, source: Any, resume: bool, **options: Any) -> AbstractContextManager[ScanStore | None]:
+def _open_store(store: str | os.PathLike[str] | None, tensors: TensorList, resume: bool, **options: Any) -> AbstractContextManager[ScanStore | None]:
     if store is None:
         return nullcontext()
     from .. import __version__
 
-    return ScanStore(store, {"version": __version__, "files": fingerprint(source, store), "options": options}, resume)
+    return ScanStore(store, {"version": __version__, "files": fingerprint(tensors), "options": options}, resume)
 
 
 def opened(path: str | os.PathLike[str]) -> WeightSpectra:
@@ -160,7 +160,8 @@ def weight_spectra(
     """
     check_null(null)
     start = time.perf_counter()
-    options = Options(backend, slices, null, seed, top, top_above)
+    globs = None if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
+    options = Options(globs, backend, slices, null, seed, top, top_above)
     calculator = Calculator(options)
     plans, skipped = plan_matrices(tensors.entries, layers, tensors.adapter)
     skipped = [*tensors.skipped, *skipped]
@@ -177,6 +178,8 @@ def weight_spectra(
         costs = Costs(calculator.values.backend, calculator.values.reads_bits, calculator.leading, extra=2 * bool(slices or null))
         work = work_units([p for p in plans if p.name not in known], costs, limit)
         lost += work.too_large
+        if work.too_large:
+            failed = f"max_memory, {byte_size(limit)}, is too little for {len(work.too_large)} of the tensors; {byte_size(work.memory)} would do"
         told = _Told(progress, work.flops, len(done), len(plans))
         for unit, measured in _run(tensors, work.units, calculator, options, executor, limit - work.fixed, clock):
             t = time.perf_counter()
@@ -198,13 +201,14 @@ def weight_spectra(
     finished = {m.name for m in matrices}
     without = {s.name for s in lost}
     entries = {e.name: i for i, e in enumerate(tensors.entries)}
-    skipped += sorted(lost, key=lambda s: entries.get(s.name, len(entries)))
+    skipped += sorted(lost, key=lambda s: (entries.get(s.name, len(entries)), order.get(s.name, 0)))
     if interrupted:
         skipped += [Skipped(p.name, "interrupted before it was done", p.shape) for p in plans if p.name not in finished and p.entry.name not in without]
     status: Status = "incomplete" if interrupted or failed else "ok" if matrices else "skipped"
-    reason = "" if matrices else "no weight matrix found"
+    reason = "" if matrices else f"none of {len(plans)} matrices could be computed" if plans else "no weight matrix found"
     if interrupted:
-        reason = f"interrupted after {len(matrices)} of {len(plans)} matrices"
+        there = f", which are in {kept.path}: the same scan goes on from there" if kept is not None and matrices else ""
+        reason = f"interrupted after {len(matrices)} of {len(plans)} matrices{there}"
     elif failed:
         reason = f"failed: {len(plans) - len(matrices)} of {len(plans)} matrices were not computed, the first because {failed}"
     values_backend = " and ".join(sorted(backends - {""})) or calculator.values.backend

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..linalg.arrays import RawArray, dtype_name, is_torch
 from ..results import Skipped
-from .adapter_config import AdapterConfig, read_adapter_config
+from .adapter_config import AdapterConfig, adapter_config_path, read_adapter_config
 
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint, TensorInfo
@@ -45,7 +45,7 @@ class TensorEntry:
     kind:    what the owning module is, None where only names are known (files).
     fixed:   a buffer of the model: saved with it, not trained.
     owner:   full name of the owning module's class; module: its place among the model's modules. None where only names are known.
-    nbytes:  of its elements in the file; None where they are in memory already. copied: reading makes a second copy of them for a moment.
+    nbytes:  of its elements in the file; None where they are in memory already. extra: bytes that reading takes for a moment beside them.
     """
 
     name: str
@@ -58,7 +58,7 @@ class TensorEntry:
     owner: str | None = None
     module: int | None = None
     nbytes: int | None = None
-    copied: bool = False
+    extra: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class TensorRecord:
 class TensorList:
     """All tensors of a source and what of it was not taken.
 
-    adapter: the adapter_config.json beside a file, None without one. path: where they are read from, empty where they are in memory.
+    adapter: the adapter_config.json beside a file, None without one. path: where they are read from, empty where they are in memory. files: all that
+    the tensors and the adapter come from.
     """
 
     label: str
@@ -83,6 +84,7 @@ class TensorList:
     skipped: tuple[Skipped, ...] = ()
     adapter: AdapterConfig | None = None
     path: str = ""
+    files: tuple[str, ...] = ()
 
 
 def _is_module(source: object) -> bool:
@@ -112,14 +114,20 @@ def open_source(source: Any) -> Iterator[TensorList]:
 
 def tensors_of(checkpoint: Checkpoint, path: str) -> TensorList:
     """The tensors of an open checkpoint; they can be read as long as it is open."""
-    from ..checkpoints.reader import contiguous_strides
+    from ..checkpoints.reader import ITEM_SIZES, contiguous_strides
+
+    formats = checkpoint.format.removeprefix("sharded ").removeprefix("folders of ").split(", ")
+    direct = all(f in _DIRECT for f in formats)
 
     def entry(t: TensorInfo) -> TensorEntry:
-        copied = not checkpoint.format.endswith(_DIRECT) or t.storage.strides != contiguous_strides(t.shape)
-        return TensorEntry(t.name, t.shape, t.dtype, t.storage, lambda: checkpoint.read(t.name), nbytes=t.nbytes, copied=copied)
+        extra = 0 if direct else 2 * t.nbytes
+        if t.storage.strides != contiguous_strides(t.shape) and 0 not in t.shape:  # read from its first element to its last
+            extra += (sum((n - 1) * abs(s) for n, s in zip(t.shape, t.storage.strides, strict=True)) + 1) * ITEM_SIZES[t.dtype]
+        return TensorEntry(t.name, t.shape, t.dtype, t.storage, lambda: checkpoint.read(t.name), nbytes=t.nbytes, extra=extra)
 
     skipped = tuple(Skipped(s.name, s.reason) for s in checkpoint.skipped)
-    return TensorList(path, tuple(map(entry, checkpoint.tensors)), skipped, read_adapter_config(path), path)
+    files = [*checkpoint.files, *(p for p in [adapter_config_path(path)] if p.is_file())]
+    return TensorList(path, tuple(map(entry, checkpoint.tensors)), skipped, read_adapter_config(path), path, tuple(map(os.fspath, files)))
 
 
 def _storage_key(x: Any) -> Hashable:
@@ -142,7 +150,12 @@ def _entry(name: str, x: Any, kind: str | None, fixed: bool, owner: str | None =
         return Skipped(name, f"not a tensor: {type(x).__name__}")
     # A zero-sized tensor has no address worth comparing.
     key: Hashable = _storage_key(x) if 0 not in shape else ("empty", name)
-    return TensorEntry(name, shape, dtype_name(x), key, lambda: x, kind, fixed, owner, module)
+    if is_torch(x):
+        copied = 0 if x.is_contiguous() and x.device.type == "cpu" else x.numel() * x.element_size()
+    else:
+        bits = x.bits if isinstance(x, RawArray) else x
+        copied = 0 if bits.flags.c_contiguous else bits.nbytes
+    return TensorEntry(name, shape, dtype_name(x), key, lambda: x, kind, fixed, owner, module, extra=copied)
 
 
 def _sort(label: str, items: list[TensorEntry | Skipped]) -> TensorList:

@@ -24,9 +24,9 @@ from ..metrics.norms import SPECTRUM_METRICS
 from ..metrics.rank import RULES, StorageNoise
 from ..results import Skipped, Status
 from .adapters import LoraPair
-from .batches import Pending
+from .batches import OUT_OF_MEMORY, Pending
 from .fits import TAIL_METRICS
-from .sources import TensorEntry, TensorRecord
+from .sources import TensorEntry, TensorList, TensorRecord
 from .spectra import MatrixSpectrum, WeightSpectra
 from .structure import MatrixPlan
 
@@ -79,6 +79,8 @@ class ScanStore:
         except sqlite3.Error as error:
             raise StoreError(f"store: {self.path}: {error}") from error
         try:
+            # killed while it was begun: what that left is taken back when the file is first read, and nothing is in it
+            there = there and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
             if there:
                 _check_schema(self._db, self.path)
                 if resume:
@@ -97,9 +99,8 @@ class ScanStore:
         found = dict(self._db.execute("SELECT key, value FROM run"))
         for key, value in self._about.items():
             if found.get(key) != value:
-                was = found.get(key, "nothing")
-                differs = f"a scan with {key} {was[:300]}, this one has {value[:300]}"
-                raise StoreError(f"store: {self.path} holds {differs}; name another file, or begin anew (resume=False, --fresh)")
+                what = _difference(key, found.get(key), value)
+                raise StoreError(f"store: {self.path} holds a scan {what}; name another file, or begin anew (resume=False, --fresh)")
 
     def load(self, plans: Sequence[MatrixPlan]) -> dict[str, Pending]:
         """What is there already of these matrices."""
@@ -110,8 +111,11 @@ class ScanStore:
             raise StoreError(f"store: {self.path}: damaged ({str(error)[:300]})") from error
 
     def keep(self, pending: Iterable[Pending]) -> None:
-        """Write matrices that are done; they are in the file when this returns."""
-        self._transaction((f"INSERT OR REPLACE INTO spectra VALUES ({', '.join('?' * 13)})", [_row(p) for p in pending]))
+        """Write matrices that are done; they are in the file when this returns. Those that memory did not suffice for are left to the next attempt."""
+        rows = [_row(p) for p in pending if not p.why.startswith(OUT_OF_MEMORY)]
+        if rows:  # what an earlier run said of the whole no longer holds
+            forget = ("DELETE FROM run WHERE key LIKE 'result.%'", [()])
+            self._transaction(forget, (f"INSERT OR REPLACE INTO spectra VALUES ({', '.join('?' * 13)})", rows))
 
     def finish(self, spectra: WeightSpectra) -> None:
         """The result in columns, and what ``read_store`` needs beside the spectra."""
@@ -141,9 +145,15 @@ class ScanStore:
                 self._db.executemany(statement, rows)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            self._roll_back()
             raise StoreError(f"store: {self.path}: cannot be written ({error}); what was done before is in it") from error
+        except BaseException:  # Ctrl-C in the midst of it
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def __enter__(self) -> ScanStore:
         return self
@@ -152,30 +162,43 @@ class ScanStore:
         self._db.close()
 
 
-def fingerprint(source: Any, store: str | os.PathLike[str]) -> dict[str, Any]:
-    """Of the files behind a path: name -> [bytes, SHA-256 of the first and the last MB]; the store itself does not count.
+def _difference(key: str, before: str | None, now: str) -> str:
+    """Of a store and the scan at hand, in words."""
+    try:
+        was, wanted = json.loads(before or "{}"), json.loads(now)
+    except ValueError:
+        was, wanted = {}, {}
+    if key == "files" and isinstance(was, dict):
+        names = sorted(set(was) | set(wanted))
+        if was.keys() != wanted.keys():
+            return f"of other files ({', '.join(sorted(was))[:200] or 'none'})"
+        return f"of files that have changed since ({', '.join(n for n in names if was[n] != wanted[n])[:200]})"
+    if key == "options" and isinstance(was, dict):
+        changed = sorted(n for n in set(was) | set(wanted) if was.get(n) != wanted.get(n))
+        return "with " + ", ".join(f"{n}={was.get(n)!r:.100} instead of {wanted.get(n)!r:.100}" for n in changed)
+    return f"with {key} {(before or 'nothing')[:100]}, this one has {now[:100]}"
 
-    Raises StoreError where ``source`` is no path, or one of the files cannot be read.
+
+def fingerprint(tensors: TensorList) -> dict[str, Any]:
+    """Of the files that tensors come from: name beside the checkpoint -> [bytes, time of the last change in ns, SHA-256 of the first and the last MB].
+
+    Raises StoreError for tensors in memory, and where one of the files cannot be read.
     """
-    if not isinstance(source, (str, os.PathLike)):
-        raise StoreError(f"store: a scan of a {type(source).__name__} cannot be resumed; wanted a path as source")
-    path = Path(os.fspath(source))
-    folder = path if path.is_dir() else path.parent if path.name.endswith(".index.json") else None
-    own = Path(store).resolve()
+    if not tensors.path:
+        raise StoreError(f"store: a scan of a {tensors.label} cannot be resumed; wanted a path as source")
+    base = tensors.path if os.path.isdir(tensors.path) else os.path.dirname(tensors.path)
     out: dict[str, Any] = {}
-    for file in [path] if folder is None else sorted(p for p in folder.iterdir() if p.is_file()):
-        if file.parent.resolve() == own.parent and file.name.startswith(own.name):
-            continue
+    for file in tensors.files:
         try:
             with open(file, "rb") as handle:
                 digest = hashlib.sha256(handle.read(_SAMPLE))
-                size = os.fstat(handle.fileno()).st_size
-                if size > _SAMPLE:
-                    handle.seek(max(size - _SAMPLE, _SAMPLE))
+                about = os.fstat(handle.fileno())
+                if about.st_size > _SAMPLE:
+                    handle.seek(max(about.st_size - _SAMPLE, _SAMPLE))
                     digest.update(handle.read(_SAMPLE))
         except OSError as error:
             raise StoreError(f"store: {file}, by which its scan is known again, cannot be read: {error.strerror or error}") from error
-        out[file.name] = [size, digest.hexdigest()]
+        out[os.path.relpath(file, base)] = [about.st_size, about.st_mtime_ns, digest.hexdigest()]
     return out
 
 

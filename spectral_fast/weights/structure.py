@@ -75,6 +75,7 @@ def plan_matrices(
     plans: list[MatrixPlan] = []
     skipped: list[Skipped] = []
     done: set[object] = set()
+    taken: set[str] = set()
     for e in entries:
         why = ""
         if not asked(e.name):
@@ -86,9 +87,13 @@ def plan_matrices(
             why = why_not_a_weight(e) or (f"EMA copy of {copies[e.name]}" if e.name in copies else "")
         if not why:
             made = _plans(e, names, tuple(n for n in tied[e.storage] if n != e.name))
+            twice = "" if isinstance(made, str) else next((p.name for p in made if p.name in taken), "")
             if isinstance(made, str):
                 why = made
+            elif twice:
+                why = f"its matrix would have the name of another one: {twice}"
             else:
+                taken.update(p.name for p in made)
                 plans += made
         if why:
             skipped.append(Skipped(e.name, why, e.shape))

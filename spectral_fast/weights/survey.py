@@ -18,6 +18,7 @@ from ..kernels.select import select
 from ..progress import Progress, ProgressOption, progress_reporter
 from ..results import Skipped, Status
 from .scan import scan
+from .sources import open_source
 from .spectra import MatrixSpectrum, WeightSpectra
 from .store import StoreError, fingerprint
 from .surveyed import Survey, SurveyedMatrix, SurveyedModel, collapse_shares
@@ -25,7 +26,9 @@ from .surveyed import Survey, SurveyedMatrix, SurveyedModel, collapse_shares
 __all__ = ["survey"]
 
 _Path = str | os.PathLike[str]
-_UNREAD = re.compile(r"cannot be read|not decoded|(?:tensor|view)\b.*: not read|interrupted")  # of tensors that might have been matrices
+_UNREAD = re.compile(  # reasons of tensors that might have been matrices
+    r"cannot be read|not decoded|needs .* of memory|not enough memory|its worker|the executor took|(?:tensor|view)\b.*: not read|interrupted"
+)
 _OF_ANOTHER = re.compile(r"^(tied to|EMA copy of) .*", re.DOTALL)
 
 
@@ -159,11 +162,11 @@ def _store_of(folder: Path | None, name: str, c: FoundCheckpoint, layers: tuple[
     from .. import __version__
 
     try:
-        files = fingerprint(c.path, folder / "none")
-        inside = {str(p.relative_to(c.path)): [p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(c.path.rglob("*")) if p.is_file()}
+        with open_source(c.path) as tensors:
+            files = fingerprint(tensors)
     except (StoreError, OSError) as error:
         raise _Unreadable(str(error).removeprefix("store: ")) from error
-    about = json.dumps([os.path.realpath(c.path), files, inside, layers, kernel, __version__], sort_keys=True)
+    about = json.dumps([os.path.realpath(c.path), files, layers, kernel, __version__], sort_keys=True)
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
     return folder / f"{readable}-{hashlib.sha256(about.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.sqlite"
 

@@ -74,17 +74,16 @@ class Costs:
     def held(self, entry: TensorEntry) -> int:
         """Bytes of a tensor's entries as they are computed from."""
         width = 2 if entry.dtype == "bfloat16" and self._reads_bits else _IN_PLACE.get(entry.dtype, _DECODED)
-        if entry.nbytes is not None and entry.dtype == "float32" and entry.nbytes < math.prod(entry.shape) * width:  # codes: they have steps too
-            return math.prod(entry.shape) * width + entry.nbytes
+        coded = entry.nbytes is not None and entry.dtype == "float32" and entry.nbytes < math.prod(entry.shape) * width
+        if coded:  # there are steps too, and their squares
+            return math.prod(entry.shape) * (width + 1) + (entry.nbytes or 0)
         there = entry.nbytes is None and width == FORMATS[entry.dtype].bits // 8
         return 0 if there else math.prod(entry.shape) * width
 
     def reading(self, entry: TensorEntry) -> int:
         """Bytes that reading takes for a moment beside those."""
-        if entry.nbytes is None:
-            return 0
-        decoded = self.held(entry) != entry.nbytes
-        return entry.nbytes * (decoded + entry.copied)
+        decoded = entry.nbytes is not None and self.held(entry) != entry.nbytes
+        return entry.extra + (entry.nbytes or 0) * decoded
 
     def flops(self, plan: MatrixPlan) -> float:
         """m n^2 for the Gram matrix and 4/3 n^3 for its condensed form (n the shorter side): what a spectrum costs at least; of the ``top`` leading
@@ -113,17 +112,18 @@ class Costs:
                 computing = max(computing, stacks + work)
         computing += max(m * n for m, n in held.shapes) // 32  # sums of rows and columns by tile, for the rounding noise
         computing += self._extra * 8 * held.largest
-        return held.nbytes + max(computing, held.reading)
+        return held.nbytes + computing + held.reading if held.in_memory else held.nbytes + max(computing, held.reading)
 
 
 @dataclass
 class _Held:
     """Tensors that are alike: each holds matrices of these shapes, so many of each. nbytes: as they are computed from; reading: the most that reading
-    one takes beside; entries: of all; largest: of one."""
+    one takes beside (of those in memory: a copy, which stays while it is computed); entries: of all; largest: of one."""
 
     shapes: dict[tuple[int, int], int]
     dtype: str
     lora: bool
+    in_memory: bool
     tensors: int = 0
     nbytes: int = 0
     reading: int = 0
@@ -132,7 +132,7 @@ class _Held:
 
     def with_more(self, other: _Held) -> _Held:
         sums = (self.tensors + other.tensors, self.nbytes + other.nbytes, max(self.reading, other.reading))
-        return _Held(self.shapes, self.dtype, self.lora, *sums, self.entries + other.entries, max(self.largest, other.largest))
+        return _Held(self.shapes, self.dtype, self.lora, self.in_memory, *sums, self.entries + other.entries, max(self.largest, other.largest))
 
 
 @dataclass
@@ -188,7 +188,8 @@ def _held(plans: list[MatrixPlan], costs: Costs) -> _Held:
     entries = _tensors(plans)
     sizes = [math.prod(e.shape) for e in entries]
     held = sum(map(costs.held, entries))
-    return _Held(shapes, plans[0].entry.dtype, plans[0].lora is not None, 1, held, max(map(costs.reading, entries)), sum(sizes), max(sizes))
+    what = (shapes, plans[0].entry.dtype, plans[0].lora is not None, plans[0].entry.nbytes is None)
+    return _Held(*what, 1, held, max(map(costs.reading, entries)), sum(sizes), max(sizes))
 
 
 def _unit(group: _Group, costs: Costs) -> WorkUnit:

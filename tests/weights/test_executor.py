@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 import spectral_fast as sf
@@ -138,6 +139,32 @@ def test_a_shard_that_was_replaced_is_read_again(tmp_path: Path) -> None:
             os.replace(tmp_path / "new", tmp_path / "model-1.safetensors")
             for path in (tmp_path, tmp_path / "model.safetensors.index.json"):
                 assert sf.scan(path, executor=pool).spectrum("a.weight").s.tolist() == [k] * 4
+
+
+def test_tied_names_under_layers(tmp_path: Path) -> None:
+    w = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    torch.save({"emb.weight": w, "lm_head.weight": w, "other.weight": torch.eye(3)}, tmp_path / "model.pt")
+    with ThreadPoolExecutor(1) as pool:
+        for layers in ("lm_head*", ["emb*", "other*"], None):
+            check_same(sf.scan(tmp_path / "model.pt", layers=layers, executor=pool), sf.scan(tmp_path / "model.pt", layers=layers))
+
+
+def test_an_adapter_that_was_changed_is_read_again(tmp_path: Path) -> None:
+    save_file({f"p.lora_{c}.weight": np.ones(s, np.float32) for c, s in (("A", (2, 9)), ("B", (7, 2)))}, tmp_path / "adapter_model.safetensors")
+    with ThreadPoolExecutor(1) as pool:
+        for alpha in (8, 80):
+            (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha, "r": 2}))
+            check_same(sf.scan(tmp_path, executor=pool), sf.scan(tmp_path))
+
+
+def test_what_lies_beside_a_checkpoint_does_not_matter(tmp_path: Path) -> None:
+    save_file({f"l.{i}.weight": RNG.standard_normal((9 + i, 8)).astype(np.float32) for i in range(20)}, tmp_path / "model.safetensors")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    before = remote._opened.copy()
+    with ThreadPoolExecutor(2) as pool:
+        found = sf.scan(tmp_path, store=tmp_path / "scan.sqlite", executor=pool)
+    check_same(found, sf.scan(tmp_path))
+    assert len(remote._opened.keys() - before.keys()) == 1
 
 
 def test_the_backend_is_the_workers(file: Path) -> None:

@@ -24,6 +24,12 @@ def prescribed(rng: np.random.Generator, m: int, n: int, s: np.ndarray) -> np.nd
     return (orthogonal(rng, m, len(s)) * s) @ orthogonal(rng, n, len(s)).T
 
 
+def test_values_beyond_float64_fail_their_matrix_alone() -> None:
+    spectra = sf.scan({"huge": np.full((64, 64), 1.7e308), "fine": np.eye(5)})
+    assert {m.name: m.status for m in spectra} == {"huge": "failed", "fine": "ok"}
+    assert "beyond the range of float64" in spectra.spectrum("huge").reason
+
+
 def test_prescribed_spectrum_is_found() -> None:
     rng = np.random.default_rng(0)
     s = np.geomspace(7.0, 0.01, 20)

@@ -129,10 +129,10 @@ def test_other_files_and_options_are_refused(file: Path, tmp_path: Path) -> None
     store = tmp_path / "scan.sqlite"
     sf.scan(file, store=store)
     for other in ({"seed": 1}, {"layers": "layer.1*"}):
-        with pytest.raises(StoreError, match="store: .* holds a scan with options .*, this one has"):
+        with pytest.raises(StoreError, match=r"store: .* holds a scan with (seed=0 instead of 1|layers=None instead of 'layer\.1\*');"):
             sf.scan(file, store=store, **other)
     save_file(tensors(3), file)
-    with pytest.raises(StoreError, match="holds a scan with files"):
+    with pytest.raises(StoreError, match=r"holds a scan of files that have changed since \(model\.safetensors\)"):
         sf.scan(file, store=store)
     assert len(sf.scan(file, store=store, resume=False)) == 5
     with pytest.raises(StoreError, match="wanted a path as source"):
@@ -141,6 +141,76 @@ def test_other_files_and_options_are_refused(file: Path, tmp_path: Path) -> None
         sf.scan(file, store=store, null="permutation")
     with pytest.raises(StoreError, match="no such directory"):
         sf.scan(file, store=tmp_path / "missing" / "scan.sqlite")
+
+
+def test_a_change_in_the_middle_of_a_file_is_seen(tmp_path: Path) -> None:
+    weights = {f"layer.{i}.weight": RNG.standard_normal((700, 700)).astype(np.float32) for i in range(4)}
+    save_file(weights, tmp_path / "model.safetensors")
+    sf.scan(tmp_path, store=tmp_path / "scan.sqlite")
+    (tmp_path / "report.html").write_text("what lies beside it says nothing")
+    assert sf.scan(tmp_path, store=tmp_path / "scan.sqlite").status == "ok"
+    weights["layer.1.weight"] *= 3
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(StoreError, match="files that have changed"):
+        sf.scan(tmp_path, store=tmp_path / "scan.sqlite")
+
+
+def test_a_change_in_a_folder_of_a_pipeline_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "U"]}))
+    for k in (1.0, 5.0):
+        save_file({"a.weight": k * np.eye(4, dtype=np.float32)}, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+        if k == 1.0:
+            sf.scan(tmp_path, store=tmp_path / "scan.sqlite")
+    with pytest.raises(StoreError, match="unet.diffusion_pytorch_model.safetensors"):
+        sf.scan(tmp_path, store=tmp_path / "scan.sqlite")
+
+
+def test_interrupted_while_writing(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, calls = stores._row, []
+
+    def interrupted(p: Any) -> Any:
+        calls.append(p)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return row(p)
+
+    monkeypatch.setattr(stores, "_row", interrupted)
+    begun = sf.scan(file, store=tmp_path / "scan.sqlite")
+    assert begun.status == "incomplete" and "interrupted" in begun.reason
+    monkeypatch.undo()
+    assert contents(sf.scan(file, store=tmp_path / "scan.sqlite")) == contents(sf.scan(file))
+
+
+def test_what_memory_did_not_suffice_for_is_tried_again(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("spectral_fast.weights.batches.SingularValues.__call__", short)
+        without = sf.scan(file, store=tmp_path / "scan.sqlite")
+    assert sum("not enough memory" in m.reason for m in without) == 13
+    assert contents(sf.scan(file, store=tmp_path / "scan.sqlite")) == contents(sf.scan(file))
+
+
+def test_an_earlier_end_is_forgotten_when_a_scan_goes_on(file: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    store = tmp_path / "scan.sqlite"
+    begun = sf.scan(file, store=store, progress=stop)
+    assert "the same scan goes on from there" in begun.reason and str(store) in begun.reason
+    assert sf.WeightSpectra.open(store).reason == begun.reason
+    with sqlite3.connect(store) as db, sqlite3.connect(tmp_path / "killed.sqlite") as other:
+        db.backup(other)
+    with stores.ScanStore(tmp_path / "killed.sqlite", _about(store)) as kept:
+        kept.keep(stores.read_store(store)[0][:1])
+    assert sf.WeightSpectra.open(tmp_path / "killed.sqlite").reason == "the scan has not ended"
+
+
+def _about(store: Path) -> dict[str, Any]:
+    with sqlite3.connect(store) as db:
+        return {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM run") if key != "format" and "." not in key}
 
 
 def test_a_store_beside_the_shards(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ def test_lstm_with_projection_is_not_split() -> None:
     assert {n: p.shape for n, p in plans.items()} == {"weight_ih_l0": (24, 5), "weight_hh_l0": (24, 3), "weight_hr_l0": (3, 6)}
 
 
+def test_names_are_unique() -> None:
+    plans, skipped = plan({"w": np.ones((2, 40, 50), np.float32), "w[0]": np.ones((4, 3), np.float32)})
+    assert list(plans) == ["w[0]", "w[1]"] and skipped == {"w[0]": "its matrix would have the name of another one: w[0]"}
+
+
 @pytest.mark.parametrize(("gates", "letters"), [(3, "rzn"), (4, "ifgo"), (5, "")])
 def test_recurrent_weights_of_short_names(gates: int, letters: str) -> None:
     arrays = {"enc_w_ih": np.ones((6 * gates, 5), np.float32), "enc_w_hh": np.ones((6 * gates, 6), np.float32)}
