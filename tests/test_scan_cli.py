@@ -57,6 +57,11 @@ def test_tables(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert frame["spectral_norm"].tolist()[:-1] == [m.metrics["spectral_norm"] for m in spectra]
 
 
+def test_several_globs(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("scan", checkpoint, "--layers", "layers.1*", "--layers", "layers.3*", "--json", "-") == 0
+    assert [m["name"] for m in json.loads(capsys.readouterr().out)["matrices"]] == ["layers.1.weight", "layers.3.weight"]
+
+
 @pytest.mark.parametrize("start", list("=+-@\t\r"))
 def test_no_cell_of_a_table_is_a_formula(start: str, tmp_path: Path) -> None:
     sf.scan({f"{start}HYPERLINK.weight": np.eye(3)}).save_table(tmp_path / "t.csv")

@@ -16,7 +16,7 @@ __all__ = ["scan"]
 
 def scan(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint: .safetensors, .pt, .bin, TorchScript, .gguf, .npz, or a directory with one.")],
-    layers: Annotated[str | None, typer.Option("--layers", metavar="GLOB", help="Only tensors whose name matches.")] = None,
+    layers: Annotated[list[str] | None, typer.Option("--layers", metavar="GLOB", help="Only tensors whose name matches; may be given again.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what the scan will cost (matrices, operations, bytes, memory, time) and stop.")] = False,
     null: NullOption = None,
     baseline: BaselineOption = None,
@@ -43,7 +43,7 @@ def scan(
 ) -> int:
     """Spectra of every matrix in a checkpoint. Needs no model code and no data."""
     check_outputs(html, as_json, table)
-    memory = _size(max_memory)
+    memory = _size(max_memory, dask)
     if fresh and store is None:
         raise BadInput("--fresh: says nothing without --store")
     if dask_insecure and dask is None:
@@ -54,7 +54,7 @@ def scan(
                 raise BadInput(f"{option}: --plan computes nothing; leave one of them out")
         from ..weights.plan import scan_plan
 
-        costs = scan_plan(str(path), layers=layers, top=top, top_above=top_above, max_memory=memory)
+        costs = scan_plan(str(path), layers=layers or None, top=top, top_above=top_above, max_memory=memory)
         return finish(costs, (), as_json, None, "never")
     from ..findings import weight_findings
     from ..weights.scan import scan as run
@@ -63,7 +63,7 @@ def scan(
     with _executor(dask, dask_insecure) as executor:
         spectra = run(
             str(path),
-            layers=layers,
+            layers=layers or None,
             null=given_null,
             baseline=baseline,
             top=top,
@@ -78,11 +78,13 @@ def scan(
     return finish(spectra, weight_findings(spectra), as_json, html, fail_on.value)
 
 
-def _size(text: str | None) -> float | None:
-    from ..memory import parsed_size
+def _size(text: str | None, dask: str | None) -> float | None:
+    """Bytes for every process; N processes of this machine share what one would take."""
+    from ..memory import host_memory_limit, parsed_size
 
     try:
-        return None if text is None else parsed_size(text)
+        workers = int(dask.removeprefix("local:")) if dask is not None and dask.startswith("local:") and dask[6:].isdecimal() else 0
+        return (host_memory_limit(None) / workers if workers else None) if text is None else parsed_size(text)
     except ValueError as error:
         raise BadInput(f"--max-memory: {error}") from error
 

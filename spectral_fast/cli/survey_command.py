@@ -16,7 +16,7 @@ __all__ = ["survey"]
 
 def survey(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Checkpoints, and directories to search for checkpoints.")],
-    layers: Annotated[str | None, typer.Option("--layers", metavar="GLOB", help="Only tensors whose name matches.")] = None,
+    layers: Annotated[list[str] | None, typer.Option("--layers", metavar="GLOB", help="Only tensors whose name matches; may be given again.")] = None,
     store: Annotated[
         Path | None, typer.Option("--store", metavar="DIR", help="Keep every scan in this directory while it runs; a survey that was killed goes on.")
     ] = None,
@@ -30,7 +30,7 @@ def survey(
     check_outputs(html, as_json, table, plot)
     from ..weights.survey import survey as run
 
-    result = run(paths, layers=layers, store=store, resume=not fresh)
+    result = run(paths, layers=layers or None, store=store, resume=not fresh)
     if table is not None:
         result.save_table(table)
     if plot is not None:

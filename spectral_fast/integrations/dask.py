@@ -21,7 +21,8 @@ def dask_executor(address: str, *, insecure: bool = False) -> Iterator[Executor]
     its cores and end with the context. A unit whose worker dies is given to another one, twice at most.
 
     A Dask scheduler runs what anybody who reaches it sends: an address on another machine without TLS is refused unless ``insecure`` is set. Threads of
-    the workers' kernels: OMP_NUM_THREADS, which Dask sets to 1 where nothing else is said.
+    the workers' kernels: OMP_NUM_THREADS, which Dask sets to 1 where nothing else is said. Workers started here are not ended for the memory they take:
+    that is bounded by ``scan(max_memory=...)``, for each of them.
     Raises ImportError without dask.distributed, ValueError for an address that is none or is refused, OSError where nobody answers.
     """
     workers = re.fullmatch(r"local:([1-9][0-9]{0,3})", address)
@@ -39,7 +40,13 @@ def dask_executor(address: str, *, insecure: bool = False) -> Iterator[Executor]
     threads = max(1, len(os.sched_getaffinity(0)) // count) if hasattr(os, "sched_getaffinity") else 1
     with (
         LocalCluster(
-            n_workers=count, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, env={"OMP_NUM_THREADS": str(threads)}
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=None,
+            env={"OMP_NUM_THREADS": str(threads)},
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

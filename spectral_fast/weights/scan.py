@@ -109,7 +109,16 @@ def scan(
         open_baseline(baseline) as reference,
         open_source(source) as tensors,
         progress_reporter(progress) as report,
-        _open_store(store, tensors, resume, layers=layers, backend=SingularValues(backend).backend, seed=seed, top=top, top_above=top_above) as kept,
+        _open_store(
+            store,
+            tensors,
+            resume,
+            layers=[layers] if isinstance(layers, str) else layers,
+            backend=SingularValues(backend).backend,
+            seed=seed,
+            top=top,
+            top_above=top_above,
+        ) as kept,
     ):
         measure = partial(weight_spectra, top=top, top_above=top_above, executor=executor, max_memory=max_memory)
         spectra = measure(tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed, kept=kept)

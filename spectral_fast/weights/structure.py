@@ -62,7 +62,7 @@ def plan_matrices(
     """
     patterns = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
     if patterns is not None and not any(fnmatchcase(e.name, p) for e in entries for p in patterns):
-        raise ValueError(f"layers: {layers!r} matches none of {len(entries)} tensors (first: {', '.join(e.name for e in entries[:3])})")
+        raise ValueError(f"layers: {', '.join(map(repr, patterns))} matches none of {len(entries)} tensors (first: {', '.join(e.name for e in entries[:3])})")
 
     def asked(name: str) -> bool:
         return patterns is None or any(fnmatchcase(name, p) for p in patterns)
