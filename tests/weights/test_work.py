@@ -97,7 +97,7 @@ def test_the_least_memory_of_the_plan_is_enough_and_one_byte_less_is_not(file: P
     assert all(np.array_equal(a.s, b.s) for a, b in zip(tight, whole, strict=True))
     assert [m.name for m in short] == [m.name for m in whole if m.name != "embed.weight"]
     (reason,) = [s.reason for s in short.skipped if s.name == "embed.weight"]
-    assert reason.startswith("needs 2") and "max_memory is" in reason
+    assert reason.startswith("needs ") and "max_memory is" in reason
     assert [s.reason for s in sf.scan_plan(file, max_memory=plan.memory - 1).skipped if s.name == "embed.weight"] == [reason]
 
 
