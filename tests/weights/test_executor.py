@@ -50,6 +50,7 @@ def processes(count: int = 2) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
 
 
+@pytest.mark.native_only  # BLAS gives other last bits with other numbers of threads
 def test_the_same_table_from_processes_and_threads(file: Path, tmp_path: Path) -> None:
     here = sf.scan(file, slices=True, null="permutation")
     plain = sf.scan(file)
@@ -175,12 +176,14 @@ def test_the_backend_is_the_workers(file: Path) -> None:
 # ---- Dask ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.native_only  # BLAS gives other last bits with other numbers of threads
 def test_dask_gives_the_same_table(file: Path) -> None:
     pytest.importorskip("dask.distributed", reason="dask.distributed is not installed")
     with dask_executor("local:2") as executor:
         check_same(sf.scan(file, executor=executor), sf.scan(file))
 
 
+@pytest.mark.native_only  # BLAS gives other last bits with other numbers of threads
 def test_a_killed_dask_worker_changes_nothing(tmp_path: Path) -> None:
     distributed = pytest.importorskip("dask.distributed", reason="dask.distributed is not installed")
     # units of about a tenth of a second, of which the victim has at least one in hand when it is killed
