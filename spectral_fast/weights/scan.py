@@ -80,7 +80,7 @@ def scan(
     executor: a concurrent.futures executor, such as ProcessPoolExecutor() or Dask's ``Client.get_executor()``: its workers read the tensors themselves from
               the path ``source``, which they all have to see, and this process gathers the values (and writes the store).
     max_memory: bytes that tensors and computation may take together, on every worker for itself with an ``executor``; None: 60 % of what is free. What
-              cannot be computed within it is listed in ``skipped``.
+              cannot be computed within it is listed in ``skipped``, and the result is "incomplete".
 
     Returns WeightSpectra; tensors that hold no weight matrix are in its ``skipped`` with the reason, matrices with NaN or Inf among its
     ``matrices`` with status "failed" and the place of the first. Values are computed with "standard" accuracy and again with "high" where

@@ -114,8 +114,8 @@ class ScanStore:
         """Write matrices that are done; they are in the file when this returns. Those that memory did not suffice for are left to the next attempt."""
         rows = [_row(p) for p in pending if not p.why.startswith(OUT_OF_MEMORY)]
         if rows:  # what an earlier run said of the whole no longer holds
-            forget = ("DELETE FROM run WHERE key LIKE 'result.%'", [()])
-            self._transaction(forget, (f"INSERT OR REPLACE INTO spectra VALUES ({', '.join('?' * 13)})", rows))
+            forget = ("DELETE FROM run WHERE key LIKE 'result.%'", "DELETE FROM matrices", "DELETE FROM skipped")
+            self._transaction(*((statement, [()]) for statement in forget), (f"INSERT OR REPLACE INTO spectra VALUES ({', '.join('?' * 13)})", rows))
 
     def finish(self, spectra: WeightSpectra) -> None:
         """The result in columns, and what ``read_store`` needs beside the spectra."""

@@ -205,7 +205,9 @@ def test_an_earlier_end_is_forgotten_when_a_scan_goes_on(file: Path, tmp_path: P
         db.backup(other)
     with stores.ScanStore(tmp_path / "killed.sqlite", _about(store)) as kept:
         kept.keep(stores.read_store(store)[0][:1])
-    assert sf.WeightSpectra.open(tmp_path / "killed.sqlite").reason == "the scan has not ended"
+    killed = sf.WeightSpectra.open(tmp_path / "killed.sqlite")
+    assert killed.reason == "the scan has not ended" and not killed.skipped
+    assert any(s.reason == "interrupted before it was done" for s in begun.skipped)
 
 
 def _about(store: Path) -> dict[str, Any]:
