@@ -10,6 +10,7 @@ constexpr int kSingles = 16;
 using Singles = __m512;
 inline void put_singles(float* p, Singles a) { _mm512_storeu_ps(p, a); }
 inline Singles add_singles(Singles a, Singles b) { return _mm512_add_ps(a, b); }
+inline Singles mul_singles(Singles a, Singles b) { return _mm512_mul_ps(a, b); }
 inline Singles load_singles(const float* p) { return _mm512_loadu_ps(p); }
 inline Singles broadcast_single(float x) { return _mm512_set1_ps(x); }
 inline Singles fma_singles(Singles a, Singles b, Singles c) { return _mm512_fmadd_ps(a, b, c); }
@@ -26,6 +27,7 @@ constexpr int kSingles = 8;
 using Singles = __m256;
 inline void put_singles(float* p, Singles a) { _mm256_storeu_ps(p, a); }
 inline Singles add_singles(Singles a, Singles b) { return _mm256_add_ps(a, b); }
+inline Singles mul_singles(Singles a, Singles b) { return _mm256_mul_ps(a, b); }
 inline Singles load_singles(const float* p) { return _mm256_loadu_ps(p); }
 inline Singles broadcast_single(float x) { return _mm256_set1_ps(x); }
 inline Singles fma_singles(Singles a, Singles b, Singles c) { return _mm256_fmadd_ps(a, b, c); }
@@ -42,6 +44,7 @@ constexpr int kSingles = 4;
 using Singles = __m128;
 inline void put_singles(float* p, Singles a) { _mm_storeu_ps(p, a); }
 inline Singles add_singles(Singles a, Singles b) { return _mm_add_ps(a, b); }
+inline Singles mul_singles(Singles a, Singles b) { return _mm_mul_ps(a, b); }
 inline Singles load_singles(const float* p) { return _mm_loadu_ps(p); }
 inline Singles broadcast_single(float x) { return _mm_set1_ps(x); }
 inline Singles fma_singles(Singles a, Singles b, Singles c) { return _mm_add_ps(_mm_mul_ps(a, b), c); }
@@ -62,6 +65,10 @@ inline void put_singles(float* p, Singles a) {
 }
 inline Singles add_singles(Singles a, Singles b) {
   for (int k = 0; k < kSingles; ++k) a.lane[k] += b.lane[k];
+  return a;
+}
+inline Singles mul_singles(Singles a, Singles b) {
+  for (int k = 0; k < kSingles; ++k) a.lane[k] *= b.lane[k];
   return a;
 }
 inline Singles load_singles(const float* p) { return {p[0], p[1], p[2], p[3]}; }
