@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,20 @@ def decode(
     byteorder: str = "little",
     level: str | None = None,
     threads: int = 0,
+) -> None: ...
+def orthogonalize(
+    basis: NDArray[Any],
+    t: int,
+    w: NDArray[Any],
+    floor: NDArray[np.float64],
+    *,
+    relative: float = 0.0,
+    reduce: Callable[[NDArray[np.float64]], None] | None = None,
+    level: str | None = None,
+    threads: int = 0,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]: ...
+def recombine(
+    basis: NDArray[Any], m: int, s: NDArray[np.float64], into: NDArray[Any], *, level: str | None = None, threads: int = 0
 ) -> None: ...
 def exp_neg(t: float) -> float: ...
 def log_ratio(a: float, b: float) -> float: ...

@@ -45,6 +45,25 @@ class Counting:
         return w if self.spoil is None else self.spoil(self.products, v, w)
 
 
+class Reflected:
+    """Symmetric operator with these eigenvalues and the eigenvectors of a few random reflections: large ones without their matrix."""
+
+    def __init__(self, evals: Any, seed: int = 0, reflections: int = 4) -> None:
+        self.evals = np.asarray(evals, dtype=np.float64)
+        self.shape = (len(self.evals), len(self.evals))
+        u = np.random.default_rng(seed).standard_normal((reflections, len(self.evals)))
+        self.u = u / np.linalg.norm(u, axis=1, keepdims=True)
+
+    def __matmul__(self, v: F64) -> F64:
+        x = np.array(v, dtype=np.float64)
+        for u in self.u:
+            x -= 2.0 * np.multiply.outer(u, u @ x)
+        x = (self.evals * x.T).T
+        for u in self.u[::-1]:
+            x -= 2.0 * np.multiply.outer(u, u @ x)
+        return np.asarray(x)
+
+
 # -- networks (torch only when asked for) ------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@
 #include "core/matrices.h"
 #include "core/require.h"
 #include "core/view.h"
+#include "lanczos/lanczos.h"
 
 namespace sf {
 
@@ -51,6 +52,26 @@ T* rows_to_fill(const py::array& a, std::int64_t n, std::int64_t width, const ch
   require(rows.shape[0] == n, wanted + std::to_string(rows.shape[0]) + " rows");
   require((a.flags() & py::array::c_style) != 0 && a.writeable(), wanted + "one that is not C-contiguous and writable");
   return const_cast<T*>(rows.data);
+}
+
+// Rows of an eigensolver that are written to: (rows, n) float64, float32 or, as uint16, bfloat16, each row of adjacent elements.
+inline Rows rows_in_place(const py::array& a, std::int64_t least_rows, const char* name, bool bits) {
+  const std::string wanted = std::string(name) + ": wanted (at least " + std::to_string(least_rows) + ", n) writable rows, float64" +
+                             (bits ? ", float32 or uint16 (bfloat16)" : " or float32") + ", got ";
+  const std::string got(py::str(a.dtype()));
+  const bool f64 = got == "float64", f32 = got == "float32";
+  if (!f64 && !f32 && !(bits && got == "uint16")) throw py::type_error(wanted + "dtype " + got);
+  require(a.ndim() == 2, wanted + std::to_string(a.ndim()) + " dimensions");
+  require(a.shape(0) >= least_rows, wanted + std::to_string(a.shape(0)) + " rows");
+  const py::ssize_t size = a.itemsize();
+  require(a.shape(1) <= 1 || a.strides(1) == size, wanted + "rows of elements that are not adjacent");
+  require(a.shape(0) <= 1 || (a.strides(0) % size == 0 && a.strides(0) >= size * a.shape(1)), wanted + "rows that overlap");
+  require(reinterpret_cast<std::uintptr_t>(a.data()) % static_cast<std::uintptr_t>(size) == 0 && a.writeable(), wanted + "others");
+  return {const_cast<void*>(a.data()),
+          f64   ? DType::f64
+          : f32 ? DType::f32
+                : DType::bf16,
+          a.shape(1), a.shape(0) > 1 ? a.strides(0) / size : a.shape(1)};
 }
 
 // A (batch, m, n) array as matrices of the format named; arrays without a numpy dtype of their own travel as bits ("bfloat16": uint16).

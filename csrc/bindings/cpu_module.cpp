@@ -9,6 +9,7 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "decode/decode.h"
+#include "lanczos/lanczos.h"
 #include "marchenko_pastur/marchenko_pastur.h"
 #include "power_law/numerics.h"
 #include "power_law/power_law.h"
@@ -221,6 +222,63 @@ py::tuple randomized_svd(const py::array& a, const std::string& format, std::int
   return py::make_tuple(u, s, vt, error, ranks, reached);
 }
 
+// A C-contiguous (rows, columns) float64 array that is read.
+const double* table(const py::array_t<double>& a, std::int64_t rows, std::int64_t columns, const char* name) {
+  sf::require(a.ndim() == 2 && a.shape(0) == rows && a.shape(1) == columns && (a.flags() & py::array::c_style) != 0,
+              std::string(name) + ": wanted a C-contiguous (" + std::to_string(rows) + ", " + std::to_string(columns) + ") array");
+  return a.data();
+}
+
+sf::KrylovOptions krylov_options(const std::optional<std::string>& level, int threads) {
+  sf::require(threads >= 0, "threads: wanted a number >= 0, got " + std::to_string(threads));
+  sf::KrylovOptions options;
+  options.level = sf::find_level(level.value_or(""));
+  options.threads = threads;
+  return options;
+}
+
+py::tuple orthogonalize(const py::array& basis, std::int64_t t, const py::array& w, const py::array_t<double>& floor, double relative,
+                        const std::optional<py::function>& reduce, const std::optional<std::string>& level, int threads) {
+  const sf::Rows vectors = sf::rows_in_place(w, 0, "w", false);
+  const std::int64_t b = w.shape(0);
+  sf::require(t >= 0, "t: wanted a number >= 0, got " + std::to_string(t));
+  const sf::Rows rows = sf::rows_in_place(basis, t, "basis", true);
+  sf::require(rows.n == vectors.n, "w: wanted rows of " + std::to_string(rows.n) + " numbers, got " + std::to_string(vectors.n));
+  sf::require(floor.ndim() == 1 && floor.shape(0) == b, "floor: wanted one for each of the " + std::to_string(b) + " vectors");
+  sf::KrylovOptions options = krylov_options(level, threads);
+  options.relative = relative;
+  options.room = basis.shape(0);
+  if (reduce) {
+    options.reduce = [&](double* sums, std::int64_t count) {
+      const py::gil_scoped_acquire gil;
+      (*reduce)(py::array_t<double>(count, sums, py::capsule(sums, [](void*) {})));
+    };
+  }
+  py::array_t<double> coefficients({t + b, b});
+  py::array_t<bool> kept(b);
+  const std::vector<double> least(floor.data(), floor.data() + b);
+  double* const c = coefficients.mutable_data();
+  bool* const k = kept.mutable_data();
+  {
+    const py::gil_scoped_release nogil;  // not to be interrupted: rows half written are no basis
+    sf::orthogonalize(rows, t, vectors, b, least.data(), c, k, options);
+  }
+  return py::make_tuple(coefficients, kept);
+}
+
+void recombine(const py::array& basis, std::int64_t m, const py::array_t<double>& s, const py::array& into,
+               const std::optional<std::string>& level, int threads) {
+  const sf::Rows rows = sf::rows_in_place(basis, m, "basis", true);
+  sf::require(m >= 0 && s.ndim() == 2, "s: wanted an (m, q) array");
+  const std::int64_t q = s.shape(1);
+  const double* const factors = table(s, m, q, "s");
+  const sf::Rows out = sf::rows_in_place(into, q, "into", true);
+  sf::require(out.n == rows.n, "into: wanted rows of " + std::to_string(rows.n) + " numbers, got " + std::to_string(out.n));
+  const sf::KrylovOptions options = krylov_options(level, threads);
+  const py::gil_scoped_release nogil;
+  sf::recombine(rows, m, factors, q, out, options);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -249,6 +307,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("decode", &decode, py::arg("raw").noconvert(), py::arg("out").noconvert(), py::kw_only(), py::arg("format"),
         py::arg("steps").noconvert() = py::none(), py::arg("byteorder") = "little", py::arg("level") = py::none(), py::arg("threads") = 0,
         "See spectral_fast.kernels.numpy_kernels.decode.");
+  m.def("orthogonalize", &orthogonalize, py::arg("basis").noconvert(), py::arg("t"), py::arg("w").noconvert(), py::arg("floor").noconvert(),
+        py::kw_only(), py::arg("relative") = 0.0, py::arg("reduce") = py::none(), py::arg("level") = py::none(), py::arg("threads") = 0,
+        "See spectral_fast.kernels.numpy_kernels.orthogonalize.");
+  m.def("recombine", &recombine, py::arg("basis").noconvert(), py::arg("m"), py::arg("s").noconvert(), py::arg("into").noconvert(),
+        py::kw_only(), py::arg("level") = py::none(), py::arg("threads") = 0, "See spectral_fast.kernels.numpy_kernels.recombine.");
   // shared numerics, for their tests
   m.def("exp_neg", &sf::exp_neg, py::arg("t"), "exp(-t), t >= 0");
   m.def("log_ratio", &sf::log_ratio, py::arg("a"), py::arg("b"), "ln(b/a), 0 < a <= b");

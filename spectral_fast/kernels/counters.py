@@ -43,10 +43,11 @@ def random_words(n_words: int, seed: int, stream: int, start: int = 0) -> NDArra
     return philox4x32(counters, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[start - 4 * first :][:n_words]
 
 
-def rademacher(n: int, seed: int, stream: int = 0) -> NDArray[np.float64]:
-    """(n,) of +1 and -1: entry i is bit i % 32 (lowest first) of word i // 32 of (seed, stream); a set bit is -1."""
-    words = random_words((n + 31) // 32, seed, stream).astype("<u4")
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:n]
+def rademacher(n: int, seed: int, stream: int = 0, start: int = 0) -> NDArray[np.float64]:
+    """Entries start ... start + n - 1 of +1 and -1: entry i is bit i % 32 (lowest first) of word i // 32 of (seed, stream); a set bit is -1."""
+    first = start // 32
+    words = random_words((start + n + 31) // 32 - first, seed, stream, first).astype("<u4")
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")[start - 32 * first :][:n]
     return 1.0 - 2.0 * bits.astype(np.float64)
 
 

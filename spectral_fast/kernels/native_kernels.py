@@ -7,20 +7,23 @@ process may use). The number of threads changes no bit of a result; where produc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .numpy_kernels import EntryCounts, LowRank, plan
+from .numpy_kernels import EntryCounts, LowRank, Orthogonalized, plan
 
 __all__ = [
     "decode",
     "default_level",
     "levels",
     "marchenko_pastur",
+    "orthogonalize",
     "power_law",
     "randomized_svd",
+    "recombine",
     "release_memory",
     "singular_values",
     "storage_noise",
@@ -72,6 +75,26 @@ def decode(
 ) -> None:
     """See :func:`spectral_fast.kernels.numpy_kernels.decode`."""
     _native.decode(raw, out, format=format, steps=steps, byteorder=byteorder, level=level, threads=threads)
+
+
+def orthogonalize(
+    basis: NDArray[Any],
+    t: int,
+    w: NDArray[Any],
+    floor: NDArray[np.float64],
+    *,
+    relative: float = 0.0,
+    reduce: Callable[[NDArray[np.float64]], None] | None = None,
+    level: str | None = None,
+    threads: int = 0,
+) -> Orthogonalized:
+    """See :func:`spectral_fast.kernels.numpy_kernels.orthogonalize`."""
+    return _native.orthogonalize(basis, t, w, floor, relative=relative, reduce=reduce, level=level, threads=threads)
+
+
+def recombine(basis: NDArray[Any], m: int, s: NDArray[np.float64], into: NDArray[Any], *, level: str | None = None, threads: int = 0) -> None:
+    """See :func:`spectral_fast.kernels.numpy_kernels.recombine`."""
+    _native.recombine(basis, m, s, into, level=level, threads=threads)
 
 
 def power_law(

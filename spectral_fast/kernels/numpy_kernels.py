@@ -10,17 +10,21 @@ from numpy.typing import NDArray
 from .numpy_bulk import marchenko_pastur, marchenko_pastur_law
 from .numpy_decode import decode
 from .numpy_entries import EntryCounts, storage_noise
+from .numpy_krylov import Orthogonalized, orthogonalize, recombine
 from .numpy_lowrank import LowRank, plan, randomized_svd
 
 __all__ = [
     "EntryCounts",
     "LowRank",
+    "Orthogonalized",
     "decode",
     "marchenko_pastur",
     "marchenko_pastur_law",
+    "orthogonalize",
     "plan",
     "power_law",
     "randomized_svd",
+    "recombine",
     "singular_values",
     "storage_noise",
 ]

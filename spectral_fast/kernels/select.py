@@ -13,8 +13,10 @@ __all__ = ["BACKENDS", "OPS", "select", "show_config", "why_not"]
 OPS: dict[str, tuple[str, ...]] = {
     "decode": ("numpy", "native"),
     "marchenko_pastur": ("numpy", "native"),
+    "orthogonalize": ("numpy", "native"),
     "power_law": ("numpy", "native", "cuda"),
     "randomized_svd": ("numpy", "native"),
+    "recombine": ("numpy", "native"),
     "singular_values": ("numpy", "native"),
     "storage_noise": ("numpy", "native"),
 }

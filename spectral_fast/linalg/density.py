@@ -1,9 +1,9 @@
 """The spectral density of a symmetric operator by stochastic Lanczos quadrature (SLQ), with trace and Frobenius norm.
 
-Ubaru, Chen & Saad 2017, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature": a Rademacher probe z starts a Lanczos
-recurrence; the eigenvalues of its tridiagonal matrix are nodes, the squared first components of its eigenvectors weights. The
-same recurrences give tr A = n mean(alpha_1) (Hutchinson 1990) and ||A||_F² = n mean(alpha_1² + beta_1²), no product being
-spent twice.
+Ubaru, Chen & Saad 2017, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", in block form (Golub & Meurant 2010, chapter 4): a block of Rademacher
+probes Z = Q R starts one Krylov space; its Ritz values are the nodes of all probes, and probe i's weights are the squares of what z_i has of the Ritz vectors.
+The first products give tr A (Hutchinson 1990), in all and by block, and ||A||_F² = E ||A z||², no product being spent twice. Ritz pairs at the ends that
+have converged are eigenvalues: they count 1/n each, exactly, and probes speak of the rest only.
 """
 
 from __future__ import annotations
@@ -16,22 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.counters import rademacher
+from ..memory import host_memory_limit
 from ..results import Result
 from .arrays import as_float64, is_torch, like
-from .krylov import F64, Krylov, check_operator, product_of
+from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of
 
-__all__ = ["ProbeRun", "SpectralDensity", "density_of", "run_probes", "spectral_density"]
+__all__ = ["Probed", "ProbeRun", "SpectralDensity", "density_of", "run_probes", "spectral_density"]
 
 GRID = 512
 RELATIVE_WIDTH = 0.01
+# A node at an end of the spectrum counts as an eigenvalue where its residual is below this share of the distance to the next one; a node that carries more than OUTLIER_MASS / n stands for
+# several eigenvalues (one alone has chi-square / n of the mass: above 20 once in 10^5 for a single probe, and never for four)
+SETTLED = 0.05
+OUTLIER_MASS = 20.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SpectralDensity(Result):
     """nodes (ascending) and weights (sum 1): the quadrature of all probes, the cumulative staircase is the result proper (all of them
-    torch tensors on the operator's device where it was a torch matrix). grid and
-    density: a view of it, every node a Gaussian of standard deviation ``width``. trace, frobenius: estimates with standard errors
-    (NaN for one probe). Outliers carry weight about 1/n each: take them from eigsh."""
+    torch tensors on the operator's device where it was a torch matrix). outliers (below, above): how many nodes at either end are converged eigenvalues, of weight
+    1/n each; the bulk between them rests on the probes. grid and density: a view of it, every node a Gaussian of standard deviation ``width``.
+    trace, frobenius: estimates with standard errors (NaN for one probe)."""
 
     nodes: F64
     weights: F64
@@ -45,6 +50,8 @@ class SpectralDensity(Result):
     probes: int
     steps: int
     matvecs: int
+    outliers: tuple[int, int] = (0, 0)
+    by_probe: F64 = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
 
     def cumulative(self, x: Any) -> F64:
         """Share of eigenvalues <= x, x any shape."""
@@ -52,23 +59,40 @@ class SpectralDensity(Result):
         share = np.asarray(sums[np.searchsorted(as_float64(self.nodes), as_float64(x), side="right")], dtype=np.float64)
         return like(self.nodes, share)  # type: ignore[no-any-return]
 
+    def cumulative_stderr(self, x: Any) -> F64:
+        """Standard error of ``cumulative(x)`` from the spread of the probes; NaN for one probe, 0 among the outliers."""
+        each = as_float64(self.by_probe)
+        sums = np.concatenate([np.zeros((len(each), 1)), np.cumsum(each, axis=1)], axis=1)
+        at = sums[:, np.searchsorted(as_float64(self.nodes), as_float64(x), side="right")]
+        if len(each) < 2:
+            return like(self.nodes, np.full(at.shape[1:], np.nan))  # type: ignore[no-any-return]
+        return like(self.nodes, at.std(axis=0, ddof=1) / np.sqrt(len(each)))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What one block of probes gave: nodes ascending (m,), their residuals (m,), weights (probes, m) of each probe, sum 1."""
+
+    nodes: F64
+    residuals: F64
+    weights: F64
+
 
 @dataclass
 class ProbeRun:
-    """What the recurrences of all probes gave: per probe its nodes and weights, zᵀAz, ||Az||² and zᵀAz by block.
-
-    last: the Krylov basis of the last probe, from which eigsh can go on.
-    """
+    """What the recurrences of all probes gave: nodes and weights by block of probes, and per probe zᵀAz, ||Az||² and zᵀAz by block of the operator."""
 
     n: int
     steps: int
-    nodes: list[F64] = field(default_factory=list)
-    weights: list[F64] = field(default_factory=list)
+    parts: list[Probed] = field(default_factory=list)
     quadratic: list[float] = field(default_factory=list)
     squared: list[float] = field(default_factory=list)
     by_block: dict[str, list[float]] = field(default_factory=dict)
     matvecs: int = 0
-    last: Krylov | None = None
+
+    @property
+    def probes(self) -> int:
+        return len(self.quadratic)
 
 
 def _blocks(op: Any) -> Mapping[str, slice]:
@@ -76,36 +100,64 @@ def _blocks(op: Any) -> Mapping[str, slice]:
     return blocks if isinstance(blocks, Mapping) else {}
 
 
-def run_probes(op: Any, run: ProbeRun, *, probes: int, seed: int = 0, capacity: int = 0, basis_dtype: Any = np.float64) -> ProbeRun:
-    """Add ``probes`` recurrences of ``run.steps`` steps to ``run``, in place, so that an interrupt leaves the finished ones.
+def run_probes(
+    op: Any,
+    run: ProbeRun,
+    *,
+    probes: int,
+    seed: int = 0,
+    capacity: int = 0,
+    basis_dtype: str = "float64",
+    share: Share | None = None,
+    apply: Any = None,
+    backend: str = "auto",
+) -> Krylov:
+    """Add a block of ``probes`` probes and ``run.steps`` steps to ``run``, in place, and return its basis, from which eigsh can go on.
 
-    capacity: least number of rows the bases are made for, where eigsh is to go on from the last. basis_dtype: float64 or float32.
+    capacity: least number of rows the basis is made for, where more is to come. An interrupt leaves in ``run`` what the first products and the steps done so far
+    gave. apply: op's product where it is known already.
     """
-    apply = product_of(op)
-    blocks = _blocks(op)
-    n = run.n
-    for _ in range(probes):
-        i = len(run.nodes)
-        run.last = None  # one basis in memory at a time
-        kry = Krylov(apply, n, max(run.steps, capacity), seed=seed, stream=2**32 + i, dtype=basis_dtype)
-        kry.append(rademacher(n, seed, i))
-        q = np.array(kry.rows[0], dtype=np.float64)
-        product = kry.step()
-        assert product is not None
-        # z = sqrt(n) q
-        local = {name: n * float(q[s] @ product[s]) for name, s in blocks.items()}
-        while kry.m < run.steps and kry.m < kry.t:
-            kry.step()
-        values, s, _ = kry.ritz()
-        run.nodes.append(values)
-        run.weights.append(s[0] ** 2)
-        run.quadratic.append(n * float(q @ product))
-        run.squared.append(n * float(product @ product))
-        for name, value in local.items():
-            run.by_block.setdefault(name, []).append(value)
+    n, first = run.n, run.probes
+    share = share or Share(n)
+    kry = Krylov(apply or product_of(op), n, max(probes * run.steps, capacity), seed=seed, stream=2**32 + first, dtype=basis_dtype, spare=probes, share=share, backend=backend)
+    z = np.empty((probes, share.width), dtype=np.float64 if basis_dtype == "float64" else np.float32)
+    for i in range(probes):
+        for a in range(0, share.width, 1 << 20):
+            b = min(share.width, a + (1 << 20))
+            z[i, a:b] = rademacher(b - a, seed, first + i, start=share.columns.start + a)
+    r, start = kry.add(z)
+    del z
+    r = r[: len(start)]  # Z = Q R, Q the rows new
+    local: dict[str, F64] = {}
+
+    def by_block(w: NDArray[Any]) -> None:
+        rows = kry.vectors_of(start)
+        for name, part in _blocks(op).items():
+            inside = slice(max(0, part.start - share.columns.start), max(0, min(share.width, part.stop - share.columns.start)))
+            local[name] = np.asarray(rows[:, inside].astype(np.float64) @ w[:, inside].astype(np.float64).T)
+            if share.reduce is not None:
+                share.reduce(local[name])
+
+    done = 0
+    try:
+        kry.step(start, before=by_block)
+        products = kry.T[: kry.t, start] @ r
+        run.quadratic += [float(x) for x in np.einsum("ij,ij->j", r, kry.T[np.ix_(start, start)] @ r)]
+        run.squared += [float(x) for x in np.einsum("ij,ij->j", products, products)]
+        for name, b in local.items():
+            run.by_block.setdefault(name, []).extend(float(x) for x in np.einsum("ij,ij->j", r, b @ r))
+        for done in range(1, run.steps):
+            if not kry.pending:
+                break
+            kry.step(list(kry.pending))
+    finally:
+        if kry.m:
+            values, s, residuals = kry.ritz()
+            weights = (r.T @ s[: len(start)]) ** 2  # the first of the rows multiplied
+            run.parts.append(Probed(values, residuals, weights / weights.sum(axis=1, keepdims=True)))
         run.matvecs += kry.products
-        run.last = kry
-    return run
+        del done
+    return kry
 
 
 def mean_and_stderr(samples: list[float] | NDArray[Any]) -> tuple[float, float]:
@@ -116,14 +168,41 @@ def mean_and_stderr(samples: list[float] | NDArray[Any]) -> tuple[float, float]:
     return float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
 
 
-def density_of(run: ProbeRun) -> SpectralDensity:
-    """The merged quadrature of the finished probes and its Gaussian view."""
-    count = len(run.nodes)
-    if count == 0:
+def _settled(part: Probed, n: int) -> tuple[int, int]:
+    """How many nodes at the lower and at the upper end are single converged eigenvalues."""
+    m = len(part.nodes)
+    spread = float(part.nodes[-1] - part.nodes[0])
+    gaps = np.diff(part.nodes, prepend=-np.inf, append=np.inf)
+    apart = np.maximum(SETTLED * np.minimum(np.minimum(gaps[:-1], gaps[1:]), spread), 1e-10 * spread)
+    single = (part.residuals <= apart) & (part.weights.mean(axis=0) * n <= OUTLIER_MASS)
+    if single.all():
+        return (0, m) if m == n else (0, 0)  # the whole spectrum, or fewer values than dimensions: then they stand for the rest too
+    above = int(np.argmin(single[::-1]))
+    return int(np.argmin(single)), above
+
+
+def density_of(run: ProbeRun, *, outliers: bool = True) -> SpectralDensity:
+    """The merged quadrature of the finished probes and its Gaussian view. outliers: weigh converged eigenvalues at the ends by 1/n each."""
+    if not run.parts:
         raise ValueError("density: no probe was finished")
-    nodes, weights = np.concatenate(run.nodes), np.concatenate(run.weights) / count
+    count = sum(len(p.weights) for p in run.parts)
+    ends = _settled(run.parts[0], run.n) if outliers and len(run.parts) == 1 else (0, 0)
+    each = np.zeros((count, sum(len(p.nodes) for p in run.parts)))
+    row = column = 0
+    for part in run.parts:
+        each[row : row + len(part.weights), column : column + len(part.nodes)] = part.weights
+        row, column = row + len(part.weights), column + len(part.nodes)
+    nodes = np.concatenate([p.nodes for p in run.parts])
     order = np.argsort(nodes, kind="stable")
-    nodes, weights = nodes[order], weights[order] / weights.sum()
+    nodes, each = nodes[order], each[:, order]
+    inner = slice(ends[0], len(nodes) - ends[1])
+    if sum(ends):
+        bulk = each[:, inner]
+        left = 1.0 - sum(ends) / run.n
+        each = np.full_like(each, 1.0 / run.n)
+        each[:, inner] = bulk * (left / np.maximum(bulk.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny))
+    weights = each.mean(axis=0)
+    weights /= weights.sum()
     spread = float(nodes[-1] - nodes[0])
     size = float(np.abs(nodes).max())
     width = RELATIVE_WIDTH * (spread if spread > 1e-12 * size else (size if size > 0.0 else 1.0))
@@ -145,20 +224,32 @@ def density_of(run: ProbeRun) -> SpectralDensity:
         probes=count,
         steps=run.steps,
         matvecs=run.matvecs,
+        outliers=ends,
+        by_probe=each,
     )
 
 
-def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0) -> SpectralDensity:
-    """Density of the eigenvalues of the symmetric ``op`` (n, n) from ``probes`` recurrences of ``steps`` products each.
+def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0, basis_dtype: str | None = None) -> SpectralDensity:
+    """Density of the eigenvalues of the symmetric ``op`` (n, n) from one Krylov space of ``probes`` random vectors and ``steps`` products of each.
 
-    With steps >= n the nodes are the eigenvalues; the weights stay averages over random probes, as uncertain as the trace.
+    Eigenvalues at the ends that have converged count 1/n each; between them the weights are averages over the probes (``cumulative_stderr``). With
+    probes x steps >= n all of them are exact. basis_dtype: "float64", "float32" or "bfloat16"; None: float32 for an operator of float32. Where probes x steps
+    vectors do not fit into memory, the probes go one after the other.
     Raises TypeError, ValueError naming the argument; ArithmeticError when a product holds NaN or Inf.
     """
     n = check_operator(op)
     for name, value in (("probes", probes), ("steps", steps)):
         if int(value) != value or value < 1:
             raise ValueError(f"{name}: wanted a positive integer, got {value}")
-    result = density_of(run_probes(op, ProbeRun(n=n, steps=min(int(steps), n)), probes=int(probes), seed=seed))
+    dtype = basis_dtype or ("float32" if str(getattr(op, "dtype", "")).endswith("float32") else "float64")
+    if dtype not in BASIS_DTYPES:
+        raise ValueError(f"basis_dtype: unknown {dtype}; known: {', '.join(BASIS_DTYPES)}")
+    run = ProbeRun(n=n, steps=min(int(steps), n))
+    row = n * np.dtype(BASIS_DTYPES[dtype]).itemsize
+    together = max(1, min(int(probes), host_memory_limit(None) // max(1, row * (run.steps + 2))))
+    while run.probes < probes:
+        run_probes(op, run, probes=min(together, int(probes) - run.probes), seed=seed, basis_dtype=dtype)
+    result = density_of(run)
     if is_torch(op):
         result = replace(result, **{name: like(op, getattr(result, name)) for name in ("nodes", "weights", "grid", "density")})
     return result

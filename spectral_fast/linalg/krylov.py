@@ -1,32 +1,40 @@
-"""The Krylov basis behind eigsh and spectral_density: Lanczos with full reorthogonalization, kept so that it can be restarted.
+"""The Krylov basis behind eigsh and spectral_density: block Lanczos with full reorthogonalization, kept so that it can be restarted.
 
-Band form (Ruhe 1979; Freund 2000): vectors are multiplied one by one in the order they entered, so a block of any size, a start
-from several vectors and a random vector put in after a breakdown are the same code. After m products
+Band form (Ruhe 1979; Freund 2000): rows are multiplied in any order, some at a time, so that a block of any size, a start from several vectors and a
+random vector put in later are the same code. With M the rows already multiplied, P those that wait and V all of them,
 
-    A V_m = V_t T[:t, :m],   t >= m,   V_t orthonormal, T = Vᵀ A V,
+    A V_M = V T[:, M],   V orthonormal, T = Vᵀ A V,
 
-and the residual of a Ritz pair (theta, V_m s) is ||T[m:t, :m] s||. With full reorthogonalization all of T's entries are at hand,
-so a thick restart (Wu & Simon 2000) is a change of basis and needs no formulas of its own.
+and the residual of a Ritz pair (theta, V_M s) is ||T[P, M] s||. With full reorthogonalization all of T's entries are at hand, so a thick restart (Wu & Simon
+2000) is a change of basis and needs no formulas of its own. The rows lie in one flat buffer that never leaves its place: see kernels' ``orthogonalize``
+and ``recombine``.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.counters import rademacher
-from .arrays import is_torch
+from ..kernels.counters import gaussian, rademacher
+from ..kernels.select import select
+from .arrays import RawArray, as_numpy, is_torch
 
-__all__ = ["Apply", "Krylov", "check_operator", "product_of"]
+__all__ = ["BASIS_DTYPES", "Apply", "Krylov", "Share", "check_operator", "product_of", "uninterrupted"]
 
 F64 = NDArray[np.float64]
-Apply = Callable[[F64], F64]
+# rows (b, n) in -> products by row (b, n) out, float32 or float64, which the caller may overwrite
+Apply = Callable[[NDArray[Any]], NDArray[Any]]
+
+BASIS_DTYPES = {"float64": "float64", "float32": "float32", "bfloat16": "uint16"}  # name -> what numpy holds it in
+
+
+_PIECE = 1 << 20  # entries that are made or looked at at once, so that what is in between stays small
 
 
 def check_operator(op: Any) -> int:
@@ -40,26 +48,38 @@ def check_operator(op: Any) -> int:
 
 
 def product_of(op: Any) -> Apply:
-    """v -> op @ v in float64, checked: ArithmeticError when the product is not finite."""
+    """Rows V (b, n) -> the rows of (op @ Vᵀ)ᵀ, in fresh memory; ``op.row_products`` where the operator has it, else one ``op @ v`` for each."""
+    own = getattr(op, "row_products", None)
     if is_torch(op):
         import sys
 
         torch = sys.modules["torch"]
         matrix = op.detach()
 
-        def multiply(v: F64) -> Any:
-            return (matrix @ torch.from_numpy(v).to(device=matrix.device, dtype=matrix.dtype)).cpu().double().numpy()
+        def torch_product(v: NDArray[Any]) -> NDArray[Any]:
+            x = torch.from_numpy(v).to(device=matrix.device, dtype=matrix.dtype)
+            return (matrix @ x.T).T.cpu().double().contiguous().numpy()  # type: ignore[no-any-return]
+
+        multiply: Apply = torch_product
+    elif callable(own):
+        multiply = own
     else:
 
-        def multiply(v: F64) -> Any:
-            return op @ v
+        def numpy_product(v: NDArray[Any]) -> NDArray[Any]:
+            out = np.empty(v.shape, dtype=np.float64)
+            for row, to in zip(v, out, strict=True):
+                w = np.asarray(op @ row.astype(np.float64, copy=False))
+                if w.size != to.size:
+                    raise ValueError(f"op: its product with a vector of shape {row.shape} has shape {w.shape}")
+                to[:] = w.reshape(-1)
+            return out
 
-    def apply(v: F64) -> F64:
-        w = np.asarray(multiply(v), dtype=np.float64).reshape(-1)
+        multiply = numpy_product
+
+    def apply(v: NDArray[Any]) -> NDArray[Any]:
+        w = multiply(v)
         if w.shape != v.shape:
-            raise ValueError(f"op: its product with a vector of shape {v.shape} has shape {w.shape}")
-        if not np.isfinite(w).all():
-            raise ArithmeticError(f"op: its product with a unit vector holds {int((~np.isfinite(w)).sum())} NaN or Inf of {w.size} entries")
+            raise ValueError(f"op: its product with {len(v)} vectors of {v.shape[1]} entries has shape {w.shape}")
         return w
 
     return apply
@@ -81,147 +101,243 @@ def uninterrupted() -> Iterator[None]:
             before(*came[0])
 
 
-class Krylov:
-    """Basis rows V (t, n), T (t, t), m rows already multiplied. ``products`` counts the multiplications made here.
+class Share:
+    """Which columns of every vector this process holds, and how sums over all columns come about; alone, it holds all of them.
 
-    At any moment, also after an exception in a product, the m multiplied rows and T describe one another. spare: rows beyond
-    ``capacity`` for those that wait for their product. deflate: orthonormal rows (q, n) every vector is kept orthogonal to (the run
-    is then one of (I - QQᵀ) A (I - QQᵀ)).
+    columns: of the n; reduce: adds up the given float64 array over the processes, in place.
+    """
+
+    def __init__(self, n: int, columns: slice | None = None, reduce: Callable[[F64], None] | None = None) -> None:
+        self.n = n
+        self.columns = slice(0, n) if columns is None else columns
+        self.reduce = reduce
+
+    @property
+    def width(self) -> int:
+        return int(self.columns.stop - self.columns.start)
+
+    def norm(self, x: NDArray[Any]) -> float:
+        total = np.array([float(np.dot(x, x)) if x.dtype == np.float64 else sum(float(np.square(p, dtype=np.float64).sum()) for p in _pieces(x))])
+        if self.reduce is not None:
+            self.reduce(total)
+        return float(np.sqrt(total[0]))
+
+
+def _pieces(x: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for a in range(0, len(x), _PIECE):
+        yield x[a : a + _PIECE]
+
+
+class Krylov:
+    """Rows V (t, n), T (t, t); ``order``: the m rows already multiplied; ``pending``: those that wait. ``products`` counts the multiplications made here.
+
+    At any moment, also after an exception in a product, the multiplied rows and T describe one another. capacity: rows before a restart; spare: rows beyond
+    it for those that wait for their product; both grow when more is asked for. dtype: a key of BASIS_DTYPES. rows: memory to use instead of new memory.
     """
 
     def __init__(
-        self, apply: Apply, n: int, capacity: int, *, seed: int, stream: int = 0, dtype: Any = np.float64, deflate: F64 | None = None, spare: int = 1
+        self,
+        apply: Apply,
+        n: int,
+        capacity: int,
+        *,
+        seed: int,
+        stream: int = 0,
+        dtype: str = "float64",
+        spare: int = 1,
+        share: Share | None = None,
+        rows: Callable[[tuple[int, int], str], NDArray[Any]] | None = None,
+        backend: str = "auto",
     ) -> None:
-        self.apply, self.n = apply, n
-        self.deflate = deflate if deflate is not None and len(deflate) else None
-        self.space = n - (0 if self.deflate is None else len(self.deflate))
-        self.capacity = max(1, min(capacity, self.space))
-        spare = min(self.space, spare)
-        self.rows: NDArray[Any] = np.zeros((self.capacity + spare, n), dtype=dtype)
-        self.T: F64 = np.zeros((self.capacity + spare, self.capacity + spare))
-        self.eps = float(np.finfo(dtype).eps)
-        self.m = self.t = 0
+        self.apply, self.n, self.dtype = apply, n, dtype
+        self.share = share or Share(n)
+        self.capacity = max(1, min(capacity, n))
+        self._memory = rows
+        self._make = rows or (lambda shape, stored: np.zeros(shape, dtype=stored))
+        self.rows: NDArray[Any] = self._make((min(n, self.capacity + spare), self.share.width), BASIS_DTYPES[dtype])
+        self.T: F64 = np.zeros((len(self.rows), len(self.rows)))
+        self.eps = 2.0**-52 if dtype == "float64" else 2.0**-23  # what is left of a vector is known to the accuracy of products, not to that of bfloat16
+        self.t = 0
+        self.order: list[int] = []
+        self.pending: list[int] = []
+        self.chain: list[int] = []  # rows of a search under way, see restart.look_for_missed
         self.products = 0
         self.scale = 0.0  # largest ||A v|| seen
         self.defect = 0.0  # largest |v_iᵀ A v_j - v_jᵀ A v_i| seen: asymmetry and noise of the operator, measured for free
-        self._seed, self._stream = seed, stream
+        self.seed, self.stream = seed, stream
+        self._orthogonalize, self.backend = select("orthogonalize", backend)
+        self._recombine, _ = select("recombine", backend)
 
-    def _grow(self, t: int) -> None:
-        """Room for ``t`` rows (a block start has more pending rows than one)."""
+    @property
+    def m(self) -> int:
+        return len(self.order)
+
+    @property
+    def full(self) -> bool:
+        """Does the basis span the whole space, all of it multiplied?"""
+        return len(self.order) >= self.n
+
+    def _room(self, t: int) -> None:
         if t > len(self.rows):
-            more = t - len(self.rows)
-            self.rows = np.concatenate([self.rows, np.zeros((more, self.n), dtype=self.rows.dtype)])
-            self.T = np.pad(self.T, (0, more))
+            more = self._make((max(t, len(self.rows) + 8) if t < self.n else t, self.share.width), BASIS_DTYPES[self.dtype])
+            more[: self.t] = self.rows[: self.t]
+            self.rows = more
+        if t > len(self.T):
+            self.T = np.pad(self.T, (0, len(self.rows) - len(self.T)))
 
-    def orthogonalize(self, w: F64) -> tuple[F64, float]:
-        """Gram-Schmidt twice against deflated vectors and basis, in place. -> (coefficients on the basis (t,), norm afterwards).
+    def vectors_of(self, indices: Sequence[int]) -> NDArray[Any]:
+        """Rows as the operator takes them (b, n): a view where they lie side by side."""
+        first = indices[0]
+        together = list(indices) == list(range(first, first + len(indices)))
+        rows = self.rows[first : first + len(indices)] if together else self.rows[list(indices)]
+        return np.asarray(as_numpy(RawArray(rows, "bfloat16"))) if self.dtype == "bfloat16" else rows
 
-        Twice is enough (Giraud, Langou, Rozloznik & van den Eshof 2005); the norm is taken after the second pass.
+    def add(self, w: NDArray[Any]) -> tuple[F64, list[int]]:
+        """Orthogonalize the rows of ``w`` (b, n), overwriting it, and let what is left wait. -> (coefficients (t + b, b), indices of the new rows).
+
+        Directions of which nothing but rounding is left are dropped; so are those beyond the dimension of the space.
+        Raises ArithmeticError where ``w`` is not finite.
         """
-        v = self.rows[: self.t]
-        coefficients = np.zeros(self.t)
-        for _ in range(2):
-            if self.deflate is not None:
-                w -= (self.deflate @ w) @ self.deflate
-            if self.t:
-                c = np.asarray(v @ w.astype(v.dtype, copy=False), dtype=np.float64)
-                w -= c.astype(v.dtype, copy=False) @ v
-                coefficients += c
-        return coefficients, float(np.linalg.norm(w))
+        self._room(min(self.n, self.t + len(w)))
+        floor = np.full(len(w), 10.0 * self._rounding() * self.scale)
+        c, kept = self._orthogonalize(self.rows, self.t, w, floor, relative=10.0 * self._rounding(), reduce=self.share.reduce)
+        if not np.isfinite(c).all():
+            raise ArithmeticError("op: its product with a unit vector holds NaN or Inf, or numbers whose squares overflow")
+        new = list(range(self.t, self.t + int(kept.sum())))
+        self.t += len(new)
+        self.pending += new
+        return c, new
 
-    def append(self, w: F64, *, size: float | None = None) -> tuple[F64, float]:
-        """Orthogonalize ``w`` and add its direction. -> (coefficients, norm), norm 0 when nothing but rounding was left.
+    def _rounding(self) -> float:
+        """A float64 product's sums round to sqrt(n) eps; in single precision the vectors themselves do, entry by entry."""
+        return self.eps * (float(np.sqrt(self.n)) if self.dtype == "float64" else 1.0)
 
-        The test is relative to ``size``, the norm ``w`` is to be judged against (its own by default).
-        """
-        before = float(np.linalg.norm(w)) if size is None else size
-        coefficients, beta = self.orthogonalize(w)
-        if self.t >= self.space or beta <= 10.0 * np.sqrt(self.n) * self.eps * before:
-            return coefficients, 0.0
-        self._grow(self.t + 1)
-        self.rows[self.t] = w / beta
-        self.t += 1
-        return coefficients, beta
+    def add_random(self, *, bell: bool = False) -> list[int]:
+        """Let a random direction wait that is not coupled to the basis; [] where the basis spans the whole space. bell: a Gaussian one."""
+        while self.t < self.n:
+            self.stream += 1
+            new = self.add(self.random(self.stream, bell=bell))[1]
+            if new:
+                return new
+        return []
 
-    def append_random(self) -> bool:
-        """Add a random direction not coupled to the basis; False when the basis already spans the whole space."""
-        while self.t < self.space:
-            self._stream += 1
-            if self.append(rademacher(self.n, self._seed, self._stream))[1] > 0.0:
-                return True
-        return False
+    def random(self, stream: int, *, bell: bool = False) -> NDArray[Any]:
+        """(1, n) Rademacher or Gaussian vector, of about the size of a product."""
+        first, width = self.share.columns.start, self.share.width
+        out = np.empty((1, width), dtype=np.float64 if self.dtype == "float64" else np.float32)
+        size = max(1.0, self.scale) / np.sqrt(self.n)
+        for a in range(0, width, _PIECE):
+            b = min(width, a + _PIECE)
+            draw = gaussian if bell else rademacher
+            out[0, a:b] = draw(b - a, self.seed, stream, start=first + a) * size
+        return out
 
-    def step(self) -> F64 | None:
-        """Multiply the next row. -> its product (before orthogonalization), or None when the whole space is spanned."""
-        if self.m == self.t and not self.append_random():
-            return None
-        j = self.m
-        product = self.apply(np.asarray(self.rows[j], dtype=np.float64))
-        self.products += 1
-        w = product.copy()
-        size = float(np.linalg.norm(w))
-        self.scale = max(self.scale, size)
-        coefficients, beta = self.append(w, size=max(size, self.scale))
-        known = len(coefficients)
-        self.defect = max(self.defect, float(np.abs(coefficients[:j] - self.T[:j, j]).max(initial=0.0)))
-        self.T[:known, j] = coefficients
-        self.T[j, :known] = coefficients
-        if beta > 0.0:
-            self.T[known, j] = self.T[j, known] = beta
-        self.m += 1
-        return product
+    def step(self, take: Sequence[int] | None = None, before: Callable[[NDArray[Any]], None] | None = None) -> list[int]:
+        """Multiply the rows ``take`` (the one that waits longest). -> their indices, [] where the whole space is spanned.
+
+        before: sees the products (b, n) before they are orthogonalized away."""
+        if take is None:
+            if not self.pending and not self.add_random():
+                return []
+            take = self.pending[:1]
+        w = self.apply(self.vectors_of(take))
+        self.products += len(take)
+        if before is not None:
+            before(w)
+        with uninterrupted():
+            c, _ = self.add(w)
+            self._learn(list(take), c)
+        return list(take)
+
+    def _learn(self, take: list[int], c: F64) -> None:
+        """The columns of T that the products of ``take`` have shown."""
+        known = min(len(c), self.t)
+        for i, j in enumerate(take):
+            column = c[:known, i]
+            self.scale = max(self.scale, float(np.linalg.norm(column)))
+            seen = self.order + take[:i]
+            self.defect = max(self.defect, float(np.abs(column[seen] - self.T[seen, j]).max(initial=0.0)))
+            self.T[:known, j] = column
+            self.T[j, :known] = column
+        for j in take:
+            self.pending.remove(j)
+        self.order += take
 
     def ritz(self) -> tuple[F64, F64, F64]:
-        """-> (values ascending (m,), coefficients (m, m) by column, residual norms (m,))."""
-        projected = self.T[: self.m, : self.m]
+        """-> (values ascending (m,), coefficients on ``order`` (m, m) by column, residual norms (m,))."""
+        projected = self.T[np.ix_(self.order, self.order)]
         values, s = np.linalg.eigh((projected + projected.T) / 2)
-        residuals = np.linalg.norm(self.T[self.m : self.t, : self.m] @ s, axis=0)
+        residuals = np.linalg.norm(self.T[np.ix_(self.pending, self.order)] @ s, axis=0)
         return values, s, residuals
 
+    def _full(self, s: F64, more: Sequence[int] = ()) -> F64:
+        """Coefficients on ``order`` as coefficients on all rows, with unit columns for the rows ``more`` behind them."""
+        out = np.zeros((self.t, s.shape[1] + len(more)))
+        out[self.order, : s.shape[1]] = s
+        out[list(more), np.arange(s.shape[1], s.shape[1] + len(more))] = 1.0
+        return out
+
     def compress(self, values: F64, s: F64) -> None:
-        """Thick restart: keep the Ritz vectors with coefficients ``s`` (m, q) and all rows not yet multiplied."""
-        q, pending = s.shape[1], self.t - self.m
-        coupling = self.T[self.m : self.t, : self.m] @ s
-        # by column stripes: the whole product would need a second basis in memory
-        stripe = max(1, 2**22 // max(1, self.m))
+        """Thick restart: keep the Ritz vectors with coefficients ``s`` (m, q) and all rows not yet multiplied: in place, or in new memory of the kind
+        that was given, so that the old rows stay as they are."""
+        q, pending = s.shape[1], list(self.pending)
+        coupling = self.T[np.ix_(pending, self.order)] @ s
+        waiting = self.T[np.ix_(pending, pending)]
+        into = self.rows if self.rows.flags.owndata or self._memory is None else self._memory(self.rows.shape, BASIS_DTYPES[self.dtype])
         with uninterrupted():
-            for a in range(0, self.n, stripe):
-                part = self.rows[: self.m, a : a + stripe]
-                self.rows[:q, a : a + stripe] = s.T.astype(part.dtype, copy=False) @ part
-            self.rows[q : q + pending] = self.rows[self.m : self.t]
+            self._recombine(self.rows, self.t, self._full(s, pending), into)
+            self.rows = into
+            self.t = q + len(pending)
             self.T[:] = 0.0
             self.T[np.arange(q), np.arange(q)] = values
-            self.T[q : q + pending, :q] = coupling
-            self.T[:q, q : q + pending] = coupling.T
-            self.m, self.t = q, q + pending
+            self.T[q : self.t, :q] = coupling
+            self.T[:q, q : self.t] = coupling.T
+            self.T[q : self.t, q : self.t] = waiting
+            self.order, self.pending = list(range(q)), list(range(q, self.t))
 
-    def load(self, vectors: F64, products: F64) -> None:
-        """Start from orthonormal rows (q, n) whose products are known; what the products add becomes the pending rows."""
+    def load(self, vectors: NDArray[Any], products: NDArray[Any]) -> None:
+        """Start from orthonormal rows (q, n) whose products are known; what the products add waits. ``products`` is overwritten."""
         q = len(vectors)
-        self._grow(2 * q)
+        self._room(min(self.n, 2 * q))
         self.rows[:q] = vectors
-        self.m = self.t = 0
         self.t = q
+        self.order, self.pending = [], list(range(q))
         self.T[:] = 0.0
         for j in range(q):
-            w = products[j].copy()
-            size = float(np.linalg.norm(w))
-            self.scale = max(self.scale, size)
-            coefficients, beta = self.append(w, size=max(size, self.scale))
-            self.T[: len(coefficients), j] = coefficients
-            self.T[j, : len(coefficients)] = coefficients
-            if beta > 0.0:
-                self.T[len(coefficients), j] = self.T[j, len(coefficients)] = beta
-        self.m = q
+            c, _ = self.add(products[j : j + 1])
+            self._learn([j], c)
 
-    def vectors(self, s: F64) -> F64:
-        """Ritz vectors (q, n) by row for coefficients ``s`` (m, q), normalised."""
-        out = np.asarray(s.T.astype(self.rows.dtype, copy=False) @ self.rows[: self.m], dtype=np.float64)
-        for row in out:
-            row /= np.linalg.norm(row)
+    def vectors(self, s: F64, dtype: Any = None) -> NDArray[Any]:
+        """Ritz vectors (q, n) by row for coefficients ``s`` (m, q), float64 or that of the basis (bfloat16: float32)."""
+        out = np.empty((s.shape[1], self.share.width), dtype=np.float64 if dtype is None else dtype)
+        self._recombine(self.rows, self.t, self._full(s), out)
         return out
+
+    def combination(self, c: F64) -> NDArray[Any]:
+        """Σ c_j row_j of all rows, (n,) float64."""
+        out = np.empty((1, self.share.width))
+        self._recombine(self.rows, self.t, np.ascontiguousarray(c[: self.t, None]), out)
+        return out[0]
 
     def free(self) -> None:
         """Give the memory of the basis back; it cannot be used any more."""
-        self.rows = np.zeros((0, self.n), dtype=self.rows.dtype)
-        self.m = self.t = 0
+        self.rows = np.zeros((0, self.share.width), dtype=self.rows.dtype)
+        self.t, self.order, self.pending = 0, [], []
+
+    def taken(self, s: F64) -> NDArray[Any]:
+        """Ritz vectors (q, n) for coefficients ``s`` (m, q), normalised, in the place of the first rows, whose memory they keep; the basis is gone.
+
+        float64 or float32; where rows are bfloat16 or lie in a file, in new float32 memory."""
+        q = s.shape[1]
+        if self.dtype == "bfloat16" or not self.rows.flags.owndata:
+            out: NDArray[Any] = self.vectors(s, np.float32 if self.dtype != "float64" else np.float64)
+            self.free()
+        else:
+            self._room(q)
+            self._recombine(self.rows, self.t, self._full(s), self.rows)
+            out = self.rows
+            self.free()
+            out.resize((q, self.share.width), refcheck=False)
+        for row in out:
+            row /= self.share.norm(row)
+        return out

@@ -1,23 +1,25 @@
 """Thick-restart Lanczos until the wanted pairs have converged, and the search for the ones it may have missed.
 
-Wu & Simon 2000 (thick restart); Kuczynski & Wozniakowski 1992 (what a Krylov space of a random vector misses, and how likely).
+Wu & Simon 2000 (thick restart); for the search: a random vector's mass at an eigenvalue is bounded by what its own Krylov space has shown
+(the Christoffel function of its spectral measure: Szego 1939, chapter 3; Akhiezer 1965, theorem 2.5.2).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.counters import gaussian
 from .krylov import F64, Apply, Krylov
 
-__all__ = ["Budget", "Ends", "Pairs", "basis_size", "converge", "find_missed", "merge"]
+__all__ = ["Budget", "Ends", "basis_size", "converge", "look_for_missed"]
 
 MISS_PROBABILITY = 1e-3
 MORE_ROWS = 320
+SEARCH_ROWS = 12
 
 
 @dataclass(frozen=True)
@@ -54,107 +56,188 @@ class Ends:
 
 
 class Budget:
-    """Counts products; ``left`` keeps ``reserve`` of them for the final residuals."""
+    """Counts products; ``left`` keeps ``reserve`` of them for the final residuals. Products come times ``factor``, a power of two (1) that the first
+    of them sets where the squares of its entries would leave float64's range."""
 
     def __init__(self, apply: Apply, limit: int, reserve: int) -> None:
         self._apply, self.limit, self.reserve = apply, limit, reserve
         self.used = 0
-        self.defect = 0.0  # of all bases of this run, see Krylov
+        self.factor = 0.0
 
     @property
     def left(self) -> int:
         return self.limit - self.reserve - self.used
 
-    def __call__(self, v: F64) -> F64:
-        self.used += 1
-        return self._apply(v)
+    def __call__(self, v: NDArray[Any]) -> NDArray[Any]:
+        self.used += len(v)
+        w = self._apply(v)
+        if self.factor == 0.0:
+            largest = float(np.abs(w).max(initial=0.0))
+            far = np.isfinite(largest) and largest > 0.0 and not 1e-100 < largest < 1e100
+            self.factor = 2.0 ** -np.floor(np.log2(largest)) if far else 1.0
+        return w if self.factor == 1.0 else w.astype(np.float64) * self.factor
 
 
-@dataclass
-class Pairs:
-    """Ritz pairs ascending: values (k,), rows (k, n), residuals (k,), products A rows (k, n) once known."""
+@dataclass(frozen=True)
+class Ritz:
+    """values ascending (m,), coefficients s (m, m) by column, residuals (m,), indices of the wanted ones; whether those have converged."""
 
     values: F64
-    rows: F64
+    s: F64
     residuals: F64
+    wanted: NDArray[np.intp]
+    converged: bool
 
 
-def converge(kry: Krylov, ends: Ends, tol: float, budget: Budget, scale: float) -> tuple[Pairs, float, bool]:
-    """Expand and restart until the wanted pairs have converged or the budget ends. -> (pairs, scale, converged)."""
-    extra = max(0, kry.capacity - ends.total - 1) // 2
+def ritz_of(kry: Krylov, ends: Ends, tol: float) -> Ritz:
+    values, s, residuals = kry.ritz()
+    wanted = ends.pick(values)
+    scale = float(np.abs(values).max(initial=0.0))
+    enough = len(wanted) >= min(ends.total, kry.n)
+    return Ritz(values, s, residuals, wanted, enough and bool((residuals[wanted] <= tol * scale).all()))
+
+
+def converge(kry: Krylov, ends: Ends, tol: float, budget: Budget, saved: Callable[[Krylov], None] | None = None) -> Ritz:
+    """Expand and restart until the wanted pairs have converged or the budget ends. saved: called after every step and restart."""
     next_check = max(ends.total, 1)
     while True:
-        full = False
         while kry.m < min(next_check, kry.capacity) and budget.left > 0:
-            if kry.step() is None:
-                full = True
+            if not kry.step(_most_coupled(kry, ends)):
                 break
-        budget.defect = max(budget.defect, kry.defect)
-        values, s, residuals = kry.ritz()
-        scale = max(scale, float(np.abs(values).max(initial=0.0)))
-        wanted = ends.pick(values)
-        done = len(wanted) >= min(ends.total, kry.space) and bool((residuals[wanted] <= tol * scale).all())
-        if done or full or budget.left <= 0:
-            return Pairs(values[wanted], kry.vectors(s[:, wanted]), residuals[wanted]), scale, done or full
+            if saved is not None:
+                saved(kry)
+        found = ritz_of(kry, ends, tol)
+        if found.converged or kry.full or budget.left <= 0:
+            return found
         if kry.m >= kry.capacity:
-            kept = ends.pick(values, extra)
-            kry.compress(values[kept], s[:, kept])
-        # the small eigenproblem is not solved after every product; a check late by a twelfth of the basis costs less
-        next_check = kry.m + max(1, kry.m // 12)
+            _shrink(kry, ends, found, kry.capacity)
+            if saved is not None:
+                saved(kry)
+        # the small eigenproblem is not solved after every product: where it takes long, a check late by a twelfth of the basis costs less
+        next_check = kry.m + (1 if kry.m < 64 else kry.m // 12)
 
 
-def find_missed(
-    budget: Budget, n: int, known: Pairs, ends: Ends, tol: float, scale: float, capacity: int, seed: int, stream: int, dtype: Any
-) -> tuple[Pairs | None, bool]:
-    """Look for eigenvalues beyond the limits of the wanted ones in the complement of ``known``. -> (pairs found or None, decided).
+def _most_coupled(kry: Krylov, ends: Ends) -> list[int] | None:
+    """Of several rows that wait the one on which the wanted pairs' residuals depend most."""
+    if len(kry.pending) < 2 or not kry.m:
+        return None
+    values, s, _ = kry.ritz()
+    coupling = np.linalg.norm(kry.T[np.ix_(kry.pending, kry.order)] @ s[:, ends.pick(values)], axis=1)
+    return [kry.pending[int(np.argmax(coupling))]]
 
-    Decided when the most extreme Ritz value of a random start lies inside the limits and has converged, or when a missed one has
-    probability 1.648 sqrt(n) exp(-(2j - 1) sqrt(eps)) below MISS_PROBABILITY after j steps, eps being the distance from that
-    value to the limit over the spread of the spectrum (j: of the first cycle, which later ones only improve on).
+
+def _shrink(kry: Krylov, ends: Ends, found: Ritz, rows: int) -> None:
+    """A restart with the wanted pairs and about half of the rows there are beyond them."""
+    extra = max(0, rows - ends.total - 1) // 2
+    kept = ends.pick(found.values, extra)
+    kry.compress(found.values[kept], np.ascontiguousarray(found.s[:, kept]))
+
+
+class _Chain:
+    """What the Krylov space of a random vector x, orthogonal to the rows before it, says of eigenvalues beyond a limit.
+
+    With p_0 = 1, p_1, ... the orthonormal polynomials of x's spectral measure (their recurrence is the chain's alpha and beta), the mass of unit x at
+    any point z is at most 1 / sum p_k(z)², and outside of the zeros of the last of them the sum only grows: it bounds the mass of all eigenvalues beyond.
     """
+
+    def __init__(self, limit: float, sign: float) -> None:
+        self.limit, self.sign = limit, sign
+        self.before, self.now, self.total = 0.0, 1.0, 1.0
+        self.beta = 0.0
+
+    def step(self, alpha: float, beta: float) -> None:
+        """Another row of the recurrence, of which ``beta`` couples to the next one."""
+        if not np.isfinite(self.total):
+            return
+        following = self.sign * (self.limit - alpha) * self.now - self.beta * self.before
+        if following <= 0.0 or beta == 0.0:  # beyond the limit already: no bound; or the end of the space: no mass but at its own values
+            self.total = np.inf if beta == 0.0 else self.total
+            return
+        self.before, self.now = self.now, following / beta
+        self.total += self.now**2
+        self.beta = beta
+
+    def miss_probability(self, n: int) -> float:
+        """That a random vector has no more than the mass allowed in one given direction: sqrt(2 n mass / pi) to leading order."""
+        return float(np.sqrt(2.0 * n / (np.pi * self.total)))
+
+
+def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Budget, saved: Callable[[Krylov], None] | None = None) -> str:
+    """Is there an eigenvalue beyond the limits of the wanted ones that the basis does not hold (another copy of a multiple one, say)?
+
+    A new random vector x, orthogonal to all rows, spans a Krylov space of its own in the same basis. "none": a missed one has probability below
+    MISS_PROBABILITY; "again": the basis holds one more value beyond the limits now, or could not tell yet; "undecided": the budget ended; "crowded": the rows
+    did, and with what they hold now beside the wanted pairs another try needs fewer.
+
+    With M the rows multiplied before, A V_M lies in the span of all rows, so a missed eigenvector's part outside of V_M is an eigenvector of A there. x's
+    space speaks of that part of the space but for the rows Q that wait; what those can add is bounded by their own products and a Schur complement.
+    """
+    scale = float(np.abs(found.values).max(initial=0.0))
+    if scale == 0.0 or kry.t >= kry.n:
+        return "none"
     margin = tol * scale
-    lower, upper = ends.limits(known.values[ends.pick(known.values)])
-    kry = Krylov(budget, n, capacity, seed=seed, stream=stream + 1, dtype=dtype, deflate=known.rows)
-    kry.append(gaussian(n, seed, stream))
-    steps = 0
+    lower, upper = ends.limits(found.values[found.wanted])
+    sides = [(limit, sign) for limit, sign in ((upper + margin, 1.0), (lower - margin, -1.0)) if np.isfinite(limit)]
+    chains = [_Chain(limit, sign) for limit, sign in sides]
+    if not kry.chain:
+        kept = ends.total + len(kry.pending)
+        if len(kry.rows) - kry.t < min(SEARCH_ROWS, kry.n - kry.t) and kept + SEARCH_ROWS < min(len(kry.rows), kry.t):
+            _shrink(kry, ends, found, len(kry.rows) - SEARCH_ROWS)
+        kry.chain = kry.add_random(bell=True)
+    most = max(len(kry.rows), kry.t + SEARCH_ROWS)
+    fed = 0
+    verdict = ""
+    while not verdict:
+        if kry.chain[-1] in kry.pending:
+            if budget.left <= 0 or kry.t >= most:
+                verdict = "undecided" if budget.left <= 0 else "crowded"
+                break
+            t = kry.t
+            kry.step(kry.chain[-1:])
+            if kry.t > t:
+                kry.chain.append(t)
+            if saved is not None:
+                saved(kry)
+        multiplied = kry.chain[:-1] if kry.chain[-1] in kry.pending else kry.chain
+        for i in range(fed, len(multiplied)):
+            beta = float(kry.T[kry.chain[i + 1], kry.chain[i]]) if i + 1 < len(kry.chain) else 0.0
+            for c in chains:
+                c.step(float(kry.T[kry.chain[i], kry.chain[i]]), beta)
+        fed = len(multiplied)
+        own = kry.T[np.ix_(multiplied, multiplied)]
+        values = np.linalg.eigvalsh((own + own.T) / 2)
+        if values[-1] > upper + margin or values[0] < lower - margin:
+            verdict = "again"
+        elif len(multiplied) == len(kry.chain) or all(c.miss_probability(kry.n) <= MISS_PROBABILITY for c in chains):
+            inside = [float(values[-1] if sign > 0 else values[0]) for _, sign in sides]
+            verdict = _with_the_others(kry, sides, inside, multiplied, budget)
+            if saved is not None:
+                saved(kry)
+    kry.chain = []
+    return verdict
 
-    def unlikely(distance: float, spread: float) -> bool:
-        if distance <= 0.0 or spread <= 0.0:
-            return False
-        exponent = (2 * min(steps, kry.capacity) - 1) * np.sqrt(min(1.0, distance / spread))
-        return bool(1.648 * np.sqrt(n) * np.exp(-exponent) <= MISS_PROBABILITY)
 
-    while True:
-        grown = 0
-        while grown < max(2, kry.m // 8) and kry.m < kry.capacity and budget.left > 0 and kry.step() is not None:
-            grown += 1
-        steps += grown
-        budget.defect = max(budget.defect, kry.defect)
-        if kry.m == 0:
-            return None, budget.left > 0
-        values, s, residuals = kry.ritz()
-        spread = max(float(values[-1]), float(known.values[-1])) - min(float(values[0]), float(known.values[0]))
-        beyond = (values > upper + margin) | (values < lower - margin)
-        settled = residuals <= margin
-        everything = kry.m == kry.space
-        above = upper == np.inf or everything or bool(settled[-1]) or unlikely(upper + margin - float(values[-1]), spread + 2 * margin)
-        below = lower == -np.inf or everything or bool(settled[0]) or unlikely(float(values[0]) - lower + margin, spread + 2 * margin)
-        if beyond.any():
-            if settled[beyond].all() or everything:
-                return Pairs(values[beyond], kry.vectors(s[:, beyond]), residuals[beyond]), True
-        elif above and below:
-            return None, True
-        if budget.left <= 0:
-            return None, False
-        if kry.m >= kry.capacity:
-            sides = Ends(top=int(upper < np.inf) * max(1, int((values > upper).sum())), bottom=int(lower > -np.inf) * max(1, int((values < lower).sum())))
-            kept = sides.pick(values, max(0, min(kry.capacity // 2, kry.capacity - 1 - sides.total)))
-            kry.compress(values[kept], s[:, kept])
+def _with_the_others(kry: Krylov, sides: list[tuple[float, float]], inside: list[float], multiplied: list[int], budget: Budget) -> str:
+    """Do the limits hold with the rows Q too that waited before the search? inside: what x's space reaches at each side.
 
-
-def merge(a: Pairs, b: Pairs) -> Pairs:
-    order = np.argsort(np.concatenate([a.values, b.values]), kind="stable")
-    return Pairs(np.concatenate([a.values, b.values])[order], np.concatenate([a.rows, b.rows])[order], np.concatenate([a.residuals, b.residuals])[order])
+    Beyond a limit L there is no eigenvalue of A outside of V_M if that holds without Q, whose values end at nu, and QᵀAQ + GᵀG / (L - nu) ends below L, with
+    G what the products of Q have outside of V_M and Q.
+    """
+    others = [j for j in kry.pending if j not in kry.chain]
+    if not others:
+        return "none"
+    if budget.left < len(others):
+        return "undecided"
+    before = [j for j in kry.order if j not in multiplied]
+    kry.step(others)
+    rest = [j for j in range(kry.t) if j not in before and j not in others]
+    own, outside = kry.T[np.ix_(others, others)], kry.T[np.ix_(rest, others)]
+    for (limit, sign), nu in zip(sides, inside, strict=True):
+        gap = sign * (limit - nu)
+        bound = sign * (own + own.T) / 2 + outside.T @ outside / gap if gap > 0.0 else np.full((1, 1), np.inf)
+        if not np.isfinite(bound).all() or np.linalg.eigvalsh(bound)[-1] >= sign * limit:
+            return "again"
+    return "none"
 
 
 def basis_size(n: int, ends: Ends) -> int:

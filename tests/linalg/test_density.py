@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from problems import Counting, symmetric
+from problems import Counting, Reflected, symmetric
 from tolerances import tolerance
 
 from spectral_fast.kernels.counters import rademacher
@@ -13,28 +13,40 @@ N = 240
 EVALS = np.r_[np.linspace(-1, 1, N - 3), [20.0, 10.0, 5.0]]
 
 
+def quadrature(a, probes, steps, seed=0):
+    """What the probes themselves say, without the exact weights of converged eigenvalues."""
+    run = ProbeRun(n=len(a), steps=steps)
+    run_probes(a, run, probes=probes, seed=seed)
+    return density_of(run, outliers=False)
+
+
 def test_full_length_recurrences_are_exact_for_each_probe():
     a = symmetric(EVALS)
-    r = spectral_density(a, probes=1, steps=N)
-    z = rademacher(N, 0, 0)
-    # zᵀ A^p z / n for p = 0..3, from the quadrature and directly
-    for p in range(4):
-        direct = z @ np.linalg.matrix_power(a, p) @ z / N
-        assert abs(r.weights @ r.nodes**p - direct) <= tolerance(np.float64, N) * 20.0**p
-    assert abs(r.trace - z @ a @ z) <= tolerance(np.float64, N) * 20 * N
-    assert np.isnan(r.trace_stderr)
+    for probes in (1, 3):
+        r = quadrature(a, probes, N)
+        z = np.stack([rademacher(N, 0, i) for i in range(probes)])
+        # zᵀ A^p z / n for p = 0..3, from the quadrature and directly
+        for p in range(4):
+            direct = np.einsum("ij,jk,ik->", z, np.linalg.matrix_power(a, p), z) / N / probes
+            assert abs(r.weights @ r.nodes**p - direct) <= tolerance(np.float64, N) * 20.0**p
+        assert abs(r.trace - np.einsum("ij,jk,ik->", z, a, z) / probes) <= tolerance(np.float64, N) * 20 * N
+    assert np.isnan(quadrature(a, 1, N).trace_stderr)
 
 
-def test_quadrature_of_few_steps_matches_moments_up_to_twice_the_steps():
+@pytest.mark.parametrize("probes", [1, 2])
+def test_quadrature_of_few_steps_matches_moments_up_to_twice_the_steps(probes):
     a = symmetric(EVALS / 20)
     steps = 4
-    r = spectral_density(a, probes=1, steps=steps, seed=2)
-    z = rademacher(N, 2, 0)
+    r = quadrature(a, probes, steps, seed=2)
+    z = np.stack([rademacher(N, 2, i) for i in range(probes)])
+
+    def direct(p):
+        return np.einsum("ij,jk,ik->", z, np.linalg.matrix_power(a, p), z) / N / probes
+
     for p in range(2 * steps):
-        direct = z @ np.linalg.matrix_power(a, p) @ z / N
-        assert abs(r.weights @ r.nodes**p - direct) <= tolerance(np.float64, N)
+        assert abs(r.weights @ r.nodes**p - direct(p)) <= tolerance(np.float64, N)
     p = 2 * steps  # Gauss quadrature is exact to degree 2 steps - 1 and not beyond
-    assert abs(r.weights @ r.nodes**p - z @ np.linalg.matrix_power(a, p) @ z / N) > tolerance(np.float64, N)
+    assert abs(r.weights @ r.nodes**p - direct(p)) > tolerance(np.float64, N)
 
 
 def test_weights_grid_and_counts():
@@ -42,6 +54,7 @@ def test_weights_grid_and_counts():
     r = spectral_density(a, probes=3, steps=30)
     assert a.products == r.matvecs == 90 and r.probes == 3 and r.steps == 30
     assert abs(r.weights.sum() - 1) <= tolerance(np.float64, 90)
+    assert r.outliers[1] >= 3 and np.abs(r.nodes[-3:] - [5, 10, 20]).max() < 1e-6 and np.abs(r.weights[-3:] - 1 / N).max() <= tolerance(np.float64, 90)
     assert np.all(np.diff(r.nodes) >= 0) and np.all(r.weights >= 0)
     area = float(np.sum((r.density[1:] + r.density[:-1]) / 2 * np.diff(r.grid)))
     assert abs(area - 1) < 1e-3  # the grid ends four widths beyond the outermost nodes
@@ -53,8 +66,14 @@ def test_cumulative_of_a_uniform_bulk():
     r = spectral_density(symmetric(EVALS), probes=8, steps=60)
     x = np.linspace(-0.9, 0.9, 7)
     share = np.array([(EVALS <= t).mean() for t in x])
-    # each of the staircases is off by at most one Gauss weight, the probes' spread is O(1/sqrt(n probes))
-    assert np.abs(r.cumulative(x) - share).max() < 2 * r.weights.max() * r.probes + 5 / np.sqrt(N * r.probes)
+    # 480 products of a space of 240: everything is an eigenvalue, everything exact
+    assert r.outliers == (0, N) and np.abs(r.nodes - np.sort(EVALS)).max() <= tolerance(np.float64, N) * 20 and r.matvecs <= N + 8
+    assert np.abs(r.cumulative(x) - share).max() <= 1 / N
+    few = spectral_density(symmetric(EVALS), probes=8, steps=12)
+    # a staircase is off by at most one Gauss weight, the probes' spread is O(1/sqrt(n probes))
+    error, stderr = np.abs(few.cumulative(x) - share), few.cumulative_stderr(x)
+    assert error.max() < few.weights.max() + 5 / np.sqrt(N * few.probes)
+    assert 0 < stderr.max() < 5 / np.sqrt(N * few.probes) and few.cumulative_stderr(15.0) <= 1e-15
 
 
 def test_intervals_of_trace_and_frobenius_cover():
@@ -75,7 +94,7 @@ def test_intervals_of_trace_and_frobenius_cover():
 @pytest.mark.parametrize("evals", [np.zeros(50), np.full(50, 3.0), np.r_[np.zeros(48), [1.0, 2.0]]])
 def test_invariant_subspaces_end_the_recurrence_exactly(evals):
     r = spectral_density(symmetric(evals), probes=2, steps=40)
-    assert r.matvecs <= 8
+    assert r.matvecs <= 10
     assert np.isfinite(r.density).all() and r.width > 0
     inside = np.min(np.abs(r.nodes[:, None] - np.unique(evals)[None, :]), axis=1)
     assert inside.max() <= tolerance(np.float64, 50) * max(1, evals.max())
@@ -83,13 +102,14 @@ def test_invariant_subspaces_end_the_recurrence_exactly(evals):
 
 def test_one_by_one():
     r = spectral_density(np.array([[-2.5]]), probes=2, steps=5)
-    assert r.nodes.tolist() == [-2.5, -2.5] and r.trace == -2.5 and r.frobenius == 2.5 and r.trace_stderr == 0
+    assert r.nodes.tolist() == [-2.5] and r.trace == -2.5 and r.frobenius == 2.5 and r.trace_stderr == 0
 
 
 def test_samples_by_block_share_the_products():
     a = Counting(symmetric(EVALS))
     a.blocks = {"first": slice(0, 100), "rest": slice(100, N)}
-    run = run_probes(a, ProbeRun(n=N, steps=5), probes=2, seed=4)
+    run = ProbeRun(n=N, steps=5)
+    run_probes(a, run, probes=2, seed=4)
     run_probes(a, run, probes=1, seed=4)
     t = trace_of(run)
     assert a.products == 15
@@ -98,7 +118,9 @@ def test_samples_by_block_share_the_products():
         assert total == pytest.approx(z @ a.a @ z, rel=1e-12)
         assert run.by_block["first"][i] == pytest.approx(z[:100] @ (a.a @ z)[:100], rel=1e-10)
     assert t.estimate == pytest.approx(sum(e for e, _ in t.by_layer.values()), rel=1e-10)
-    assert np.array_equal(density_of(run).nodes, spectral_density(a.a, probes=3, steps=5, seed=4).nodes)
+    together = ProbeRun(n=N, steps=5)
+    run_probes(a.a, together, probes=3, seed=4)
+    assert together.quadratic == pytest.approx(run.quadratic, rel=1e-12) and together.squared == pytest.approx(run.squared, rel=1e-12)
 
 
 def test_bad_arguments_and_nan():
@@ -123,6 +145,71 @@ def test_torch_in_torch_out():
 
 def test_float32_basis_gives_the_same_quadrature():
     a = symmetric(EVALS)
-    single = density_of(run_probes(a, ProbeRun(n=N, steps=9), probes=2, basis_dtype=np.float32))
+    single = spectral_density(a, probes=2, steps=9, basis_dtype="float32")
     double = spectral_density(a, probes=2, steps=9)
     assert single.trace == pytest.approx(double.trace, rel=1e-5) and np.abs(single.nodes - double.nodes).max() <= 1e-4 * 20
+
+
+# -- against planted spectra ---------------------------------------------------------------------------------------------------
+
+BIG = 2000
+_RNG = np.random.default_rng(11)
+_RADIUS = np.sqrt(_RNG.uniform(0, 1, BIG)) * np.cos(np.pi * _RNG.uniform(0, 1, BIG))  # a semicircle's shadow
+PLANTED = {
+    "bulk and outliers": np.r_[0.5 * _RADIUS[:-10], np.linspace(3, 12, 10)],
+    "two bulks": np.r_[_RADIUS[:1300] - 2, 0.5 * _RADIUS[1300:] + 2],
+    "power law": np.arange(1, BIG + 1) ** -1.2,
+    "negative tail": np.r_[0.3 * np.abs(_RADIUS[:-30]), -np.linspace(0.5, 4, 30)],
+}
+
+
+def wasserstein(a, wa, b, wb):
+    """W1 of two staircases: the area between their distribution functions."""
+    x = np.sort(np.concatenate([a, b]))
+    fa, fb = (np.concatenate([[0], np.cumsum(w[np.argsort(v)])])[np.searchsorted(np.sort(v), x, side="right")] for v, w in ((a, wa), (b, wb)))
+    return float(np.sum(np.abs(fa - fb)[:-1] * np.diff(x)))
+
+
+def levy(a, wa, b, wb, unit):
+    """Levy distance, the abscissa in units of ``unit``: the least eps with F(x - eps) - eps <= G(x) <= F(x + eps) + eps."""
+    a, b = a / unit, b / unit
+
+    def cdf(v, w, x, side):
+        order = np.argsort(v)
+        return np.concatenate([[0], np.cumsum(w[order])])[np.searchsorted(v[order], x, side=side)]
+
+    low, high = 0.0, 1.0
+    x = np.concatenate([a, b])
+    for _ in range(40):
+        eps = (low + high) / 2
+        points = np.concatenate([x, x - eps, x + eps])
+        held = all(
+            (cdf(b, wb, points, side) <= cdf(a, wa, points + eps, side) + eps + 1e-12).all()
+            and (cdf(a, wa, points - eps, side) - eps <= cdf(b, wb, points, side) + 1e-12).all()
+            for side in ("left", "right")
+        )
+        low, high = (low, eps) if held else (eps, high)
+    return high
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("name", PLANTED)
+def test_density_of_planted_spectra(name, seed):
+    evals = np.sort(PLANTED[name])
+    n = len(evals)
+    r = spectral_density(Reflected(evals, seed=seed), seed=seed)
+    assert r.matvecs == 256
+    even = np.full(n, 1 / n)
+    point = wasserstein(np.array([evals.mean()]), np.ones(1), evals, even)
+    assert wasserstein(r.nodes, r.weights, evals, even) <= 0.1 * point
+    # without the outliers: those the result calls converged, which have to be the eigenvalues at the ends
+    below, above = r.outliers
+    assert np.abs(r.nodes[:below] - evals[:below]).max(initial=0) <= 1e-3 * np.ptp(evals)
+    assert np.abs(r.nodes[len(r.nodes) - above :] - evals[n - above :]).max(initial=0) <= 1e-3 * np.ptp(evals)
+    rest, inner = evals[below : n - above], slice(below, len(r.nodes) - above)
+    nodes, weights = r.nodes[inner], r.weights[inner] / r.weights[inner].sum()
+    even = np.full(len(rest), 1 / len(rest))
+    assert wasserstein(nodes, weights, rest, even) <= 0.1 * wasserstein(np.array([rest.mean()]), np.ones(1), rest, even)
+    assert levy(nodes, weights, rest, even, np.ptp(rest)) <= 0.03
+    if name in ("bulk and outliers", "negative tail", "power law"):
+        assert below + above >= 10

@@ -1,0 +1,173 @@
+// A stripe of columns of a Krylov basis: dots with vectors, and sums of its rows, all in double.
+#pragma once
+#include "core/half.h"
+#include "core/simd.h"
+#include "lanczos/lanczos.h"
+
+namespace sf::SF_ISA {
+namespace {
+
+inline Vec lanes_at(const double* p) { return load(p); }
+inline Vec lanes_at(const float* p) { return load_float(p); }
+inline Vec lanes_at(const uint16_t* p) {
+#if defined(__AVX512F__)
+  const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16);
+  return _mm512_cvtps_pd(_mm256_castsi256_ps(wide));
+#elif defined(__AVX2__)
+  const __m128i wide = _mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), 16);
+  return _mm256_cvtps_pd(_mm_castsi128_ps(wide));
+#else
+  float both[kLanes];
+  for (int k = 0; k < kLanes; ++k) both[k] = float_of_bfloat16(p[k]);
+  return load_float(both);
+#endif
+}
+
+inline double number_at(const double* p) { return *p; }
+inline double number_at(const float* p) { return static_cast<double>(*p); }
+inline double number_at(const uint16_t* p) { return static_cast<double>(float_of_bfloat16(*p)); }
+
+inline void put_number(double* p, double x) { *p = x; }
+inline void put_number(float* p, double x) { *p = static_cast<float>(x); }
+inline void put_number(uint16_t* p, double x) {
+  const float single = static_cast<float>(x);
+  uint32_t bits_of;
+  memcpy(&bits_of, &single, sizeof bits_of);
+  *p = static_cast<uint16_t>((bits_of + 0x7FFFu + ((bits_of >> 16) & 1u)) >> 16);
+}
+
+template <class Work>
+inline void by_type(DType dtype, const void* rows, const Work& work) {
+  if (dtype == DType::f64) {
+    work(static_cast<const double*>(rows));
+  } else if (dtype == DType::f32) {
+    work(static_cast<const float*>(rows));
+  } else {
+    work(static_cast<const uint16_t*>(rows));
+  }
+}
+
+void load_row(const void* from, DType dtype, int64_t cols, double* x) {
+  by_type(dtype, from, [&](const auto* p) {
+    int64_t j = 0;
+    for (; j + kLanes <= cols; j += kLanes) store(x + j, lanes_at(p + j));
+    for (; j < cols; ++j) x[j] = number_at(p + j);
+  });
+}
+
+template <class T>
+inline void save_as(const double* x, int64_t cols, double factor, T* to) {
+  for (int64_t j = 0; j < cols; ++j) put_number(to + j, x[j] * factor);
+}
+
+void save_row(const double* x, int64_t cols, double factor, void* to, DType dtype) {
+  if (dtype == DType::f64) {
+    save_as(x, cols, factor, static_cast<double*>(to));
+  } else if (dtype == DType::f32) {
+    save_as(x, cols, factor, static_cast<float*>(to));
+  } else {
+    save_as(x, cols, factor, static_cast<uint16_t*>(to));
+  }
+}
+
+// x -= sum of kRows rows times c[0], c[step], ...
+template <int kRows, class T>
+inline void subtract_rows(const T* rows, int64_t stride, int64_t cols, const double* c, int64_t step, double* x) {
+  Vec factor[kRows];
+  for (int k = 0; k < kRows; ++k) factor[k] = broadcast(c[k * step]);
+  int64_t j = 0;
+  for (; j + kLanes <= cols; j += kLanes) {
+    Vec sum = load(x + j);
+    for (int k = 0; k < kRows; ++k) sum = fnma(factor[k], lanes_at(rows + k * stride + j), sum);
+    store(x + j, sum);
+  }
+  for (; j < cols; ++j)
+    for (int k = 0; k < kRows; ++k) x[j] -= c[k * step] * number_at(rows + k * stride + j);
+}
+
+void subtract(const Stripe& stripe, const double* c) {
+  by_type(stripe.dtype, stripe.rows, [&](const auto* rows) {
+    int64_t r = 0;
+    for (; r + 4 <= stripe.count; r += 4)
+      for (int64_t i = 0; i < stripe.b; ++i)
+        subtract_rows<4>(rows + r * stripe.stride, stripe.stride, stripe.cols, c + r * stripe.b + i, stripe.b, stripe.x + i * stripe.ldx);
+    for (; r < stripe.count; ++r)
+      for (int64_t i = 0; i < stripe.b; ++i)
+        subtract_rows<1>(rows + r * stripe.stride, stripe.stride, stripe.cols, c + r * stripe.b + i, stripe.b, stripe.x + i * stripe.ldx);
+  });
+}
+
+template <int kRows, class T>
+inline void dot_rows(const T* rows, int64_t stride, int64_t cols, const double* x, double* out, int64_t step) {
+  Vec even[kRows], odd[kRows];
+  for (int k = 0; k < kRows; ++k) even[k] = odd[k] = zeros();
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= cols; j += 2 * kLanes) {
+    const Vec a = load(x + j), b = load(x + j + kLanes);
+    for (int k = 0; k < kRows; ++k) {
+      even[k] = fma(a, lanes_at(rows + k * stride + j), even[k]);
+      odd[k] = fma(b, lanes_at(rows + k * stride + j + kLanes), odd[k]);
+    }
+  }
+  for (int k = 0; k < kRows; ++k) {
+    double total = sum(add(even[k], odd[k]));
+    for (int64_t rest = j; rest < cols; ++rest) total += x[rest] * number_at(rows + k * stride + rest);
+    out[k * step] = total;
+  }
+}
+
+void dots(const Stripe& stripe, double* out) {
+  by_type(stripe.dtype, stripe.rows, [&](const auto* rows) {
+    int64_t r = 0;
+    for (; r + 4 <= stripe.count; r += 4)
+      for (int64_t i = 0; i < stripe.b; ++i)
+        dot_rows<4>(rows + r * stripe.stride, stripe.stride, stripe.cols, stripe.x + i * stripe.ldx, out + r * stripe.b + i, stripe.b);
+    for (; r < stripe.count; ++r)
+      for (int64_t i = 0; i < stripe.b; ++i)
+        dot_rows<1>(rows + r * stripe.stride, stripe.stride, stripe.cols, stripe.x + i * stripe.ldx, out + r * stripe.b + i, stripe.b);
+  });
+}
+
+void squares(const Stripe& stripe, double* out) {
+  for (int64_t i = 0; i < stripe.b; ++i) dot_rows<1>(stripe.x + i * stripe.ldx, 0, stripe.cols, stripe.x + i * stripe.ldx, out + i, 1);
+}
+
+// kOut combinations at once, two vectors of columns wide
+template <int kOut, class T>
+inline void combine_rows(const Stripe& stripe, const T* rows, const double* s, double* x) {
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= stripe.cols; j += 2 * kLanes) {
+    Vec even[kOut], odd[kOut];
+    for (int k = 0; k < kOut; ++k) even[k] = odd[k] = zeros();
+    for (int64_t r = 0; r < stripe.count; ++r) {
+      const Vec a = lanes_at(rows + r * stripe.stride + j), b = lanes_at(rows + r * stripe.stride + j + kLanes);
+      for (int k = 0; k < kOut; ++k) {
+        const Vec factor = broadcast(s[r * stripe.b + k]);
+        even[k] = fma(factor, a, even[k]);
+        odd[k] = fma(factor, b, odd[k]);
+      }
+    }
+    for (int k = 0; k < kOut; ++k) {
+      store(x + k * stripe.ldx + j, even[k]);
+      store(x + k * stripe.ldx + j + kLanes, odd[k]);
+    }
+  }
+  for (; j < stripe.cols; ++j) {
+    for (int k = 0; k < kOut; ++k) {
+      double total = 0.0;
+      for (int64_t r = 0; r < stripe.count; ++r) total += s[r * stripe.b + k] * number_at(rows + r * stripe.stride + j);
+      x[k * stripe.ldx + j] = total;
+    }
+  }
+}
+
+void combine(const Stripe& stripe, const double* s) {
+  by_type(stripe.dtype, stripe.rows, [&](const auto* rows) {
+    int64_t i = 0;
+    for (; i + 4 <= stripe.b; i += 4) combine_rows<4>(stripe, rows, s + i, stripe.x + i * stripe.ldx);
+    for (; i < stripe.b; ++i) combine_rows<1>(stripe, rows, s + i, stripe.x + i * stripe.ldx);
+  });
+}
+
+}  // namespace
+}  // namespace sf::SF_ISA

@@ -1,0 +1,134 @@
+"""A run of eigsh in files, so that a killed one goes on: a small file with its numbers, and the basis beside it, mapped into memory.
+
+A row of the basis is written before the numbers speak of it and never changed afterwards: a restart writes the new rows into a file of their own, and the old
+one goes when the numbers have been replaced. What a kill leaves is always one state of the run (a power cut may lose more: nothing is forced to the disk).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .krylov import Apply, Krylov
+from .restart import Budget
+
+__all__ = ["SavedRun"]
+
+FORMAT = 1
+_BASES = "basis"
+
+
+class SavedRun:
+    """``kry``: the run's basis, as it was left or empty; ``save(kry)``: keep what it has become; ``settled``: was it finished?
+
+    identity: what has to agree for two calls to be the same run. Raises ValueError naming ``checkpoint`` where the file is of another run or no such file.
+    """
+
+    def __init__(
+        self, path: Any, identity: dict[str, Any], apply: Budget | Apply, n: int, capacity: int, *, seed: int, dtype: str, spare: int, backend: str
+    ) -> None:
+        self.path = Path(path)
+        self.identity = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
+        self.settled = False
+        self._generation = 0
+        self._next_save = 0.0
+        known = self._read() if self.path.exists() else None
+        if known is not None:
+            self._generation = int(known["generation"])
+        else:
+            self._remove_others("")
+        self._keep = known is not None
+        self.kry = Krylov(apply, n, capacity, seed=seed, stream=spare, dtype=dtype, spare=spare, rows=self._rows, backend=backend)
+        if known is not None:
+            self._restore(known, apply)
+
+    def _name(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.{_BASES}{self._generation}")
+
+    def _rows(self, shape: tuple[int, int], stored: str) -> NDArray[Any]:
+        """Memory for a basis, in a file; the first of a run that goes on is the one it left."""
+        if self._keep:
+            self._keep = False
+            size = self._name().stat().st_size if self._name().exists() else -1
+            row = shape[1] * np.dtype(stored).itemsize
+            if size <= 0 or size % row:
+                raise ValueError(f"checkpoint: {self._name().name!r}, the basis of {self.path.name!r}, is missing or cut")
+            return np.memmap(self._name(), dtype=stored, mode="r+", shape=(size // row, shape[1]))
+        self._generation += 1
+        return np.memmap(self._name(), dtype=stored, mode="w+", shape=shape)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                known = {name: file[name] for name in file.files}
+            identity = str(known["identity"])
+        except (OSError, ValueError, KeyError, EOFError) as why:
+            raise ValueError(f"checkpoint: {str(self.path)!r} is not a run of eigsh ({why})") from None
+        if identity != self.identity:
+            raise ValueError(f"checkpoint: {str(self.path)!r} is of another run: {identity}; wanted {self.identity}")
+        return known
+
+    def _restore(self, known: dict[str, Any], apply: Budget | Apply) -> None:
+        kry = self.kry
+        t = int(known["t"])
+        order, pending, chain = ([int(j) for j in known[name]] for name in ("order", "pending", "chain"))
+        together = sorted(order + pending)
+        whole = t <= len(kry.rows) and together == list(range(t)) and set(chain) <= set(together)
+        if not whole or known["T"].shape != (t, t) or not np.isfinite(known["T"]).all():
+            raise ValueError(f"checkpoint: {str(self.path)!r} contradicts itself")
+        kry.T = np.zeros((len(kry.rows), len(kry.rows)))
+        kry.T[:t, :t] = known["T"]
+        kry.t, kry.order, kry.pending, kry.chain = t, order, pending, chain
+        kry.products, kry.stream = int(known["products"]), int(known["stream"])
+        kry.scale, kry.defect = float(known["scale"]), float(known["defect"])
+        self.settled = bool(known["settled"])
+        if isinstance(apply, Budget):
+            apply.used = int(known["used"])
+
+    def save(self, kry: Krylov, *, settled: bool = False) -> None:
+        """Replace the numbers; seldom enough that it takes a twentieth of the time at most."""
+        start = time.perf_counter()
+        if start < self._next_save and not settled and kry.rows is self._last:
+            return
+        self.settled = settled
+        new = self.path.with_name(self.path.name + ".new")
+        with open(new, "wb") as file:
+            np.savez(
+                file,
+                identity=np.array(self.identity),
+                generation=np.array(self._generation),
+                t=np.array(kry.t),
+                T=kry.T[: kry.t, : kry.t],
+                order=np.array(kry.order, dtype=np.int64),
+                pending=np.array(kry.pending, dtype=np.int64),
+                chain=np.array(kry.chain, dtype=np.int64),
+                products=np.array(kry.products),
+                stream=np.array(kry.stream),
+                scale=np.array(kry.scale),
+                defect=np.array(kry.defect),
+                used=np.array(kry.apply.used if isinstance(kry.apply, Budget) else kry.products),
+                settled=np.array(settled),
+            )
+        os.replace(new, self.path)
+        if kry.rows is not self._last:
+            self._last = kry.rows
+            self._remove_others(self._name().name)
+        now = time.perf_counter()
+        self._next_save = now + 20.0 * (now - start)
+
+    _last: Any = None
+
+    def _remove_others(self, keep: str) -> None:
+        for old in self.path.parent.glob(f"{_escaped(self.path.name)}.{_BASES}*"):
+            if old.name != keep and old.name[len(self.path.name) + 1 + len(_BASES) :].isdigit():
+                old.unlink()
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "[]*?" else c for c in name)
