@@ -173,8 +173,13 @@ def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Bu
     space speaks of that part of the space but for the rows Q that wait; what those can add is bounded by their own products and a Schur complement.
     """
     scale = float(np.abs(found.values).max(initial=0.0))
-    if scale == 0.0 or kry.t >= kry.n:
+    if scale == 0.0 or kry.full:
         return "none"
+    if kry.t >= kry.n:  # the last dimensions of the space
+        if budget.left < len(kry.pending):
+            return "undecided"
+        kry.step(list(kry.pending))
+        return "again"
     margin = tol * scale
     lower, upper = ends.limits(found.values[found.wanted])
     sides = [(limit, sign) for limit, sign in ((upper + margin, 1.0), (lower - margin, -1.0)) if np.isfinite(limit)]
