@@ -162,7 +162,7 @@ def test_a_derivative_that_is_none_of_the_loss():
 
 
 def test_a_wrong_backward_is_not_symmetric():
-    found = preflight(Hessian(Ends(lambda h: Forgetful.apply(torch.sin(2 * h), torch.exp(h))), (X, Y)))
+    found = preflight(Hessian(Ends(lambda h: Forgetful.apply(torch.sin(2 * h), torch.exp(h.roll(1, dims=1)))), (X, Y)))
     assert "symmetry" in found.failed and "linearity" not in found.failed
     assert found.symmetry > 1e-3 and found.status == "unresolved" and found.tol_floor >= 4 * found.symmetry
     assert any("symmetric" in note for note in found.notes)
