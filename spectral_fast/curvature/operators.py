@@ -7,90 +7,23 @@ of the outputs, H_L,b the Hessian of the batch's mean loss with respect to the o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import dual_level, unpack_dual
 
 from ..probing.batches import Batch, call_model, logits_of
-from ..probing.memory import free_memory
-from ..probing.operator import ModelOperator
-from ..probing.state import keep_rng
+from .graph_operator import GRAPH_SHARE, GraphOperator, Roots, batched_grad, live_roots
 
-__all__ = ["GGN", "Hessian"]
-
-# A kept graph holds the forward pass's saved tensors, those of the backward pass through it, and the gradients in between.
-GRAPH_FACTOR = 4.0
-GRAPH_SHARE = 0.25
-
-
-class _GraphOperator(ModelOperator):
-    """Keeps one differentiable graph per batch between products where all of them fit, else builds each anew for every product.
-
-    keep: whether they are kept; None: decided by ``graph_memory`` at the first product. graph_memory: bytes all of them may take;
-    None: a quarter of what is free on the device.
-    """
-
-    keep: bool | None = None
-    graph_memory: float | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._kept: dict[int, Any] = {}
-        self._predicted: tuple[float, float] | None = None
-
-    def release(self) -> None:
-        """Drop the kept graphs (they come back with the next product)."""
-        self._kept.clear()
-
-    def _build(self, batch: Batch) -> Any:
-        raise NotImplementedError
-
-    def _graphs(self) -> Iterator[tuple[Batch, float, Any]]:
-        """(batch, weight, graph) of every batch that counts."""
-        if self.keep is None:
-            allowed = GRAPH_SHARE * free_memory(self.device) if self.graph_memory is None else self.graph_memory
-            self.keep = self.graph_bytes()[0] <= allowed
-        for i, (batch, weight) in enumerate(zip(self.batches, self.weights, strict=True)):
-            if weight == 0.0:
-                continue
-            graph = self._kept.get(i)
-            if graph is None:
-                graph = self._build(batch)
-                if self.keep:
-                    self._kept[i] = graph
-            yield batch, weight, graph
-
-    def graph_bytes(self) -> tuple[float, float]:
-        """(all graphs, the largest of them) in bytes, predicted from what the forward pass of the first batch saves. Inside running()."""
-        if self._predicted is None:
-            own = {leaf.untyped_storage().data_ptr() for leaf in self.leaves}
-            seen: dict[int, int] = {}
-
-            def count(t: Tensor) -> Tensor:
-                storage = t.untyped_storage()
-                if storage.data_ptr() not in own:
-                    seen[storage.data_ptr()] = storage.nbytes()
-                return t.detach()
-
-            first = self.batches[0]
-            # a model with randomness of its own has to see the same draws in the pass that counts
-            with keep_rng(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-                self.batch_loss(first)
-            per_sample = GRAPH_FACTOR * sum(seen.values()) / first.size
-            gradient = sum(leaf.numel() * leaf.element_size() for leaf in self.leaves)  # each graph ends in one
-            sizes = [batch.size for batch in self.batches]
-            self._predicted = per_sample * sum(sizes) + gradient * len(sizes), per_sample * max(sizes) + gradient
-        return self._predicted
+__all__ = ["GGN", "GRAPH_SHARE", "Hessian"]
 
 
 @dataclass
 class _GradientGraph:
-    """The gradient of a batch's mean loss, differentiable; ``live``: which parameters it depends on twice."""
+    """The gradient of a batch's mean loss, differentiable; ``index``: the parameters whose gradients depend on parameters."""
 
-    pairs: tuple[Tensor, ...]
+    pairs: Roots
     index: tuple[int, ...]
 
 
@@ -98,64 +31,89 @@ class _GradientGraph:
 class _OutputGraph:
     """A batch's outputs z and ``pulled`` = Jᵀ cotangent with its graph. Jᵀ c is linear in c, so its derivative along v with
     respect to c is J v: two backward passes in place of a forward-mode one, faster (no forward pass is repeated) and available
-    for every layer that can be differentiated twice."""
+    for every layer that can be differentiated twice. The cotangent is one number seen in the shape of z."""
 
     outputs: Tensor
     cotangent: Tensor
-    pulled: tuple[Tensor, ...]
+    pulled: Roots
     index: tuple[int, ...]
 
 
-class Hessian(_GraphOperator):
+class Hessian(GraphOperator):
     """Hessian of L = sum_n p_n l_n at the model's parameters; see ModelOperator for the arguments.
 
     Piecewise linear activations: the almost-everywhere Hessian. Parameters without influence on the loss give zero rows.
     One product costs one backward pass through the gradient's graph where the graph is kept.
     """
 
-    def _build(self, batch: Batch) -> _GradientGraph:
+    def _build(self, batch: Batch, weight: float) -> _GradientGraph:
         loss = self.batch_loss(batch)
         if not loss.requires_grad:
             return _GradientGraph((), ())
-        grads = torch.autograd.grad(loss, self.leaves, create_graph=True, allow_unused=True)
-        live = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
-        return _GradientGraph(tuple(g for _, g in live), tuple(i for i, _ in live))
+        scale = self._scale(weight)
+        return _GradientGraph(*live_roots(torch.autograd.grad(loss if scale == 1.0 else scale * loss, self.leaves, create_graph=True, allow_unused=True)))
 
-    def _matvec(self, v: Tensor) -> Tensor:
-        parts = self.split(v)
-        total = self.zeros()
-        for _, weight, graph in self._graphs():
-            if graph.pairs:
-                along = tuple(parts[i] for i in graph.index)
-                second = torch.autograd.grad(graph.pairs, self.leaves, grad_outputs=along, retain_graph=bool(self.keep), allow_unused=True)
-                self.add_flat(total, second, weight)
-        return total
+    def _sweep(self, graph: _GradientGraph, batch: Batch, along: tuple[Tensor, ...], row: Tensor, weight: float, retain: bool) -> None:
+        if graph.pairs:
+            self._pull(graph.pairs, tuple(along[i] for i in graph.index), row, weight / self._scale(weight), retain)
+
+    def _batched_sweep(self, graph: _GradientGraph, batch: Batch, rows: Tensor, out: Tensor, weight: float) -> None:
+        if graph.pairs:
+            second = batched_grad(graph.pairs, self.leaves, self._batched_along(rows, graph.index))
+            self._add_batched(out, second, weight / self._scale(weight))
+
+    def _forward(self, batch: Batch, along: tuple[Tensor, ...], row: Tensor, weight: float) -> None:
+        with dual_level():
+            duals = self._duals(along)
+            loss = self.batch_loss(batch, duals)
+            if not loss.requires_grad:
+                return
+            grads = torch.autograd.grad(loss, tuple(duals.values()), allow_unused=True)
+            self.add_flat(row, tuple(None if g is None else unpack_dual(g).tangent for g in grads), weight)  # type: ignore[no-untyped-call]
 
 
-class GGN(_GraphOperator):
+class GGN(GraphOperator):
     """Generalised Gauss-Newton matrix of L; see ModelOperator. Positive semidefinite for convex losses of the outputs.
 
+    Beside the graph a product holds one array of the outputs' shape: J v, to which the loss's Hessian is applied in place.
     loss_fn gets the output tensor here. Raises NotImplementedError where the loss is not known as a function of the outputs.
     """
 
-    def _build(self, batch: Batch) -> _OutputGraph:
+    def _build(self, batch: Batch, weight: float) -> _OutputGraph:
         outputs = logits_of(call_model(self.functional, batch))
         if not outputs.requires_grad:
             return _OutputGraph(outputs, outputs, (), ())
-        cotangent = torch.zeros_like(outputs, requires_grad=True)
-        grads = torch.autograd.grad(outputs, self.leaves, cotangent, create_graph=True, allow_unused=True)
-        live = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
-        return _OutputGraph(outputs, cotangent, tuple(g for _, g in live), tuple(i for i, _ in live))
+        cotangent = outputs.new_zeros(()).expand(outputs.shape).requires_grad_()
+        return _OutputGraph(outputs, cotangent, *live_roots(torch.autograd.grad(outputs, self.leaves, cotangent, create_graph=True, allow_unused=True)))
 
-    def _matvec(self, v: Tensor) -> Tensor:
-        parts = self.split(v)
-        total = self.zeros()
-        for batch, weight, graph in self._graphs():
-            if not graph.pulled:
-                continue
-            along = tuple(parts[i] for i in graph.index)
-            (jv,) = torch.autograd.grad(graph.pulled, graph.cotangent, along, retain_graph=True)
-            hjv = self.loss.output_hessian(graph.outputs, batch.targets, jv)
-            back = torch.autograd.grad(graph.outputs, self.leaves, hjv, retain_graph=bool(self.keep), allow_unused=True)
-            self.add_flat(total, back, weight)
-        return total
+    def _curved(self, outputs: Tensor, batch: Batch, jv: Tensor, along: tuple[Tensor, ...], weight: float) -> Tensor:
+        """The loss's Hessian times J v, in the memory of J v unless that is the vector's own; the weight in it where sums are in place."""
+        own = {a.untyped_storage().data_ptr() for a in along}
+        fresh = jv.untyped_storage().data_ptr() not in own and all(stride > 0 for stride, size in zip(jv.stride(), jv.shape, strict=True) if size > 1)
+        curved = (self.loss.output_hessian_ if fresh else self.loss.output_hessian)(outputs, batch.targets, jv.detach())
+        scale = self._scale(weight)
+        if scale == 1.0:
+            return curved
+        return curved.mul_(scale) if fresh and curved.data_ptr() == jv.data_ptr() else scale * curved
+
+    def _sweep(self, graph: _OutputGraph, batch: Batch, along: tuple[Tensor, ...], row: Tensor, weight: float, retain: bool) -> None:
+        if graph.pulled:
+            chosen = tuple(along[i] for i in graph.index)
+            (jv,) = torch.autograd.grad(graph.pulled, graph.cotangent, chosen, retain_graph=True)
+            self._pull((graph.outputs,), (self._curved(graph.outputs, batch, jv, chosen, weight),), row, weight, retain)
+
+    def _batched_sweep(self, graph: _OutputGraph, batch: Batch, rows: Tensor, out: Tensor, weight: float) -> None:
+        if graph.pulled:
+            (jv,) = batched_grad(graph.pulled, (graph.cotangent,), self._batched_along(rows, graph.index))
+            assert jv is not None
+            curved = torch.stack([self.loss.output_hessian(graph.outputs, batch.targets, one.detach()) for one in jv])
+            self._add_batched(out, batched_grad((graph.outputs,), self.leaves, (curved,)), weight)
+
+    def _forward(self, batch: Batch, along: tuple[Tensor, ...], row: Tensor, weight: float) -> None:
+        with dual_level():
+            duals = self._duals(along)
+            outputs = logits_of(call_model(lambda *args, **kwargs: self.functional(*args, leaves=duals, **kwargs), batch))
+            z, jv = unpack_dual(outputs)  # type: ignore[no-untyped-call]
+        # outside the level the graph is that of the primal values alone
+        if jv is not None and z.requires_grad:
+            self._pull((z,), (self._curved(z, batch, jv, along, weight),), row, weight, False)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["FunctionalModel", "select_parameters", "storage_key", "twice_differentiable", "unwrap"]
+__all__ = ["Draws", "FunctionalModel", "select_parameters", "storage_key", "twice_differentiable", "unwrap"]
 
 ParameterFilter = None | str | list[str] | tuple[str, ...] | Callable[[str, nn.Parameter], bool]
 
@@ -98,6 +100,22 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         yield
+
+
+class Draws:
+    """The states of the random generators at one moment (python, numpy, torch and ``device``), to begin from again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
 
 
 class FunctionalModel:

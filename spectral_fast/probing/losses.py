@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .batches import Batch, Batches, call_model, logits_of
+from .loss_hessians import bce_hessian_, cross_entropy_hessian_, mse_hessian_, working
 from .state import leave_no_trace
 
 __all__ = ["CHOICES", "IGNORE_INDEX", "Loss", "resolve_loss"]
@@ -53,11 +54,6 @@ def matched(outputs: Tensor, targets: Tensor) -> Tensor:
     return targets.reshape(outputs.shape).to(outputs.dtype)
 
 
-def _working(outputs: Tensor) -> Tensor:
-    """Half-precision logits in float32: a softmax in bf16 has two digits."""
-    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
-
-
 class Loss:
     """A mean loss. Over a sample set L = sum_b (terms_b / sum terms) mean_b, exact for ragged batches.
 
@@ -89,7 +85,7 @@ class Loss:
             return _scalar(self.fn(outputs, targets), self.name)
         if self.form is None:
             raise NotImplementedError(f"loss {self.name!r}: only the model computes it; give loss= or loss_fn= for this analysis")
-        z = _working(logits_of(outputs))
+        z = working(logits_of(outputs))
         if self.form == "cross_entropy":
             z, t = self._aligned(z, targets)
             return F.cross_entropy(z, t, ignore_index=IGNORE_INDEX)
@@ -141,36 +137,35 @@ class Loss:
         return [t / sum(terms) for t in terms]
 
     def output_hessian(self, outputs: Tensor, targets: Any, u: Tensor) -> Tensor:
-        """(d² mean loss / d outputs²) u for u in the shape of the outputs.
+        """(d² mean loss / d outputs²) u for u in the shape of the outputs; u stays as it is. See output_hessian_."""
+        return self.output_hessian_(outputs, targets, u.clone(memory_format=torch.contiguous_format))
+
+    def output_hessian_(self, outputs: Tensor, targets: Any, u: Tensor) -> Tensor:
+        """(d² mean loss / d outputs²) u, in the memory of u for the closed forms, with temporaries of some MB however large the vocabulary.
 
         Cross-entropy: p (u - <p, u>) per term, centred so that a saturated softmax gives 0 and not rounding noise; MSE: 2 u;
         BCE: p (1 - p) u; each divided by the number of terms. Anything else: double backward on the outputs.
         """
-        z = _working(outputs.detach())
-        w = u.to(z.dtype)
+        z = outputs.detach()
         if self.form == "mse":
-            result = w * (2.0 / z.numel())
-        elif self.form == "bce":
-            result = w * torch.sigmoid(z) * torch.sigmoid(-z) / z.numel()
-        elif self.form == "cross_entropy":
-            result = torch.zeros_like(z)
+            return mse_hessian_(z, u)
+        if self.form == "bce":
+            return bce_hessian_(z, u)
+        if self.form == "cross_entropy":
             zc, t = self._aligned(z, targets)
-            wc, _ = self._aligned(w, targets)
-            target_view, _ = self._aligned(result, targets)
-            valid = (t != IGNORE_INDEX).unsqueeze(1)
-            p = torch.softmax(zc, dim=1)
-            hw = p * (wc - (p * wc).sum(dim=1, keepdim=True))
-            target_view.copy_(torch.where(valid, hw, torch.zeros_like(hw)) / valid.sum())
-        else:
-            with torch.enable_grad():
-                zz = outputs.detach().requires_grad_(True)
-                value = self.of_outputs(zz, targets)
-                (g,) = torch.autograd.grad(value, zz, create_graph=True)
-                if not g.requires_grad:
-                    return torch.zeros_like(u)
-                (second,) = torch.autograd.grad(g, zz, u.to(g.dtype), allow_unused=True)
-            result = torch.zeros_like(u) if second is None else second
-        return result.to(u.dtype)
+            uc, _ = self._aligned(u, targets)
+            if self.shifted:
+                u[:, -1:] = 0  # the last position predicts nothing
+            cross_entropy_hessian_(zc.movedim(1, -1), t == IGNORE_INDEX, uc.movedim(1, -1))
+            return u
+        with torch.enable_grad():
+            zz = outputs.detach().requires_grad_(True)
+            value = self.of_outputs(zz, targets)
+            (g,) = torch.autograd.grad(value, zz, create_graph=True)
+            if not g.requires_grad:
+                return torch.zeros_like(u)
+            (second,) = torch.autograd.grad(g, zz, u.to(g.dtype), allow_unused=True)
+        return torch.zeros_like(u) if second is None else second.to(u.dtype)
 
     def _aligned(self, z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(outputs with classes in dimension 1, int64 targets); views of ``z``, shifted by one position for language models."""

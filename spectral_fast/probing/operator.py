@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .batches import Batch, Batches
-from .functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
+from .functional import Draws, FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
 from .losses import Loss, resolve_loss
 from .state import eval_notes, leave_no_trace
 
-__all__ = ["ModelOperator", "Precision", "compute_dtype", "select_parameters"]
+__all__ = ["LARGE", "ModelOperator", "Precision", "compute_dtype", "select_parameters"]
+
+# From so many parameters on sums over batches stay in the model's own float32: a float64 total of 20 million is 160 MB, twice the
+# vector itself. The sum of B batches in float32 costs sqrt(B) roundings of 6e-8, less than each batch's own products carry.
+LARGE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ class ModelOperator:
     device, dtype: where and in which precision the model is run, on a copy of its parameters; the model itself stays as it is.
     Evaluation mode throughout (dropout off, stored BatchNorm statistics); ``notes`` says what that changed.
 
-    op @ v: v (n,) or (n, k), numpy -> numpy of v's floating dtype, torch -> torch on v's device. Sums over batches are float64.
+    op @ v: v (n,) or (n, k), numpy -> numpy of v's floating dtype, torch -> torch on v's device. op.multiply(rows): (b, n) -> (b, n),
+    without copies. ``sum_dtype``, of the sums over batches: float64; that of the model for a float32 one of 4,194,304 parameters or more.
+    A model that draws random numbers in its forward pass sees the same draws in every product.
     eigsh, spectral_density and trace of an operator keep their bases on the host and give numpy arrays, whatever its device.
     """
 
@@ -97,7 +103,9 @@ class ModelOperator:
             self.loss = resolve_loss(self.model, self.batches, loss, loss_fn, run=self.functional)
         self.weights = self.loss.weights(self.batches)
         self.dtype = next(iter(self.functional.parameters.values())).dtype
-        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        narrow = self.device.type == "mps" or (start >= LARGE and all(leaf.dtype == torch.float32 for leaf in self.leaves))
+        self.sum_dtype = torch.float32 if narrow else torch.float64
+        self._draws = Draws(self.device)
         self.notes = self._notes(chosen, precision.note)
 
     def _read(self, loader: Any, dtype: torch.dtype | None, max_batches: int | None, max_samples: int | None, unpack: Any) -> Batches:
@@ -118,9 +126,10 @@ class ModelOperator:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What every product runs in: nothing of the model changes, second derivatives are exact."""
+        """What every product runs in: nothing of the model changes, second derivatives are exact, the random draws are always the same."""
         self.functional.check_unchanged()
         with leave_no_trace(self.model), twice_differentiable(self.model):
+            self._draws.restore()
             yield
 
     @property
@@ -128,9 +137,9 @@ class ModelOperator:
         return tuple(self.functional.parameters[name] for name in self.names)
 
     def split(self, v: Tensor) -> tuple[Tensor, ...]:
-        """Flat (n,) -> views in the parameters' shapes and dtypes, on the operator's device."""
+        """Flat (n,) -> the parameters' shapes and dtypes, on the operator's device; views where dtype and strides allow."""
         v = v.to(self.device)
-        return tuple(v[self.blocks[name]].view(self.shapes[name]).to(leaf.dtype) for name, leaf in zip(self.names, self.leaves, strict=True))
+        return tuple(v[self.blocks[name]].reshape(self.shapes[name]).to(leaf.dtype) for name, leaf in zip(self.names, self.leaves, strict=True))
 
     def add_flat(self, total: Tensor, parts: tuple[Tensor | None, ...], weight: float = 1.0) -> None:
         """total += weight * concatenated parts; None (a parameter without influence) adds nothing."""
@@ -148,7 +157,7 @@ class ModelOperator:
         return self.loss.batch(lambda *args, **kwargs: self.functional(*args, leaves=leaves, **kwargs), batch)
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
-        """L and its gradient (n,), float64 sums over batches. Sets ``without_influence``: parameters the loss does not depend on."""
+        """L and its gradient (n,) in ``sum_dtype``. Sets ``without_influence``: parameters the loss does not depend on."""
         total, value = self.zeros(), 0.0
         idle = set(self.names)
         with self.running():
@@ -167,40 +176,55 @@ class ModelOperator:
 
     # -- products --------------------------------------------------------------------------------------------------------
 
-    def _matvec(self, v: Tensor) -> Tensor:
-        """Product with a flat vector (n,) on the operator's device, result in ``sum_dtype``."""
+    def _products(self, rows: Tensor, out: Tensor) -> None:
+        """out[i] <- product with rows[i]; rows (b, n) of any dtype, only read; out (b, n) in ``sum_dtype``, zeros when it comes; both on
+        the operator's device. Called inside running()."""
         raise NotImplementedError
 
+    def _multiply(self, rows: Tensor, out: Tensor) -> None:
+        if len(rows):
+            with self.running():
+                self._products(rows.detach(), out)
+            self.products += len(rows)
+
     def matvec(self, v: Tensor) -> Tensor:
-        """Product with one torch vector; counts it."""
-        with self.running():
-            result = self._matvec(v.detach())
-        self.products += 1
-        return result
+        """Product with one torch vector (n,), in ``sum_dtype`` on the operator's device; counts it."""
+        out = self.zeros()
+        self._multiply(v.to(self.device)[None], out[None])
+        return out
+
+    def multiply(self, v: NDArray[Any]) -> NDArray[Any]:
+        """Products with the rows of v (b, n), float32 or float64 -> (b, n) in the dtype of the sums (see ``sum_dtype``), memory of the caller's own.
+
+        v is read in place where it is writeable and has the model's dtype. Raises TypeError, ValueError naming v."""
+        if not isinstance(v, np.ndarray) or v.dtype not in (np.float32, np.float64):
+            raise TypeError(f"v: wanted a numpy array of float32 or float64, got {v.dtype if isinstance(v, np.ndarray) else type(v).__name__}")
+        if v.ndim != 2 or v.shape[1] != self.shape[1]:
+            raise ValueError(f"v: wanted shape (b, {self.shape[1]}), got {v.shape}")
+        out: NDArray[Any] = np.zeros(v.shape, dtype=np.float32 if self.sum_dtype == torch.float32 else np.float64)
+        rows = _viewed(v).to(self.device)
+        if self.device.type == "cpu":
+            self._multiply(rows, torch.from_numpy(out))
+        else:
+            total = torch.zeros(v.shape, dtype=self.sum_dtype, device=self.device)
+            self._multiply(rows, total)
+            torch.from_numpy(out).copy_(total)
+        return out
 
     def __matmul__(self, v: Any) -> Any:
         if isinstance(v, Tensor):
             self._check(tuple(v.shape))
-            columns = [v] if v.ndim == 1 else list(v.unbind(1))
-            out = [self.matvec(c).to(device=v.device, dtype=v.dtype if v.is_floating_point() else None) for c in columns]
-            if v.ndim == 1:
-                return out[0]
-            return torch.stack(out, dim=1) if out else v.new_zeros(v.shape)
+            out = torch.zeros(v.shape[::-1] if v.ndim == 2 else (1, *v.shape), dtype=self.sum_dtype, device=self.device)
+            self._multiply((v[None] if v.ndim == 1 else v.T).to(self.device), out)
+            out = out.to(device=v.device, dtype=v.dtype if v.is_floating_point() else None)
+            return out[0] if v.ndim == 1 else out.T.contiguous()
         array = np.asarray(v)
         self._check(array.shape)
         if array.dtype not in (np.float32, np.float64):
             array = array.astype(np.float64)
-        result: NDArray[Any] = np.empty(array.shape, dtype=array.dtype)
-        for j in range(1 if array.ndim == 1 else array.shape[1]):
-            column = array if array.ndim == 1 else array[:, j]
-            # a view, no copy, wherever torch can look at numpy's memory
-            viewable = column.flags.writeable and all(s >= 0 for s in column.strides)
-            product = self.matvec(torch.from_numpy(column if viewable else column.copy())).cpu().numpy()
-            if array.ndim == 1:
-                result[:] = product
-            else:
-                result[:, j] = product
-        return result
+        if array.ndim == 1:
+            return self.multiply(array[None])[0].astype(array.dtype, copy=False)
+        return np.ascontiguousarray(self.multiply(array.T).T, dtype=array.dtype)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) not in (1, 2) or shape[0] != self.shape[1]:
@@ -217,3 +241,8 @@ class ModelOperator:
         if tuple(v.shape) != (self.shape[0],):
             raise ValueError(f"v: wanted shape ({self.shape[0]},), got {tuple(v.shape)}")
         return {name: v[block].reshape(self.shapes[name]) for name, block in self.blocks.items()}
+
+
+def _viewed(array: NDArray[Any]) -> Tensor:
+    """A view, no copy, wherever torch can look at numpy's memory."""
+    return torch.from_numpy(array if array.flags.writeable and all(s >= 0 for s in array.strides) else array.copy())
