@@ -101,17 +101,17 @@ def preflight(op: ModelOperator, *, seed: int = 0, difference: bool | None = Non
     generator = np.random.default_rng(seed)
     dtype = np.float32 if op.dtype == torch.float32 else np.float64
     u, v = (generator.integers(0, 2, op.shape[0], dtype=np.int8).astype(dtype) * 2 - 1 for _ in range(2))
-    hu = op.multiply(u[None])[0]
-    again = op.multiply(u[None])[0]
+    hu = op.row_products(u[None])[0]
+    again = op.row_products(u[None])[0]
     again -= hu
     repeat = _relative(_norm(again), _norm(hu))
     del again
-    hv = op.multiply(v[None])[0]
+    hv = op.row_products(v[None])[0]
     size = max(_norm(hu), _norm(hv))
     symmetry = _relative(abs(_dot(u, hv) - _dot(v, hu)), size)
     hu += 2 * hv
     u += 2 * v  # small integers: exact
-    both = op.multiply(u[None])[0]
+    both = op.row_products(u[None])[0]
     both -= hu
     linearity = _relative(_norm(both), _norm(hu))
     del u, hu, both

@@ -61,7 +61,7 @@ class ModelOperator:
     device, dtype: where and in which precision the model is run, on a copy of its parameters; the model itself stays as it is.
     Evaluation mode throughout (dropout off, stored BatchNorm statistics); ``notes`` says what that changed.
 
-    op @ v: v (n,) or (n, k), numpy -> numpy of v's floating dtype, torch -> torch on v's device. op.multiply(rows): (b, n) -> (b, n),
+    op @ v: v (n,) or (n, k), numpy -> numpy of v's floating dtype, torch -> torch on v's device. op.row_products(rows): (b, n) -> (b, n),
     without copies. ``sum_dtype``, of the sums over batches: float64; that of the model for a float32 one of 4,194,304 parameters or more.
     A model that draws random numbers in its forward pass sees the same draws in every product.
     eigsh, spectral_density and trace of an operator keep their bases on the host and give numpy arrays, whatever its device.
@@ -193,7 +193,7 @@ class ModelOperator:
         self._multiply(v.to(self.device)[None], out[None])
         return out
 
-    def multiply(self, v: NDArray[Any]) -> NDArray[Any]:
+    def row_products(self, v: NDArray[Any]) -> NDArray[Any]:
         """Products with the rows of v (b, n), float32 or float64 -> (b, n) in the dtype of the sums (see ``sum_dtype``), memory of the caller's own.
 
         v is read in place where it is writeable and has the model's dtype. Raises TypeError, ValueError naming v."""
@@ -223,8 +223,8 @@ class ModelOperator:
         if array.dtype not in (np.float32, np.float64):
             array = array.astype(np.float64)
         if array.ndim == 1:
-            return self.multiply(array[None])[0].astype(array.dtype, copy=False)
-        return np.ascontiguousarray(self.multiply(array.T).T, dtype=array.dtype)
+            return self.row_products(array[None])[0].astype(array.dtype, copy=False)
+        return np.ascontiguousarray(self.row_products(array.T).T, dtype=array.dtype)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) not in (1, 2) or shape[0] != self.shape[1]:
