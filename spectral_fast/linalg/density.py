@@ -89,6 +89,7 @@ class ProbeRun:
     squared: list[float] = field(default_factory=list)
     by_block: dict[str, list[float]] = field(default_factory=dict)
     matvecs: int = 0
+    basis: Krylov | None = None  # of the last block of probes, also of one that was interrupted
 
     @property
     def probes(self) -> int:
@@ -125,6 +126,7 @@ def run_probes(
         for a in range(0, share.width, 1 << 20):
             b = min(share.width, a + (1 << 20))
             z[i, a:b] = rademacher(b - a, seed, first + i, start=share.columns.start + a)
+    run.basis = kry
     r, start = kry.add(z)
     del z
     r = r[: len(start)]  # Z = Q R, Q the rows new
@@ -248,6 +250,7 @@ def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0
     row = n * np.dtype(BASIS_DTYPES[dtype]).itemsize
     together = max(1, min(int(probes), host_memory_limit(None) // max(1, row * (run.steps + 2))))
     while run.probes < probes:
+        run.basis = None  # one in memory at a time
         run_probes(op, run, probes=min(together, int(probes) - run.probes), seed=seed, basis_dtype=dtype)
     result = density_of(run)
     if is_torch(op):

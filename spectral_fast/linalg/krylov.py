@@ -313,11 +313,11 @@ class Krylov:
         self._recombine(self.rows, self.t, self._full(s), out)
         return out
 
-    def combination(self, c: F64) -> NDArray[Any]:
-        """Σ c_j row_j of all rows, (n,) float64."""
-        out = np.empty((1, self.share.width))
+    def combination(self, c: F64, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Σ c_j row_j of all rows, (1, n) in the precision of products: float64 or float32."""
+        out = np.empty((1, self.share.width), dtype=np.float64 if self.dtype == "float64" else np.float32) if into is None else into
         self._recombine(self.rows, self.t, np.ascontiguousarray(c[: self.t, None]), out)
-        return out[0]
+        return out
 
     def free(self) -> None:
         """Give the memory of the basis back; it cannot be used any more."""

@@ -166,7 +166,7 @@ def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Bu
     """Is there an eigenvalue beyond the limits of the wanted ones that the basis does not hold (another copy of a multiple one, say)?
 
     A new random vector x, orthogonal to all rows, spans a Krylov space of its own in the same basis. "none": a missed one has probability below
-    MISS_PROBABILITY; "again": the basis holds one more value beyond the limits now, or could not tell yet; "undecided": the budget ended; "crowded": the rows
+    MISS_PROBABILITY, or, where eigenvalues crowd at the limit itself, the outermost value of x's space has converged within it; "again": the basis holds one more value beyond the limits now, or could not tell yet; "undecided": the budget ended; "crowded": the rows
     did, and with what they hold now beside the wanted pairs another try needs fewer.
 
     With M the rows multiplied before, A V_M lies in the span of all rows, so a missed eigenvector's part outside of V_M is an eigenvector of A there. x's
@@ -210,10 +210,14 @@ def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Bu
                 c.step(float(kry.T[kry.chain[i], kry.chain[i]]), beta)
         fed = len(multiplied)
         own = kry.T[np.ix_(multiplied, multiplied)]
-        values = np.linalg.eigvalsh((own + own.T) / 2)
+        values, vectors = np.linalg.eigh((own + own.T) / 2)
+        coupled = float(kry.T[kry.chain[-1], multiplied[-1]]) if len(kry.chain) > len(multiplied) else 0.0
+        settled = coupled * np.abs(vectors[-1]) <= margin
         if values[-1] > upper + margin or values[0] < lower - margin:
             verdict = "again"
-        elif len(multiplied) == len(kry.chain) or all(c.miss_probability(kry.n) <= MISS_PROBABILITY for c in chains):
+        elif len(multiplied) == len(kry.chain) or all(
+            c.miss_probability(kry.n) <= MISS_PROBABILITY or settled[-1 if c.sign > 0 else 0] for c in chains
+        ):
             inside = [float(values[-1] if sign > 0 else values[0]) for _, sign in sides]
             verdict = _with_the_others(kry, sides, inside, multiplied, budget)
             if saved is not None:
