@@ -218,19 +218,23 @@ def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Bu
         elif len(multiplied) == len(kry.chain) or all(
             c.miss_probability(kry.n) <= MISS_PROBABILITY or settled[-1 if c.sign > 0 else 0] for c in chains
         ):
-            inside = [float(values[-1] if sign > 0 else values[0]) for _, sign in sides]
-            verdict = _with_the_others(kry, sides, inside, multiplied, budget)
+            # what x's space reaches at each side, and infinity where its recurrence gives no bound
+            sure = [c.miss_probability(kry.n) <= MISS_PROBABILITY or len(multiplied) == len(kry.chain) for c in chains]
+            inside = [sign * (float(values[-1] if sign > 0 else values[0]) if known else np.inf) for (_, sign), known in zip(sides, sure, strict=True)]
+            verdict = _with_the_others(kry, found, sides, inside, multiplied, budget)
             if saved is not None:
                 saved(kry)
     kry.chain = []
     return verdict
 
 
-def _with_the_others(kry: Krylov, sides: list[tuple[float, float]], inside: list[float], multiplied: list[int], budget: Budget) -> str:
-    """Do the limits hold with the rows Q too that waited before the search? inside: what x's space reaches at each side.
+def _with_the_others(
+    kry: Krylov, found: Ritz, sides: list[tuple[float, float]], inside: list[float], multiplied: list[int], budget: Budget
+) -> str:
+    """Do the limits hold with the rows Q too that waited before the search?
 
     Beyond a limit L there is no eigenvalue of A outside of V_M if that holds without Q, whose values end at nu, and QᵀAQ + GᵀG / (L - nu) ends below L, with
-    G what the products of Q have outside of V_M and Q.
+    G what the products of Q have outside of V_M and Q. inside: sign * nu for each side; infinite where only the Ritz values with Q among them are to be looked at.
     """
     others = [j for j in kry.pending if j not in kry.chain]
     if not others:
@@ -241,8 +245,13 @@ def _with_the_others(kry: Krylov, sides: list[tuple[float, float]], inside: list
     kry.step(others)
     rest = [j for j in range(kry.t) if j not in before and j not in others]
     own, outside = kry.T[np.ix_(others, others)], kry.T[np.ix_(rest, others)]
+    values = kry.ritz()[0]
     for (limit, sign), nu in zip(sides, inside, strict=True):
-        gap = sign * (limit - nu)
+        if np.isinf(nu):
+            if np.count_nonzero(sign * values > sign * limit) > np.count_nonzero(sign * found.values > sign * limit):
+                return "again"
+            continue
+        gap = sign * limit - nu
         bound = sign * (own + own.T) / 2 + outside.T @ outside / gap if gap > 0.0 else np.full((1, 1), np.inf)
         if not np.isfinite(bound).all() or np.linalg.eigvalsh(bound)[-1] >= sign * limit:
             return "again"
