@@ -24,7 +24,7 @@ from .arrays import is_torch
 from .krylov import F64, product_of
 from .leave_two_out import LeaveTwoOut, RowGrams
 
-__all__ = ["METHODS", "Estimate", "exact", "hutchinson", "hutchpp", "mean_error", "xtrace"]
+__all__ = ["METHODS", "Estimate", "Estimates", "block_product", "exact", "hutchinson", "hutchpp", "mean_error", "rounding_of_forms", "takes_blocks", "xtrace"]
 
 EPS = float(np.finfo(np.float64).eps)
 BLOCK = 16  # vectors in a product of blocks
@@ -84,10 +84,10 @@ def products(op: Any, n: int, count: int, vector: Callable[[int], F64]) -> Itera
         v = np.empty((n, min(BLOCK, count - start)), order="F")
         for j in range(v.shape[1]):
             v[:, j] = vector(start + j)
-        yield start, v, _block_product(op, v)
+        yield start, v, block_product(op, v)
 
 
-def _block_product(op: Any, v: F64) -> F64:
+def block_product(op: Any, v: F64) -> F64:
     if is_torch(op):
         import sys
 
