@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,7 @@ class Parts:
         return ((w, a @ v) for w, a in zip(self.weights, self.matrices, strict=True))
 
 
+@functools.cache
 def dense_parts(sizes):
     matrices = [dense_hessian(MODEL, lambda z, t=t: F.cross_entropy(z, t), x) for x, t in zip(X.split(sizes), Y.split(sizes), strict=True)]
     return Parts(np.array(sizes) / sum(sizes), matrices)
