@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..linalg.restart import Ends, basis_size
+from ..linalg.restart import SEARCH_ROWS, Ends, basis_size
 
 __all__ = ["BasisPlan", "plan_basis", "predicted_bytes"]
 
@@ -82,7 +82,7 @@ def _fewer(k: int, k_bottom: int) -> Iterator[tuple[int, int]]:
 
 def _smaller(n: int, full: int, total: int, dtype: str) -> Iterator[tuple[int, str, bool]]:
     """(rows, dtype, polish), the best first."""
-    easy, least = min(full, 2 * total + 24), min(full, n, total + max(6, total // 2))
+    easy, least = min(full, 2 * total + 24), min(full, n, total + SEARCH_ROWS)
     yield full, dtype, True
     for rows in range(full, easy - 1, -1):
         yield rows, "float32", True

@@ -19,7 +19,7 @@ from ..kernels.counters import gaussian
 from ..results import Result, Status
 from .arrays import as_float64, is_torch, like
 from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of, uninterrupted
-from .restart import Budget, Ends, Ritz, basis_size, converge, look_for_missed, ritz_of
+from .restart import SEARCH_ROWS, Budget, Ends, Ritz, basis_size, converge, look_for_missed, ritz_of
 from .saved import SavedRun
 
 __all__ = ["EigenResult", "Pairs", "basis_dtype_for", "eigsh", "extreme_pairs", "pairs_so_far", "result_of"]
@@ -122,19 +122,22 @@ class _Search:
         save = None if self.saved is None else self.saved.save
         if self.saved is not None and self.saved.settled:
             return ritz_of(kry, self.ends, tol)
+        crowded = False
         for _ in range(SEARCH_ROUNDS):
             found = converge(kry, self.ends, tol, self.budget, save)
             if not found.converged and not kry.full:
                 self._stop(f"{self.budget.limit} products did not suffice")
                 return found
-            verdict = look_for_missed(kry, self.ends, found, tol, self.budget, save)
+            verdict = look_for_missed(kry, self.ends, found, tol, self.budget, save, all_rows=crowded)
             if verdict == "none" or kry.full:
                 if self.saved is not None:
                     self.saved.save(kry, settled=True)
                 return ritz_of(kry, self.ends, tol)
-            if verdict == "undecided":
+            if verdict == "undecided" or (verdict == "crowded" and crowded):
                 break
-        self._stop("the budget ended before the search for missed multiple eigenvalues did")
+            crowded = verdict == "crowded"
+        what = f"{len(kry.rows)} rows of the basis are too few for" if crowded else "the budget ended before"
+        self._stop(f"{what} the search for missed multiple eigenvalues{'' if crowded else ' did'}")
         return ritz_of(kry, self.ends, tol)
 
     def _relation_error(self, kry: Krylov, found: Ritz) -> float:
@@ -267,7 +270,7 @@ def extreme_pairs(
 ) -> tuple[Pairs, dict[str, Any]]:
     """The pairs of both ends from one run. -> (pairs ascending, {status, reason, interrupted, matvecs, scale, tol, defect, error}).
 
-    capacity: rows of the basis, at least ends.total + 2; None: basis_size. start: a Krylov basis of the same operator already at hand
+    capacity: rows of the basis, at least ends.total + 12; None: basis_size. start: a Krylov basis of the same operator already at hand
     (its products are not counted again); it is used up. polish: compute the pairs again from their products where residuals ask for it, which takes the memory of
     as many vectors once more. KeyboardInterrupt ends the run, not the caller: see ``interrupted``.
     """
@@ -288,7 +291,7 @@ def extreme_pairs(
     budget = Budget(product_of(op), limit, 0 if small else min(k, 2))
     share = share or (start.share if start is not None else Share(n))
     search = _Search(budget, n, ends, tol, seed, share, polish)
-    rows = basis_size(n, ends) if capacity is None else max(capacity, min(n, ends.total + 2))
+    rows = basis_size(n, ends) if capacity is None else max(capacity, min(n, ends.total + SEARCH_ROWS))
     try:
         if small:
             search.dense()

@@ -295,6 +295,15 @@ class Krylov:
             self.T[q : self.t, q : self.t] = waiting
             self.order, self.pending = list(range(q)), list(range(q, self.t))
 
+    def drop(self, last: Sequence[int]) -> None:
+        """Forget the rows ``last``, the newest ones, to which the products of the others do not couple."""
+        gone = set(last)
+        self.t -= len(gone)
+        self.order = [j for j in self.order if j not in gone]
+        self.pending = [j for j in self.pending if j not in gone]
+        self.T[self.t :, :] = 0.0
+        self.T[:, self.t :] = 0.0
+
     def load(self, vectors: NDArray[Any], products: NDArray[Any]) -> None:
         """Start from orthonormal rows (q, n) whose products are known; what the products add waits. ``products`` is overwritten."""
         q = len(vectors)

@@ -162,12 +162,14 @@ class _Chain:
         return float(np.sqrt(2.0 * n / (np.pi * self.total)))
 
 
-def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Budget, saved: Callable[[Krylov], None] | None = None) -> str:
+def look_for_missed(
+    kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Budget, saved: Callable[[Krylov], None] | None = None, *, all_rows: bool = False
+) -> str:
     """Is there an eigenvalue beyond the limits of the wanted ones that the basis does not hold (another copy of a multiple one, say)?
 
     A new random vector x, orthogonal to all rows, spans a Krylov space of its own in the same basis. "none": a missed one has probability below
     MISS_PROBABILITY, or, where eigenvalues crowd at the limit itself, the outermost value of x's space has converged within it; "again": the basis holds one more value beyond the limits now, or could not tell yet; "undecided": the budget ended; "crowded": the rows
-    did, and with what they hold now beside the wanted pairs another try needs fewer.
+    did. all_rows: keep nothing in the basis but the wanted pairs, so that x's space may be as large as can be.
 
     With M the rows multiplied before, A V_M lies in the span of all rows, so a missed eigenvector's part outside of V_M is an eigenvector of A there. x's
     space speaks of that part of the space but for the rows Q that wait; what those can add is bounded by their own products and a Schur complement.
@@ -184,12 +186,11 @@ def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Bu
     lower, upper = ends.limits(found.values[found.wanted])
     sides = [(limit, sign) for limit, sign in ((upper + margin, 1.0), (lower - margin, -1.0)) if np.isfinite(limit)]
     chains = [_Chain(limit, sign) for limit, sign in sides]
+    waiting = len(kry.pending) if not kry.chain else 0
     if not kry.chain:
-        kept = ends.total + len(kry.pending)
-        if len(kry.rows) - kry.t < min(SEARCH_ROWS, kry.n - kry.t) and kept + SEARCH_ROWS < min(len(kry.rows), kry.t):
-            _shrink(kry, ends, found, len(kry.rows) - SEARCH_ROWS)
+        _make_room(kry, ends, found, all_rows)
         kry.chain = kry.add_random(bell=True)
-    most = max(len(kry.rows), kry.t + SEARCH_ROWS)
+    most = max(len(kry.rows) - waiting, kry.t + 2)
     fed = 0
     verdict = ""
     while not verdict:
@@ -224,8 +225,21 @@ def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Bu
             verdict = _with_the_others(kry, found, sides, inside, multiplied, budget)
             if saved is not None:
                 saved(kry)
+    if verdict == "crowded":  # products of the rows before have nothing in x's space: it can go
+        kry.drop(kry.chain)
     kry.chain = []
     return verdict
+
+
+def _make_room(kry: Krylov, ends: Ends, found: Ritz, all_rows: bool) -> None:
+    """A restart where a search, and the products of the rows that wait, would need more rows than there are."""
+    waiting = len(kry.pending)
+    free = len(kry.rows) - ends.total - 2 * waiting  # of a basis that keeps nothing else
+    search = max(1, free if all_rows else min(SEARCH_ROWS, free))
+    if len(kry.rows) - kry.t - waiting < min(search, kry.n - kry.t):
+        kept = ends.pick(found.values, max(0, min(free // 2, free - search)))
+        if len(kept) < kry.m:
+            kry.compress(found.values[kept], np.ascontiguousarray(found.s[:, kept]))
 
 
 def _with_the_others(

@@ -67,6 +67,8 @@ class ModelOperator:
     eigsh, spectral_density and trace of an operator keep their bases on the host and give numpy arrays, whatever its device.
     """
 
+    takes_blocks = True  # op @ V is one call for all columns of V
+
     def __init__(
         self,
         model: nn.Module,
