@@ -26,9 +26,12 @@ __all__ = ["EigenResult", "Pairs", "basis_dtype_for", "eigsh", "extreme_pairs", 
 
 DENSE_BELOW = 24
 POLISH_ROUNDS = 3
+SHARE_OF_TOL = 0.9  # what the Krylov relation's residuals may take; the rest is for the error of the relation itself
 SEARCH_ROUNDS = 12
 # A normal number is smaller than this with probability 0.01: what a product of a random combination shows of an error is rarely less.
 UNLUCKY = 0.0125
+# Noise of length e in the products shows e / sqrt(n) in each entry of T, and the largest of the hundreds or thousands of them at least as much.
+NOISE_IN_DEFECT = 1.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -36,9 +39,9 @@ class EigenResult(Result):
     """values (k,) descending; residuals (k,): ||A v - theta v||, converged (k,): residual <= tol x scale; vectors (n, k) orthonormal columns; scale:
     largest |Ritz value| seen; matvecs: products used, shared with other results of the same run.
 
-    Residuals are those of the Krylov relation, whose own error, ``residual_error``, was measured by the product of a random combination of the vectors (an
-    upper bound with probability 0.99); where that is not small beside tol, or for a pair or two, each is that of a product with the returned vector, and
-    residual_error 0. symmetry_defect: largest |uᵀAv - vᵀAu| met for unit vectors, over scale: the operator's asymmetry and noise, below which eigenvalues
+    Residuals are those of the Krylov relation, whose own error is ``residual_error``: the noise of products as the asymmetry of the projected matrix shows
+    it; where that is not small beside tol, a bound (with probability 0.99) from the product of a random combination of the vectors; and where that is not
+    small either, or for a pair or two, each residual is that of a product with the returned vector, and residual_error 0. symmetry_defect: largest |uᵀAv - vᵀAu| met for unit vectors, over scale: the operator's asymmetry and noise, below which eigenvalues
     cannot be told from zero. Pairs never reached are NaN. status "incomplete": the budget ended first, or Ctrl-C, after which residuals may be the Krylov
     basis's own estimates; "unresolved": the residuals stopped falling above tol, or the operator is not symmetric to tol. Arrays are torch tensors on the
     operator's device where it was a torch matrix. vectors have the precision of the basis (float32 for "bfloat16")."""
@@ -107,7 +110,9 @@ class _Search:
         self.scale, self.defect = float(np.abs(found.values).max(initial=0.0)), kry.defect
         wanted = found.wanted
         few = len(wanted) <= 2
-        if not few and self.budget.used < self.budget.limit:
+        small = 0.05 * self.tol * self.scale
+        self.error = NOISE_IN_DEFECT * kry.defect * float(np.sqrt(self.n))
+        if self.error > small and not few and self.budget.used < self.budget.limit:
             self.error = self._relation_error(kry, found)
         self.pairs = self._taken(kry, found)
         self._basis = None
@@ -118,7 +123,7 @@ class _Search:
 
     def _settle(self, kry: Krylov) -> Ritz:
         """Wanted pairs that have converged and of which none is likely to be missed, or what there is when the budget ends."""
-        tol = 0.5 * self.tol
+        tol = SHARE_OF_TOL * self.tol
         save = None if self.saved is None else self.saved.save
         if self.saved is not None and self.saved.settled:
             return ritz_of(kry, self.ends, tol)
