@@ -299,7 +299,7 @@ def test_gram_schmidt(against: Callable[..., dict[str, float]], rng: np.random.G
     rate = read_rate(basis[:t])
     fused()
     with_numpy()
-    expected = other / np.linalg.norm(other)
+    expected = other / np.linalg.norm(other.astype(np.float64))  # BLAS's own float32 norm of so many is good to three digits
     assert np.abs(basis[t] - expected).max() <= 1e-4 * np.abs(expected).max()
     share = 0.0
 
