@@ -103,8 +103,8 @@ def settings(tool: str, k: int, extra: int = 0) -> list[list[Setting]]:
         return [[{**way, "steps": steps} for steps in range(2 * k - 4, 200, 2)] for way in ways]
     if tool == "curvlinops":
         # the default, 2 k + 1, first; a large basis that needs no restart has the fewest products
-        sizes = (2 * k + 1, 3 * k, 4 * k, 14, 17, 24, 27, 33, 36, 44, 48, 52, 56, 64, 72, 80)
-        return [[{"ncv": ncv, "tol": tol} for tol in (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4)] for ncv in sizes]
+        sizes = (2 * k + 1, 14, 17, 24, 27, 30, 34, 38, 42, 48, 54, 60, 70, 80)
+        return [[{"ncv": ncv, "tol": tol} for tol in (0.3, 0.1, 0.03, 0.01, 1e-3)] for ncv in sizes]
     return [[{"pairs": k + extra, "iterations": 10_000, "tol": tol} for tol in (1e-3, 1e-4, 1e-5, 1e-6)]]
 
 
