@@ -235,10 +235,18 @@ print(peak(lambda: op.multiply(v)) / (4 * n))
 def test_the_loss_hessian_takes_no_array_of_logits():
     code = """
 torch.manual_seed(0)
-rows, vocabulary = 400, 50_000
-model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, vocabulary, bias=False))
-op = GGN(model, (torch.randn(rows, 4), torch.randint(0, vocabulary, (rows,))))
-op.keep = True
+rows = 400
+
+def operator(vocabulary):
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, vocabulary, bias=False))
+    op = GGN(model, (torch.randn(rows, 4), torch.randint(0, vocabulary, (rows,))))
+    op.keep = True
+    return op
+
+small = operator(50)
+small.multiply(np.ones((1, small.shape[0]), dtype=np.float32))  # what torch itself takes at its first use
+vocabulary = 60_000
+op = operator(vocabulary)
 v = np.ones((1, op.shape[0]), dtype=np.float32)
 logits = 4 * rows * vocabulary
 first = peak(lambda: op.multiply(v))
