@@ -37,8 +37,8 @@ class CurvatureSpectra(Result):
 
     hessian_top, ggn_top: k largest eigenvalues, descending; hessian_bottom: the k_bottom smallest, descending, so the most negative
     is last. density, trace: of the Hessian, from the first steps of the same Krylov space. gradient_in_top: share of the squared gradient within the span of
-    the top eigenvectors (Gur-Ari, Roberts & Dyer 2018). preflight: what was checked of the products before. products: all products with Hessian and GGN. A part that was not
-    reached (Ctrl-C, a failure, memory) or does not exist for this loss is None, and ``reason`` or ``notes`` says why; eigenvalues
+    the top eigenvectors (Gur-Ari, Roberts & Dyer 2018). preflight: what was checked of the products before. products: all products with Hessian and GGN. A
+    part that was not reached (Ctrl-C, a failure, memory) or does not exist for this loss is None, and ``reason`` or ``notes`` says why; eigenvalues
     interrupted by Ctrl-C are given as they stood, with status "incomplete" of their own.
     """
 
@@ -138,9 +138,7 @@ class _Parts:
             self.notes.append(f"no influence on the loss: {', '.join(self.hessian.without_influence)}")
         self._preflight(reporting)
         # one Krylov space of all probes: density, trace, and where the eigensolver starts
-        run_probes(
-            reporting.of(self.hessian, "Hessian"), self.run, probes=self.probes, seed=self.seed, capacity=self.plan.rows, basis_dtype=self.plan.dtype
-        )
+        run_probes(reporting.of(self.hessian, "Hessian"), self.run, probes=self.probes, seed=self.seed, capacity=self.plan.rows, basis_dtype=self.plan.dtype)
         kry, self.run.basis = self.run.basis, None
         assert kry is not None
         self._respect_noise(kry)
@@ -275,8 +273,8 @@ def curvature(
 
     model, loader, loss, loss_fn, params, unpack, max_batches, max_samples, device, dtype: see ModelOperator. k, k_bottom: pairs at
     the top (Hessian and GGN) and at the bottom (Hessian), at most the number of parameters. tol: relative residual. probes, steps:
-    of the density, of one Krylov space in which the eigensolver goes on; the trace comes from its first products. max_matvecs: budget of each of the two eigenvalue runs.
-    max_memory: bytes of host memory for Krylov bases, eigenvectors and kept graphs, None: 60 % of what is free; above it bases are kept
+    of the density, of one Krylov space in which the eigensolver goes on; the trace comes from its first products. max_matvecs: budget of each of the two
+    eigenvalue runs. max_memory: bytes of host memory for Krylov bases, eigenvectors and kept graphs, None: 60 % of what is free; above it bases are kept
     in float32, then shortened, then kept in bfloat16, then fewer pairs computed, in this order (the notes say so); "skipped" with the need when one pair does
     not fit. basis_dtype: see eigsh. progress: see progress_reporter.
 

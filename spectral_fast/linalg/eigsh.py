@@ -41,10 +41,11 @@ class EigenResult(Result):
 
     Residuals are those of the Krylov relation, whose own error is ``residual_error``: the noise of products as the asymmetry of the projected matrix shows
     it; where that is not small beside tol, a bound (with probability 0.99) from the product of a random combination of the vectors; and where that is not
-    small either, or for a pair or two, each residual is that of a product with the returned vector, and residual_error 0. symmetry_defect: largest |uᵀAv - vᵀAu| met for unit vectors, over scale: the operator's asymmetry and noise, below which eigenvalues
-    cannot be told from zero. Pairs never reached are NaN. status "incomplete": the budget ended first, or Ctrl-C, after which residuals may be the Krylov
-    basis's own estimates; "unresolved": the residuals stopped falling above tol, or the operator is not symmetric to tol. Arrays are torch tensors on the
-    operator's device where it was a torch matrix. vectors have the precision of the basis (float32 for "bfloat16")."""
+    small either, or for a pair or two, each residual is that of a product with the returned vector, and residual_error 0. symmetry_defect: largest |uᵀAv -
+    vᵀAu| met for unit vectors, over scale: the operator's asymmetry and noise, below which eigenvalues cannot be told from zero. Pairs never reached are
+    NaN. status "incomplete": the budget ended first, or Ctrl-C, after which residuals may be the Krylov basis's own estimates; "unresolved": the residuals
+    stopped falling above tol, or the operator is not symmetric to tol. Arrays are torch tensors on the operator's device where it was a torch matrix.
+    vectors have the precision of the basis (float32 for "bfloat16")."""
 
     values: F64
     residuals: F64
@@ -175,7 +176,6 @@ class _Search:
             again = Krylov(self.budget, self.n, 3 * count, seed=self.seed, stream=10_000, dtype=kry.dtype, spare=0, share=self.share)
             again.scale = self.scale
             again.load(self.pairs.rows, products)
-            del products
             better = converge(again, self.ends, 0.3 * self.tol, self.budget)
             self.defect = max(self.defect, again.defect)
             if self.budget.left < 0:
@@ -276,8 +276,8 @@ def extreme_pairs(
     """The pairs of both ends from one run. -> (pairs ascending, {status, reason, interrupted, matvecs, scale, tol, defect, error}).
 
     capacity: rows of the basis, at least ends.total + 12; None: basis_size. start: a Krylov basis of the same operator already at hand
-    (its products are not counted again); it is used up. polish: compute the pairs again from their products where residuals ask for it, which takes the memory of
-    as many vectors once more. KeyboardInterrupt ends the run, not the caller: see ``interrupted``.
+    (its products are not counted again); it is used up. polish: compute the pairs again from their products where residuals ask for it, which takes the
+    memory of as many vectors once more. KeyboardInterrupt ends the run, not the caller: see ``interrupted``.
     """
     n = check_operator(op)
     dtype = start.dtype if start is not None else basis_dtype_for(op, tol, basis_dtype)

@@ -168,8 +168,9 @@ def look_for_missed(
     """Is there an eigenvalue beyond the limits of the wanted ones that the basis does not hold (another copy of a multiple one, say)?
 
     A new random vector x, orthogonal to all rows, spans a Krylov space of its own in the same basis. "none": a missed one has probability below
-    MISS_PROBABILITY, or, where eigenvalues crowd at the limit itself, the outermost value of x's space has converged within it; "again": the basis holds one more value beyond the limits now, or could not tell yet; "undecided": the budget ended; "crowded": the rows
-    did. all_rows: keep nothing in the basis but the wanted pairs, so that x's space may be as large as can be.
+    MISS_PROBABILITY, or, where eigenvalues crowd at the limit itself, the outermost value of x's space has converged within it; "again": the basis holds one
+    more value beyond the limits now, or could not tell yet; "undecided": the budget ended; "crowded": the rows did. all_rows: keep nothing in the basis but
+    the wanted pairs, so that x's space may be as large as can be.
 
     With M the rows multiplied before, A V_M lies in the span of all rows, so a missed eigenvector's part outside of V_M is an eigenvector of A there. x's
     space speaks of that part of the space but for the rows Q that wait; what those can add is bounded by their own products and a Schur complement.
@@ -216,9 +217,7 @@ def look_for_missed(
         settled = coupled * np.abs(vectors[-1]) <= margin
         if values[-1] > upper + margin or values[0] < lower - margin:
             verdict = "again"
-        elif len(multiplied) == len(kry.chain) or all(
-            c.miss_probability(kry.n) <= MISS_PROBABILITY or settled[-1 if c.sign > 0 else 0] for c in chains
-        ):
+        elif len(multiplied) == len(kry.chain) or all(c.miss_probability(kry.n) <= MISS_PROBABILITY or settled[-1 if c.sign > 0 else 0] for c in chains):
             # what x's space reaches at each side, and infinity where its recurrence gives no bound
             sure = [c.miss_probability(kry.n) <= MISS_PROBABILITY or len(multiplied) == len(kry.chain) for c in chains]
             inside = [sign * (float(values[-1] if sign > 0 else values[0]) if known else np.inf) for (_, sign), known in zip(sides, sure, strict=True)]
@@ -242,13 +241,12 @@ def _make_room(kry: Krylov, ends: Ends, found: Ritz, all_rows: bool) -> None:
             kry.compress(found.values[kept], np.ascontiguousarray(found.s[:, kept]))
 
 
-def _with_the_others(
-    kry: Krylov, found: Ritz, sides: list[tuple[float, float]], inside: list[float], multiplied: list[int], budget: Budget
-) -> str:
+def _with_the_others(kry: Krylov, found: Ritz, sides: list[tuple[float, float]], inside: list[float], multiplied: list[int], budget: Budget) -> str:
     """Do the limits hold with the rows Q too that waited before the search?
 
     Beyond a limit L there is no eigenvalue of A outside of V_M if that holds without Q, whose values end at nu, and QᵀAQ + GᵀG / (L - nu) ends below L, with
-    G what the products of Q have outside of V_M and Q. inside: sign * nu for each side; infinite where only the Ritz values with Q among them are to be looked at.
+    G what the products of Q have outside of V_M and Q. inside: sign * nu for each side; infinite where only the Ritz values with Q among them are to be
+    looked at.
     """
     others = [j for j in kry.pending if j not in kry.chain]
     if not others:

@@ -49,7 +49,7 @@ def dense(model, loss):
 
 def agree(op, want, dtype=np.float64):
     n = len(want)
-    got = op.multiply(np.eye(n))
+    got = op.row_products(np.eye(n))
     assert op.shape == want.shape
     assert np.abs(got - want).max() <= tolerance(dtype, n) * max(np.linalg.norm(want, 2), 1.0)
 
@@ -109,7 +109,7 @@ def test_attention_and_recurrent_layers(name):
     op = Hessian(model, [(SEQUENCES[:4], y[:4]), (SEQUENCES[4:], y[4:])])
     agree(op, want)
     g = GGN(model, (SEQUENCES, y))
-    assert np.linalg.eigvalsh(g.multiply(np.eye(len(want)))).min() >= -tolerance(np.float64, len(want))
+    assert np.linalg.eigvalsh(g.row_products(np.eye(len(want)))).min() >= -tolerance(np.float64, len(want))
     assert unchanged(model, before)
     notes = [note for note in op.notes if "math kernel" in note]
     where = {"encoder": "blocks.0.attn.self_attn", "lstm": None}.get(name, "blocks.0.attn")
@@ -157,9 +157,9 @@ def test_batchnorm_shuffling_and_ragged_batches():
     before = fingerprint(model)
     op = Hessian(model, loader)
     agree(op, want)
-    again = op.multiply(np.eye(len(want))[:2])
+    again = op.row_products(np.eye(len(want))[:2])
     assert unchanged(model, before)
-    assert np.array_equal(again, op.multiply(np.eye(len(want))[:2]))  # the sample set is fixed once
+    assert np.array_equal(again, op.row_products(np.eye(len(want))[:2]))  # the sample set is fixed once
     assert any("running statistics frozen" in note for note in op.notes)
 
 
@@ -215,7 +215,7 @@ def test_padded_language_models():
     op = Hessian(model, batches)
     assert op.names == ("embed.weight", "mix.weight", "mix.bias") and op.loss.terms(op.batches[0]) == 8
     agree(op, want)
-    g = GGN(model, batches).multiply(np.eye(len(want)))
+    g = GGN(model, batches).row_products(np.eye(len(want)))
     assert unchanged(model, before)
     # the GGN by its definition: Jᵀ diag(p - p pᵀ) J over the valid positions
     names, flat = list(op.names), torch.cat([p.detach().reshape(-1) for p in model.parameters()])

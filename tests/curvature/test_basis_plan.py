@@ -10,7 +10,7 @@ import pytest
 from spectral_fast.curvature.basis_plan import plan_basis, predicted_bytes
 from spectral_fast.linalg.density import ProbeRun, run_probes
 from spectral_fast.linalg.eigsh import extreme_pairs, result_of
-from spectral_fast.linalg.restart import Ends, basis_size
+from spectral_fast.linalg.restart import Ends
 
 RESNET = 25_600_000
 

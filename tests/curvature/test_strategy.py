@@ -38,7 +38,7 @@ def test_every_way_gives_the_dense_matrix(kind, dense, way, dtype):
     op.keep = way in (KEPT, BATCHED)
     op.chooser.next = lambda b: way
     rows = np.eye(len(want), dtype=dtype)
-    got = op.multiply(rows)
+    got = op.row_products(rows)
     assert got.dtype == np.float64 and not np.shares_memory(got, rows) and np.array_equal(rows, np.eye(len(want)))
     assert np.abs(got - want).max() <= tolerance(dtype, len(want)) * np.linalg.norm(want, 2)
     assert set(op.chooser.seconds) == {way} and op.products == len(want)
@@ -52,11 +52,11 @@ def test_sums_of_large_models_stay_in_float32(kind, monkeypatch):
     monkeypatch.setattr(operator, "LARGE", 50)
     large = kind(mlp((6, 5, 3), dtype="float32"), PARTS)
     rows = np.random.default_rng(0).standard_normal((3, 53)).astype(np.float32)
-    a, b = small.multiply(rows), large.multiply(rows)
+    a, b = small.row_products(rows), large.row_products(rows)
     assert (a.dtype, b.dtype) == (np.float64, np.float32)
     assert np.abs(a - b).max() <= tolerance(np.float32, 53) * np.abs(a).max()
     assert all(leaf.grad is None for leaf in large.leaves)
-    assert kind(mlp((6, 5, 3)), PARTS).multiply(rows).dtype == np.float64
+    assert kind(mlp((6, 5, 3)), PARTS).row_products(rows).dtype == np.float64
 
 
 def test_choice_by_time():
@@ -91,10 +91,10 @@ def test_trials_are_products_asked_for(kind, at_once):
     op = kind(mlp((6, 5, 3)), PARTS)
     op.keep = False
     v = np.random.default_rng(0).standard_normal((3, 53))
-    first = op.multiply(v[:1])
+    first = op.row_products(v[:1])
     for _ in range(4):
-        assert np.abs(op.multiply(v[:1]) - first).max() <= tolerance(np.float64, 53) * np.abs(first).max()
-        op.multiply(v)
+        assert np.abs(op.row_products(v[:1]) - first).max() <= tolerance(np.float64, 53) * np.abs(first).max()
+        op.row_products(v)
     assert {REBUILT, FORWARD, BATCHED} == set(op.chooser.seconds) and op.products == 17 and not op.chooser.refused
     assert op.strategy.split(", ")[0] in (REBUILT, FORWARD)
 
@@ -151,7 +151,7 @@ def test_a_way_without_rules_or_with_wrong_ones_is_refused(kind, dense, f, reaso
     op = kind(Through(f), PARTS)
     op.keep = False
     for _ in range(2):
-        got = np.concatenate([op.multiply(row[None]) for row in np.eye(53)])
+        got = np.concatenate([op.row_products(row[None]) for row in np.eye(53)])
         assert np.abs(got - want).max() <= tolerance(np.float64, 53) * np.linalg.norm(want, 2)
     import re
 
@@ -163,32 +163,32 @@ def test_forward_mode_where_no_graph_fits():
     op = Hessian(mlp((6, 5, 3)), (X, Y))
     _, largest = op.graph_bytes()
     op.graph_memory = 0.6 * largest
-    want = Hessian(mlp((6, 5, 3)), (X, Y)).multiply(np.eye(53))
-    assert np.abs(op.multiply(np.eye(53)) - want).max() <= tolerance(np.float64, 53) * np.abs(want).max()
+    want = Hessian(mlp((6, 5, 3)), (X, Y)).row_products(np.eye(53))
+    assert np.abs(op.row_products(np.eye(53)) - want).max() <= tolerance(np.float64, 53) * np.abs(want).max()
     assert op.strategy == FORWARD and not op._kept
     op = Hessian(Through(OneWay.apply), (X, Y))
     op.graph_memory = 0.6 * op.graph_bytes()[1]
-    op.multiply(np.eye(53)[:1])
+    op.row_products(np.eye(53)[:1])
     assert op.strategy == REBUILT and FORWARD in op.chooser.refused
 
 
 @pytest.mark.parametrize("v", [np.ones(53), np.ones((2, 52)), np.ones((1, 2, 53))])
 def test_wrong_rows_are_refused(v):
     with pytest.raises(ValueError, match=r"v: wanted shape \(b, 53\)"):
-        Hessian(mlp((6, 5, 3)), (X, Y)).multiply(v)
+        Hessian(mlp((6, 5, 3)), (X, Y)).row_products(v)
     with pytest.raises(TypeError, match="v: wanted a numpy array of float32 or float64"):
-        Hessian(mlp((6, 5, 3)), (X, Y)).multiply(np.ones((1, 53), dtype=np.int64))
+        Hessian(mlp((6, 5, 3)), (X, Y)).row_products(np.ones((1, 53), dtype=np.int64))
 
 
 def test_rows_of_every_layout():
     op = Hessian(mlp((6, 5, 3)), (X, Y))
     v = np.random.default_rng(0).standard_normal((53, 4))
-    want = op.multiply(np.ascontiguousarray(v.T))
+    want = op.row_products(np.ascontiguousarray(v.T))
     frozen = np.ascontiguousarray(v.T)
     frozen.flags.writeable = False
     for rows in (v.T, frozen, np.ascontiguousarray(v.T)[::-1][::-1], np.asfortranarray(v.T)):
-        assert np.abs(op.multiply(rows) - want).max() <= tolerance(np.float64, 53) * np.abs(want).max()
-    assert op.multiply(v.T[:0]).shape == (0, 53)
+        assert np.abs(op.row_products(rows) - want).max() <= tolerance(np.float64, 53) * np.abs(want).max()
+    assert op.row_products(v.T[:0]).shape == (0, 53)
 
 
 MEMORY = """
@@ -222,9 +222,9 @@ model = nn.Sequential(nn.Linear(800, 4000), nn.Tanh(), nn.Linear(4000, 1500))
 op = Hessian(model, (torch.randn(8, 800), torch.randint(0, 1500, (8,))))
 n = op.shape[0]
 v = np.ones((1, n), dtype=np.float32)
-op.multiply(v)
+op.row_products(v)
 gc.collect()
-print(peak(lambda: op.multiply(v)) / (4 * n))
+print(peak(lambda: op.row_products(v)) / (4 * n))
 """
     done = run_python(MEMORY + code, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
@@ -244,14 +244,14 @@ def operator(vocabulary):
     return op
 
 small = operator(50)
-small.multiply(np.ones((1, small.shape[0]), dtype=np.float32))  # what torch itself takes at its first use
+small.row_products(np.ones((1, small.shape[0]), dtype=np.float32))  # what torch itself takes at its first use
 vocabulary = 60_000
 op = operator(vocabulary)
 v = np.ones((1, op.shape[0]), dtype=np.float32)
 logits = 4 * rows * vocabulary
-first = peak(lambda: op.multiply(v))
+first = peak(lambda: op.row_products(v))
 gc.collect()
-print(first / logits, peak(lambda: op.multiply(v)) / logits)
+print(first / logits, peak(lambda: op.row_products(v)) / logits)
 """
     done = run_python(MEMORY + code, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
