@@ -156,8 +156,8 @@ def run_probes(
         products = kry.T[: kry.t, start] @ r
         run.quadratic += [float(x) for x in np.einsum("ij,ij->j", r, kry.T[np.ix_(start, start)] @ r)]
         run.squared += [float(x) for x in np.einsum("ij,ij->j", products, products)]
-        for name, b in local.items():
-            run.by_block.setdefault(name, []).extend(float(x) for x in np.einsum("ij,ij->j", r, b @ r))
+        for name, form in local.items():
+            run.by_block.setdefault(name, []).extend(float(x) for x in np.einsum("ij,ij->j", r, form @ r))
         for _ in range(1, run.steps):
             if not kry.pending:
                 break

@@ -136,9 +136,12 @@ class _Search:
                 return found
             verdict = look_for_missed(kry, self.ends, found, tol, self.budget, save, all_rows=crowded)
             if verdict == "none" or kry.full:
+                found = ritz_of(kry, self.ends, tol)
+                if not (found.converged or kry.full):  # the search has shown a value within the limit's margin
+                    continue
                 if self.saved is not None:
                     self.saved.save(kry, settled=True)
-                return ritz_of(kry, self.ends, tol)
+                return found
             if verdict == "undecided" or (verdict == "crowded" and crowded):
                 break
             crowded = verdict == "crowded"
