@@ -183,7 +183,7 @@ def eigen(values: list[float], converged: bool = True) -> SimpleNamespace:
 
 def curvature(top: list[float], low: float = 0.0, converged: bool = True, ggn: SimpleNamespace | None = None) -> SimpleNamespace:
     density = SimpleNamespace(nodes=np.array([0.0, top[0]]), weights=np.array([0.99, 0.01]), trace=0.01 * top[0] * 1000)
-    return SimpleNamespace(hessian_top=eigen(top, converged), hessian_bottom=eigen([low]), density=density, n_params=1000, ggn_top=ggn)
+    return SimpleNamespace(hessian_top=eigen(top, converged), hessian_bottom=eigen([low]), density=density, n_params=1000, ggn_top=ggn, sharpness=None)
 
 
 def test_curvature_patterns() -> None:

@@ -232,7 +232,11 @@ class _Parts:
             self.notes.append("standard errors from the data left out (max_memory)")
             return
         before = self.hessian.products
-        self.found["sampling"] = found = sampling_errors(self.hessian, top.vectors, seed=self.seed)
+        try:
+            self.found["sampling"] = found = sampling_errors(self.hessian, top.vectors, seed=self.seed)
+        except ArithmeticError as why:
+            self.notes.append(f"no standard errors from the data: {why}")
+            return
         reporting.tick(max(found.products, self.hessian.products - before), "error bars from the data")
         self.more_products = found.products - (self.hessian.products - before)
         if found.reason:

@@ -19,7 +19,9 @@ __all__ = ["Budget", "Ends", "basis_size", "converge", "look_for_missed"]
 
 MISS_PROBABILITY = 1e-3
 MORE_ROWS = 320
+LEAST_ROWS = 64
 SEARCH_ROWS = 12
+FURTHER_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -254,28 +256,36 @@ def _with_the_others(kry: Krylov, found: Ritz, sides: list[tuple[float, float]],
     if budget.left < len(others):
         return "undecided"
     before = [j for j in kry.order if j not in multiplied]
+    t = kry.t
     kry.step(others)
     rest = [j for j in range(kry.t) if j not in before and j not in others]
     own, outside = kry.T[np.ix_(others, others)], kry.T[np.ix_(rest, others)]
-    values = kry.ritz()[0]
+
+    def hold() -> bool:
+        values = kry.ritz()[0]
+        return all(np.count_nonzero(sign * values > sign * limit) <= np.count_nonzero(sign * found.values > sign * limit) for limit, sign in sides)
+
+    bounded = True
     for (limit, sign), nu in zip(sides, inside, strict=True):
-        if np.isinf(nu):
-            if np.count_nonzero(sign * values > sign * limit) > np.count_nonzero(sign * found.values > sign * limit):
-                return "again"
-            continue
         gap = sign * limit - nu
-        bound = sign * (own + own.T) / 2 + outside.T @ outside / gap if gap > 0.0 else np.full((1, 1), np.inf)
-        if not np.isfinite(bound).all() or np.linalg.eigvalsh(bound)[-1] >= sign * limit:
-            return "again"
-    return "none"
+        bound = sign * (own + own.T) / 2 + outside.T @ outside / gap if 0.0 < gap < np.inf else np.full((1, 1), np.inf)
+        bounded = bounded and bool(np.isfinite(bound).all()) and float(np.linalg.eigvalsh(bound)[-1]) < sign * limit
+    # no bound where eigenvalues crowd at the limit: then what Q hides would have to show in a few products more
+    for _ in range(0 if bounded else FURTHER_STEPS):
+        following = [j for j in kry.pending if j >= t and j not in kry.chain]
+        if not hold() or not following or budget.left < len(following) or kry.t + len(following) > len(kry.rows):
+            break
+        t = kry.t
+        kry.step(following)
+    return "none" if hold() else "again"
 
 
 def basis_size(n: int, ends: Ends) -> int:
     """Rows of the Krylov basis before a restart.
 
-    At least as many again as the wanted pairs and some room, or restarts cost more products than they save; up to MORE_ROWS where
-    64 MiB hold them, since every restart loses something; all n of a small operator, which never needs one.
+    At least as many again as the wanted pairs and some room, or restarts cost more products than they save, and LEAST_ROWS, of which a search for missed ones
+    has half; up to MORE_ROWS where 64 MiB hold them, since every restart loses something; all n of a small operator, which never needs one.
     """
     if n <= 512:
         return n
-    return min(n, max(2 * ends.total + 24, 40, min(MORE_ROWS, 2**23 // n)))
+    return min(n, max(2 * ends.total + 24, LEAST_ROWS, min(MORE_ROWS, 2**23 // n)))

@@ -66,7 +66,7 @@ def test_default_accuracy_and_estimates(demo):
     assert r.loss_name == "cross_entropy" and "dropout" in " ".join(r.notes)
     # every product is reported, none is made twice: the eigensolver goes on where the probes end
     assert [d for d, _, _ in done] == list(range(1, r.products + 1)) and all(t >= d for d, t, _ in done)
-    assert r.products == r.preflight.products + r.density.matvecs + r.hessian_top.matvecs + r.ggn_top.matvecs
+    assert r.products == r.preflight.products + r.density.matvecs + r.hessian_top.matvecs + r.sampling.products + r.ggn_top.matvecs
     assert r.density.matvecs == 256 and r.hessian_top.matvecs <= 12
     json.dumps(r.to_dict(), allow_nan=False)
 
