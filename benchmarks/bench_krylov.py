@@ -44,7 +44,11 @@ def read_rate(buffer: np.ndarray, rounds: int = 5) -> tuple[float, str]:
         return run
 
     tensor = torch.from_numpy(flat)
-    ways = {"numpy max, a thread for each part": each(lambda p: p.max()), "numpy sum, a thread for each part": each(lambda p: p.view(np.float32).sum()), "torch.sum": tensor.sum}
+    ways = {
+        "numpy max, a thread for each part": each(lambda p: p.max()),
+        "numpy sum, a thread for each part": each(lambda p: p.view(np.float32).sum()),
+        "torch.sum": tensor.sum,
+    }
     rates = {name: buffer.nbytes / best_of(way, rounds) for name, way in ways.items()}
     name = max(rates, key=lambda n: rates[n])
     return rates[name], name

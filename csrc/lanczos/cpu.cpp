@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::int64_t kStripeBytes = 1 << 18;  // of all rows: half of a second-level cache of 512 KB
 constexpr std::int64_t kLeastCols = 128, kMostCols = 4096;
+constexpr std::int64_t kLeastTasks = 32, kMostStripes = 16;
 constexpr double kLost = 0.01;                 // of the squared norm: nine tenths of a vector
 constexpr std::int64_t kWorthATeam = 1 << 18;  // bytes of a pass: ten microseconds, what waking a thread costs
 
@@ -33,24 +34,31 @@ class Sweeps {
   void run(std::int64_t first, std::int64_t count, const Rows& w, std::int64_t b, const double* minus, bool with_dots, double* sums) {
     const std::int64_t cols = stripe_cols(count + 2 * b, size_of(basis_.dtype)), stripes = (w.n + cols - 1) / cols;
     const std::int64_t dots = with_dots ? count * b : 0, each = dots + b;
-    std::vector<double> parts(static_cast<std::size_t>(stripes * each));
-    Scratch scratch(static_cast<std::size_t>(b * cols));
-    over(stripes, w.n * ((count + b) * size_of(basis_.dtype)), [&](std::int64_t p) {
+    // a task is some stripes side by side, the same whatever the number of threads
+    const std::int64_t group = std::clamp<std::int64_t>(stripes / kLeastTasks, 1, kMostStripes), tasks = (stripes + group - 1) / group;
+    std::vector<double> parts(static_cast<std::size_t>(tasks * each));
+    Scratch scratch(static_cast<std::size_t>(b * cols + each));
+    over(tasks, w.n * ((count + b) * size_of(basis_.dtype)), [&](std::int64_t task) {
       const Scratch::Lease lease(scratch);
-      const std::int64_t from = p * cols, width = std::min(cols, w.n - from);
-      const Stripe stripe{at(basis_, first, from), basis_.dtype, count, basis_.stride, width, lease.data(), b, cols};
-      for (std::int64_t i = 0; i < b; ++i) loops_.load(at(w, i, from), w.dtype, width, stripe.x + i * cols);
-      if (minus != nullptr) {
-        loops_.subtract(stripe, minus);
-        for (std::int64_t i = 0; i < b; ++i) loops_.save(stripe.x + i * cols, width, 1.0, at(w, i, from), w.dtype);
+      double* const found = lease.data() + b * cols;
+      double* const part = parts.data() + task * each;
+      const std::int64_t end = std::min(stripes, (task + 1) * group);
+      for (std::int64_t p = task * group; p < end; ++p) {
+        const std::int64_t from = p * cols, width = std::min(cols, w.n - from);
+        const Stripe stripe{at(basis_, first, from), basis_.dtype, count, basis_.stride, width, lease.data(), b, cols};
+        for (std::int64_t i = 0; i < b; ++i) loops_.load(at(w, i, from), w.dtype, width, stripe.x + i * cols);
+        if (minus != nullptr) {
+          loops_.subtract(stripe, minus);
+          for (std::int64_t i = 0; i < b; ++i) loops_.save(stripe.x + i * cols, width, 1.0, at(w, i, from), w.dtype);
+        }
+        if (with_dots) loops_.dots(stripe, found);
+        loops_.squares(stripe, found + dots);
+        for (std::int64_t k = 0; k < each; ++k) part[k] += found[k];
       }
-      double* const part = parts.data() + p * each;
-      if (with_dots) loops_.dots(stripe, part);
-      loops_.squares(stripe, part + dots);
     });
     std::fill(sums, sums + (count + 1) * b, 0.0);
     double* const squares = sums + count * b;
-    for (std::int64_t p = 0; p < stripes; ++p) {
+    for (std::int64_t p = 0; p < tasks; ++p) {
       const double* const part = parts.data() + p * each;
       for (std::int64_t k = 0; k < dots; ++k) sums[k] += part[k];
       for (std::int64_t i = 0; i < b; ++i) squares[i] += part[dots + i];

@@ -23,6 +23,21 @@ inline Vec lanes_at(const uint16_t* p) {
 #endif
 }
 
+// Two vectors side by side.
+template <class T>
+inline void lanes_at(const T* p, Vec& a, Vec& b) {
+  a = lanes_at(p);
+  b = lanes_at(p + kLanes);
+}
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline void lanes_at(const uint16_t* p, Vec& a, Vec& b) {  // widened together: five instructions for eight numbers
+  const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16);
+  const __m256 singles = _mm256_castsi256_ps(wide);
+  a = _mm256_cvtps_pd(_mm256_castps256_ps128(singles));
+  b = _mm256_cvtps_pd(_mm256_extractf128_ps(singles, 1));
+}
+#endif
+
 inline double number_at(const double* p) { return *p; }
 inline double number_at(const float* p) { return static_cast<double>(*p); }
 inline double number_at(const uint16_t* p) { return static_cast<double>(float_of_bfloat16(*p)); }
@@ -76,10 +91,15 @@ inline void subtract_rows(const T* rows, int64_t stride, int64_t cols, const dou
   Vec factor[kRows];
   for (int k = 0; k < kRows; ++k) factor[k] = broadcast(c[k * step]);
   int64_t j = 0;
-  for (; j + kLanes <= cols; j += kLanes) {
-    Vec sum = load(x + j);
-    for (int k = 0; k < kRows; ++k) sum = fnma(factor[k], lanes_at(rows + k * stride + j), sum);
-    store(x + j, sum);
+  for (; j + 2 * kLanes <= cols; j += 2 * kLanes) {
+    Vec even = load(x + j), odd = load(x + j + kLanes), a, b;
+    for (int k = 0; k < kRows; ++k) {
+      lanes_at(rows + k * stride + j, a, b);
+      even = fnma(factor[k], a, even);
+      odd = fnma(factor[k], b, odd);
+    }
+    store(x + j, even);
+    store(x + j + kLanes, odd);
   }
   for (; j < cols; ++j)
     for (int k = 0; k < kRows; ++k) x[j] -= c[k * step] * number_at(rows + k * stride + j);
@@ -103,10 +123,12 @@ inline void dot_rows(const T* rows, int64_t stride, int64_t cols, const double* 
   for (int k = 0; k < kRows; ++k) even[k] = odd[k] = zeros();
   int64_t j = 0;
   for (; j + 2 * kLanes <= cols; j += 2 * kLanes) {
-    const Vec a = load(x + j), b = load(x + j + kLanes);
+    const Vec first = load(x + j), second = load(x + j + kLanes);
+    Vec a, b;
     for (int k = 0; k < kRows; ++k) {
-      even[k] = fma(a, lanes_at(rows + k * stride + j), even[k]);
-      odd[k] = fma(b, lanes_at(rows + k * stride + j + kLanes), odd[k]);
+      lanes_at(rows + k * stride + j, a, b);
+      even[k] = fma(first, a, even[k]);
+      odd[k] = fma(second, b, odd[k]);
     }
   }
   for (int k = 0; k < kRows; ++k) {
@@ -140,7 +162,8 @@ inline void combine_rows(const Stripe& stripe, const T* rows, const double* s, d
     Vec even[kOut], odd[kOut];
     for (int k = 0; k < kOut; ++k) even[k] = odd[k] = zeros();
     for (int64_t r = 0; r < stripe.count; ++r) {
-      const Vec a = lanes_at(rows + r * stripe.stride + j), b = lanes_at(rows + r * stripe.stride + j + kLanes);
+      Vec a, b;
+      lanes_at(rows + r * stripe.stride + j, a, b);
       for (int k = 0; k < kOut; ++k) {
         const Vec factor = broadcast(s[r * stripe.b + k]);
         even[k] = fma(factor, a, even[k]);
