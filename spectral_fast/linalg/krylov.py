@@ -15,8 +15,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from ..kernels.counters import gaussian, rademacher
 from ..kernels.select import select
 from .arrays import RawArray, as_numpy, is_torch
 
-__all__ = ["BASIS_DTYPES", "Apply", "Krylov", "Share", "check_operator", "product_of", "uninterrupted"]
+__all__ = ["BASIS_DTYPES", "Apply", "Krylov", "Share", "check_operator", "product_of", "spread_of", "uninterrupted"]
 
 F64 = NDArray[np.float64]
 # rows (b, n) in -> products by row (b, n) out, float32 or float64, which the caller may overwrite
@@ -104,13 +104,17 @@ def uninterrupted() -> Iterator[None]:
 class Share:
     """Which columns of every vector this process holds, and how sums over all columns come about; alone, it holds all of them.
 
-    columns: of the n; reduce: adds up the given float64 array over the processes, in place.
+    columns: of the n; reduce: adds up the given float64 array over the processes, in place; agree: replaces it by that of the first process,
+    for another processor's eigenvectors of the same matrix may have other signs.
     """
 
-    def __init__(self, n: int, columns: slice | None = None, reduce: Callable[[F64], None] | None = None) -> None:
+    def __init__(
+        self, n: int, columns: slice | None = None, reduce: Callable[[F64], None] | None = None, agree: Callable[[F64], None] | None = None
+    ) -> None:
         self.n = n
         self.columns = slice(0, n) if columns is None else columns
         self.reduce = reduce
+        self.agree = agree
 
     @property
     def width(self) -> int:
@@ -126,6 +130,29 @@ class Share:
 def _pieces(x: NDArray[Any]) -> Iterator[NDArray[Any]]:
     for a in range(0, len(x), _PIECE):
         yield x[a : a + _PIECE]
+
+
+class Spread(Protocol):
+    """What ``op.sharded`` is for an operator that works in several processes: its products (b, width) for the columns of ``share``. None: one process."""
+
+    share: Share
+
+    def __call__(self, v: NDArray[Any], /) -> NDArray[Any]: ...
+
+    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Rows (k, width), a part in every process -> whole rows (k, n) in all of them."""
+
+    def least(self, x: int) -> int:
+        """The smallest of the processes' x."""
+
+    def one_interrupt(self) -> AbstractContextManager[None]:
+        """Ctrl-C in one process ends the body in all of them at the same product."""
+
+
+def spread_of(op: Any) -> Spread | None:
+    """How the basis of ``op`` is spread over processes; None: every process holds all of it."""
+    spread: Spread | None = getattr(op, "sharded", None)
+    return spread
 
 
 class Krylov:
@@ -267,6 +294,9 @@ class Krylov:
         """-> (values ascending (m,), coefficients on ``order`` (m, m) by column, residual norms (m,))."""
         projected = self.T[np.ix_(self.order, self.order)]
         values, s = np.linalg.eigh((projected + projected.T) / 2)
+        if self.share.agree is not None:
+            self.share.agree(values)
+            self.share.agree(s)
         residuals = np.linalg.norm(self.T[np.ix_(self.pending, self.order)] @ s, axis=0)
         return values, s, residuals
 
