@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..linalg.density import ProbeRun, SpectralDensity, density_of, run_probes
-from ..linalg.eigsh import EigenResult, extreme_pairs, result_of
+from ..linalg.eigsh import EigenResult, Pairs, basis_dtype_for, extreme_pairs, pairs_so_far, result_of
 from ..linalg.krylov import Krylov
-from ..linalg.restart import Ends, Pairs, basis_size
+from ..linalg.restart import Ends, basis_size
 from ..linalg.trace import TraceResult, trace_of
 from ..probing.functional import ParameterFilter
 from ..probing.losses import Loss
@@ -24,7 +26,7 @@ from ..progress import Progress, ProgressOption, progress_reporter
 from ..results import Result, Status
 from .basis_plan import BasisPlan, plan_basis
 from .operators import GGN, GRAPH_SHARE, Hessian
-from .preflight import random_forward
+from .preflight import Preflight, preflight
 
 __all__ = ["CurvatureSpectra", "curvature"]
 
@@ -34,7 +36,8 @@ class CurvatureSpectra(Result):
     """Curvature of the mean loss at the model's parameters.
 
     hessian_top, ggn_top: k largest eigenvalues, descending; hessian_bottom: the k_bottom smallest, descending, so the most negative
-    is last. density, trace: of the Hessian, from the same probes. products: all products with Hessian and GGN. A part that was not
+    is last. density, trace: of the Hessian, from the first steps of the same Krylov space. gradient_in_top: share of the squared gradient within the span of
+    the top eigenvectors (Gur-Ari, Roberts & Dyer 2018). preflight: what was checked of the products before. products: all products with Hessian and GGN. A part that was not
     reached (Ctrl-C, a failure, memory) or does not exist for this loss is None, and ``reason`` or ``notes`` says why; eigenvalues
     interrupted by Ctrl-C are given as they stood, with status "incomplete" of their own.
     """
@@ -46,6 +49,8 @@ class CurvatureSpectra(Result):
     trace: TraceResult | None = None
     loss: float = math.nan
     gradient_norm: float = math.nan
+    gradient_in_top: float = math.nan
+    preflight: Preflight | None = None
     n_params: int = 0
     n_samples: int = 0
     loss_name: str = ""
@@ -55,7 +60,7 @@ class CurvatureSpectra(Result):
 
 
 class _Reporting:
-    """An operator that tells of every product; total is a forecast that grows when the eigensolver needs more."""
+    """Tells of every product; total is a forecast that grows when the eigensolver needs more."""
 
     def __init__(self, report: Progress, forecast: int) -> None:
         self._report, self.forecast, self.done = report, forecast, 0
@@ -65,46 +70,53 @@ class _Reporting:
         self.what = what
         return _Reported(op, self)
 
-    def tick(self) -> None:
-        self.done += 1
-        self.forecast = max(self.forecast, self.done)
-        self._report(self.done, self.forecast, self.what)
+    def tick(self, products: int, what: str = "") -> None:
+        for _ in range(products):
+            self.done += 1
+            self.forecast = max(self.forecast, self.done)
+            self._report(self.done, self.forecast, what or self.what)
 
 
 class _Reported:
     def __init__(self, op: ModelOperator, to: _Reporting) -> None:
         self._op, self._to = op, to
-        self.shape = op.shape
+        self.shape, self.dtype = op.shape, op.dtype
         self.blocks: Mapping[str, slice] = op.blocks
+
+    def row_products(self, v: NDArray[Any]) -> NDArray[Any]:
+        result = self._op.row_products(v)
+        self._to.tick(len(v))
+        return result
 
     def __matmul__(self, v: Any) -> Any:
         result = self._op @ v
-        self._to.tick()
+        self._to.tick(1)
         return result
 
 
 class _Parts:
     """The analysis step by step; what is finished stays readable when a step is interrupted."""
 
-    def __init__(self, hessian: Hessian, *, tol: float, probes: int, max_matvecs: int | None, seed: int) -> None:
+    def __init__(self, hessian: Hessian, *, tol: float, probes: int, max_matvecs: int | None, seed: int, basis_dtype: str | None) -> None:
         self.hessian = hessian
         self.ggn: GGN | None = None
         self.plan: BasisPlan
         self.n = hessian.shape[0]
         self.tol, self.probes, self.max_matvecs, self.seed = tol, probes, max_matvecs, seed
+        self.dtype = basis_dtype_for(hessian, tol, basis_dtype)
         self.run = ProbeRun(n=self.n, steps=1)
         self.found: dict[str, Any] = {}
         self.notes: list[str] = list(hessian.notes)
+        self.preflight: Preflight | None = None
         self.started = time.perf_counter()
 
     def fit(self, k: int, k_bottom: int, steps: int, max_memory: int | float | None) -> None:
         """Settle the sizes of bases and whether graphs are kept. Raises MemoryError when nothing fits."""
         op, n = self.hessian, self.n
         limit = memory_limit(max_memory, torch.device("cpu"))  # the bases are the host's, whatever the device
-        with op.running():
-            graphs, one = op.graph_bytes()
+        graphs, one = op.graph_bytes()
         on_host = op.device.type == "cpu"
-        self.plan = plan_basis(n, min(k, n), min(k_bottom, n), min(steps, n), limit, int(one) if on_host else 0)
+        self.plan = plan_basis(n, min(k, n), min(k_bottom, n), self.probes, min(steps, n), limit, int(one) if on_host else 0, self.dtype)
         self.k, self.k_bottom = self.plan.k, self.plan.k_bottom
         self.run = ProbeRun(n=n, steps=self.plan.steps)
         self.notes += self.plan.notes
@@ -117,37 +129,62 @@ class _Parts:
 
     def work(self, report: Progress) -> None:
         pairs = self.k + self.k_bottom
-        reporting = _Reporting(report, self.probes * self.run.steps + 4 * (pairs + self.k) + 40)
+        reporting = _Reporting(report, self.probes * self.run.steps + pairs + 40)
         value, gradient = self.hessian.loss_and_gradient()
         self.found["loss"], self.found["gradient_norm"] = value, float(gradient.norm())
         if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
             raise ArithmeticError(f"the loss is {value}, its gradient has {int((~torch.isfinite(gradient)).sum())} NaN or Inf")
-        del gradient
         if self.hessian.without_influence:
             self.notes.append(f"no influence on the loss: {', '.join(self.hessian.without_influence)}")
-        random = random_forward(self.hessian)
-        if random:
-            self.notes.append(random)
-        # the first probe's basis is where the eigensolver starts
+        self._preflight(reporting)
+        # one Krylov space of all probes: density, trace, and where the eigensolver starts
+        run_probes(
+            reporting.of(self.hessian, "Hessian"), self.run, probes=self.probes, seed=self.seed, capacity=self.plan.rows, basis_dtype=self.plan.dtype
+        )
+        kry, self.run.basis = self.run.basis, None
+        assert kry is not None
+        self._respect_noise(kry)
         ends = Ends(top=self.k, bottom=self.k_bottom)
-        op = reporting.of(self.hessian, "Hessian")
-        plan = self.plan
-        run_probes(op, self.run, probes=1, seed=self.seed, capacity=plan.rows, basis_dtype=plan.dtype)
-        start, self.run.last = self.run.last, None
-        found, how = self._pairs(op, ends, start)
-        del start
+        found, how = self._pairs(reporting.of(self.hessian, "Hessian"), ends, kry)
+        del kry
         if how["defect"] > 0.1 * self.tol:
             self.notes.append(f"products are symmetric to {how['defect']:.1g} of the largest eigenvalue only; run in float64 (dtype=torch.float64) to see less")
-        count = len(found.values)
-        self.found["hessian_top"] = result_of(found, how, slice(max(0, count - self.k), None), self.k)
-        self.found["hessian_bottom"] = result_of(found, how, slice(0, min(self.k_bottom, count)), self.k_bottom)
+        self._keep_hessian(found, how)
+        self.found["gradient_in_top"] = self._gradient_in_top(gradient)
+        del gradient
         if how["interrupted"]:
             raise KeyboardInterrupt
         del found
         self.hessian.release()
         self._gauss_newton(reporting)
-        run_probes(reporting.of(self.hessian, "density and trace"), self.run, probes=self.probes - 1, seed=self.seed, basis_dtype=plan.dtype)
-        self.hessian.release()
+
+    def _preflight(self, reporting: _Reporting) -> None:
+        before = self.hessian.products
+        self.preflight = preflight(self.hessian, seed=self.seed)
+        reporting.tick(self.hessian.products - before, "checks")
+        self.notes += self.preflight.notes
+
+    def _respect_noise(self, kry: Krylov) -> None:
+        """No residual can be asked for that is below the noise of a product; the largest Ritz value of the probes tells how large that is."""
+        assert self.preflight is not None
+        largest = float(np.abs(kry.ritz()[0]).max(initial=0.0))
+        if (reached := self.preflight.tolerance(self.tol, largest)) > self.tol:
+            self.notes.append(f"tol {self.tol:.1g} raised to {reached:.1g} of the largest eigenvalue, what the noise of the products allows")
+            self.tol = min(reached, 0.5)
+
+    def _keep_hessian(self, found: Pairs, how: dict[str, Any]) -> None:
+        count = len(found.values)
+        self.found["hessian_top"] = result_of(found, how, slice(max(0, count - self.k), None), self.k)
+        self.found["hessian_bottom"] = result_of(found, how, slice(0, min(self.k_bottom, count)), self.k_bottom)
+
+    def _gradient_in_top(self, gradient: Tensor) -> float:
+        """||P_k g||² / ||g||² for the top eigenvectors (Gur-Ari, Roberts & Dyer 2018)."""
+        top = self.found["hessian_top"]
+        size = float(gradient.norm())
+        if size == 0.0 or not np.isfinite(top.vectors).all():
+            return math.nan
+        g = gradient.detach().cpu().numpy() / size
+        return float(sum(float(np.dot(v.astype(g.dtype, copy=False), g)) ** 2 for v in top.vectors.T))
 
     def _pairs(self, op: Any, ends: Ends, start: Krylov | None = None) -> tuple[Pairs, dict[str, Any]]:
         rows = basis_size(self.n, ends)
@@ -158,8 +195,9 @@ class _Parts:
             max_matvecs=self.max_matvecs,
             seed=self.seed,
             basis_dtype=self.plan.dtype,
-            capacity=self.plan.rows if self.plan.rows < rows else None,
+            capacity=min(self.plan.rows, rows),
             start=start,
+            polish=self.plan.polish,
         )
 
     def _gauss_newton(self, reporting: _Reporting) -> None:
@@ -177,9 +215,17 @@ class _Parts:
         if how["interrupted"]:
             raise KeyboardInterrupt
 
+    def interrupted(self) -> None:
+        """Eigenvalues as they stood, where the probes were interrupted before the eigensolver had its turn."""
+        kry, self.run.basis = self.run.basis, None
+        if kry is not None and kry.m and "hessian_top" not in self.found:
+            self._keep_hessian(*pairs_so_far(kry, Ends(top=self.k, bottom=self.k_bottom), self.tol, kry.products))
+
     def result(self, status: Status, reason: str) -> CurvatureSpectra:
-        if self.run.nodes:
+        if self.run.parts:
             self.found["density"], self.found["trace"] = density_of(self.run), trace_of(self.run)
+        if status == "ok" and self.preflight is not None and self.preflight.status != "ok":
+            status, reason = self.preflight.status, self.preflight.notes[0]
         if status == "ok":
             for name in ("hessian_top", "ggn_top"):
                 part = self.found.get(name)
@@ -189,6 +235,7 @@ class _Parts:
         op = self.hessian
         return CurvatureSpectra(
             **self.found,
+            preflight=self.preflight,
             n_params=self.n,
             n_samples=op.batches.n_samples,
             loss_name=op.loss.name,
@@ -220,6 +267,7 @@ def curvature(
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    basis_dtype: str | None = None,
     seed: int = 0,
     progress: ProgressOption = None,
 ) -> CurvatureSpectra:
@@ -227,10 +275,10 @@ def curvature(
 
     model, loader, loss, loss_fn, params, unpack, max_batches, max_samples, device, dtype: see ModelOperator. k, k_bottom: pairs at
     the top (Hessian and GGN) and at the bottom (Hessian), at most the number of parameters. tol: relative residual. probes, steps:
-    of the density; the trace comes from the same products. max_matvecs: budget of each of the two eigenvalue runs.
+    of the density, of one Krylov space in which the eigensolver goes on; the trace comes from its first products. max_matvecs: budget of each of the two eigenvalue runs.
     max_memory: bytes of host memory for Krylov bases, eigenvectors and kept graphs, None: 60 % of what is free; above it bases are kept
-    in float32, then shortened, then fewer pairs computed, in this order (the notes say so); "skipped" with the need when one pair does
-    not fit. progress: see progress_reporter.
+    in float32, then shortened, then kept in bfloat16, then fewer pairs computed, in this order (the notes say so); "skipped" with the need when one pair does
+    not fit. basis_dtype: see eigsh. progress: see progress_reporter.
 
     Ctrl-C returns what is done, eigenvalues as they stand, with status "incomplete"; NaN or Inf in the loss or in a product gives
     status "failed". Raises TypeError, ValueError naming the argument.
@@ -241,7 +289,7 @@ def curvature(
     hessian = Hessian(
         model, loader, loss, loss_fn=loss_fn, params=params, max_batches=max_batches, max_samples=max_samples, unpack=unpack, device=device, dtype=dtype
     )
-    parts = _Parts(hessian, tol=tol, probes=probes, max_matvecs=max_matvecs, seed=seed)
+    parts = _Parts(hessian, tol=tol, probes=int(probes), max_matvecs=max_matvecs, seed=seed, basis_dtype=basis_dtype)
     try:
         parts.fit(k, k_bottom, steps, max_memory)
     except MemoryError as why:
@@ -250,6 +298,7 @@ def curvature(
         try:
             parts.work(report)
         except KeyboardInterrupt:
+            parts.interrupted()
             return parts.result("incomplete", "interrupted")
         except ArithmeticError as why:
             return parts.result("failed", str(why))

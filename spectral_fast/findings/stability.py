@@ -1,4 +1,4 @@
-"""The largest curvature an optimizer can follow without oscillating away."""
+"""The largest curvature an optimizer can follow without oscillating away, as a finding compares it with lambda_1 of the Hessian."""
 
 from __future__ import annotations
 
@@ -16,23 +16,11 @@ class Stability(NamedTuple):
 
 
 def stability_of(optimizer: Any) -> Stability | str:
-    """Threshold of a ``torch.optim.SGD``, or a sentence why there is none.
+    """Threshold for lambda_1 of the Hessian of a ``torch.optim.SGD``, or a sentence why there is none: parameter groups that differ and
+    adaptive optimizers have one for another operator (curvature.sharpness.stability_rule gives both)."""
+    from ..curvature.sharpness import stability_rule
 
-    Gradient descent 2/lr; heavy ball (2 + 2 beta)/lr; Nesterov (2 + 2 beta)/(lr (1 + 2 beta)) (Cohen et al. 2021); coupled weight decay adds to
-    lambda_1. Several parameter groups with different settings, dampening and adaptive optimizers have no such threshold here.
-    """
-    name = type(optimizer).__name__
-    groups = getattr(optimizer, "param_groups", None)
-    if name != "SGD" or not groups:
-        return f"optimizer {name}: no stability threshold is compared (only SGD's are known here)"
-    settings = {(float(g["lr"]), float(g["momentum"]), bool(g["nesterov"]), float(g["weight_decay"]), float(g["dampening"])) for g in groups}
-    if len(settings) > 1:
-        return "optimizer SGD: its parameter groups differ, so there is no one stability threshold"
-    lr, beta, nesterov, decay, dampening = settings.pop()
-    if dampening or lr <= 0:
-        return f"optimizer SGD: no stability threshold for dampening {dampening:g}, lr {lr:g}"
-    if nesterov:
-        return Stability((2 + 2 * beta) / (lr * (1 + 2 * beta)), decay, f"(2 + 2 beta)/(lr (1 + 2 beta)) with lr {lr:g}, beta {beta:g}")
-    if beta:
-        return Stability((2 + 2 * beta) / lr, decay, f"(2 + 2 beta)/lr with lr {lr:g}, beta {beta:g}")
-    return Stability(2 / lr, decay, f"2/lr with lr {lr:g}")
+    found = stability_rule(optimizer)
+    if isinstance(found, str):
+        return found
+    return Stability(found.threshold, float(found.weight_decay), found.rule)

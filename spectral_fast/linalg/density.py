@@ -20,7 +20,8 @@ from ..kernels.counters import rademacher
 from ..memory import host_memory_limit
 from ..results import Result
 from .arrays import as_float64, is_torch, like
-from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of, spread_of
+from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of
+from .spread import spread_of
 
 __all__ = ["Probed", "ProbeRun", "SpectralDensity", "density_of", "run_probes", "spectral_density"]
 
@@ -90,6 +91,7 @@ class ProbeRun:
     squared: list[float] = field(default_factory=list)
     by_block: dict[str, list[float]] = field(default_factory=dict)
     matvecs: int = 0
+    basis: Krylov | None = None  # of the last block of probes, also of one that was interrupted
 
     @property
     def probes(self) -> int:
@@ -127,6 +129,7 @@ def run_probes(
         for a in range(0, share.width, 1 << 20):
             b = min(share.width, a + (1 << 20))
             z[i, a:b] = rademacher(b - a, seed, first + i, start=share.columns.start + a)
+    run.basis = kry
     r, start = kry.add(z)
     del z
     r = r[: len(start)]  # Z = Q R, Q the rows new
@@ -253,6 +256,7 @@ def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0
     with nullcontext() if spread is None else spread.one_interrupt():
         together = together if spread is None else spread.least(together)
         while run.probes < probes:
+            run.basis = None  # one in memory at a time
             run_probes(op, run, probes=min(together, int(probes) - run.probes), seed=seed, basis_dtype=dtype)
     result = density_of(run)
     if is_torch(op):

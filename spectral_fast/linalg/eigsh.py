@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from ..kernels.counters import gaussian
 from ..results import Result, Status
 from .arrays import as_float64, is_torch, like
-from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of, spread_of, uninterrupted
+from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of, uninterrupted
 from .restart import Budget, Ends, Ritz, basis_size, converge, look_for_missed, ritz_of
 from .saved import SavedRun
+from .spread import spread_of
 
-__all__ = ["EigenResult", "Pairs", "eigsh", "extreme_pairs", "result_of"]
+__all__ = ["EigenResult", "Pairs", "basis_dtype_for", "eigsh", "extreme_pairs", "pairs_so_far", "result_of"]
 
 DENSE_BELOW = 24
 POLISH_ROUNDS = 3
@@ -84,8 +85,8 @@ def _start_vectors(v0: Any, n: int) -> F64:
 class _Search:
     """One run. ``pairs`` and ``scale`` are at any time the best there is, so that an interrupt can hand them back."""
 
-    def __init__(self, budget: Budget, n: int, ends: Ends, tol: float, seed: int, share: Share) -> None:
-        self.budget, self.n, self.ends, self.tol, self.seed, self.share = budget, n, ends, tol, seed, share
+    def __init__(self, budget: Budget, n: int, ends: Ends, tol: float, seed: int, share: Share, polish: bool = True) -> None:
+        self.budget, self.n, self.ends, self.tol, self.seed, self.share, self.polish = budget, n, ends, tol, seed, share, polish
         self.pairs = Pairs(np.zeros(0), np.zeros((0, share.width)), np.zeros(0))
         self.scale = self.defect = self.error = 0.0
         self.status: Status = "ok"
@@ -151,11 +152,10 @@ class _Search:
         c[kry.order] = omega
         size = float(np.linalg.norm(omega))
         v = kry.combination(c / size)
-        dtype = np.float32 if kry.rows.dtype != np.float64 else np.float64
-        w = self.budget(v.astype(dtype, copy=False)[None, :])[0]
-        v[:] = kry.combination(kry.T[: kry.t, kry.order] @ (omega / size))
-        v -= w
-        return self.share.norm(v) * size / UNLUCKY
+        w = self.budget(v)
+        kry.combination(kry.T[: kry.t, kry.order] @ (omega / size), into=v)
+        w -= v
+        return self.share.norm(w[0]) * size / UNLUCKY
 
     def _taken(self, kry: Krylov, found: Ritz) -> Pairs:
         """The wanted pairs, their vectors in the memory of the basis's first rows: it is a basis no more."""
@@ -169,12 +169,10 @@ class _Search:
         products = self._products()
         for _ in range(POLISH_ROUNDS):
             worst = self.pairs.residuals.max(initial=0.0)
-            if self.status != "ok" or worst <= self.tol * self.scale:
+            if not self.polish or self.status != "ok" or worst <= self.tol * self.scale:
                 return
             count = len(self.pairs.values)
-            again = Krylov(
-                self.budget, self.n, max(kry.capacity, 3 * count), seed=self.seed, stream=10_000, dtype=kry.dtype, spare=count, share=self.share
-            )
+            again = Krylov(self.budget, self.n, 3 * count, seed=self.seed, stream=10_000, dtype=kry.dtype, spare=0, share=self.share)
             again.scale = self.scale
             again.load(self.pairs.rows, products)
             del products
@@ -272,13 +270,15 @@ def extreme_pairs(
     start: Krylov | None = None,
     checkpoint: Any = None,
     share: Share | None = None,
+    polish: bool = True,
     backend: str = "auto",
 ) -> tuple[Pairs, dict[str, Any]]:
     """The pairs of both ends from one run. -> (pairs ascending, {status, reason, interrupted, matvecs, scale, tol, defect, error, columns}).
 
-    An operator with ``sharded`` (see krylov.Spread) has its basis spread over its processes, all of which get the same pairs; columns: see EigenResult.
+    An operator with ``sharded`` (see spread.Spread) has its basis spread over its processes, all of which get the same pairs; columns: see EigenResult.
     capacity: rows of the basis, at least ends.total + 2; None: basis_size. start: a Krylov basis of the same operator already at hand
-    (its products are not counted again); it is used up. KeyboardInterrupt ends the run, not the caller: see ``interrupted``.
+    (its products are not counted again); it is used up. polish: compute the pairs again from their products where residuals ask for it, which takes the memory of
+    as many vectors once more. KeyboardInterrupt ends the run, not the caller: see ``interrupted``.
     """
     n = check_operator(op)
     dtype = start.dtype if start is not None else basis_dtype_for(op, tol, basis_dtype)
@@ -300,7 +300,7 @@ def extreme_pairs(
     starts = None if v0 is None else _start_vectors(v0, n)
     share = share or (start.share if start is not None else spread.share if spread is not None else Share(n))
     budget = Budget(spread or product_of(op), limit, 0 if small else min(k, 2), share.reduce)
-    search = _Search(budget, n, ends, tol, seed, share)
+    search = _Search(budget, n, ends, tol, seed, share, polish)
     rows = basis_size(n, ends) if capacity is None else max(capacity, min(n, ends.total + 2))
     try:
         if small:
@@ -330,6 +330,14 @@ def extreme_pairs(
         else:
             outcome["columns"] = (share.columns.start, share.columns.stop)
     return search.pairs, outcome
+
+
+def pairs_so_far(kry: Krylov, ends: Ends, tol: float, used: int) -> tuple[Pairs, dict[str, Any]]:
+    """What a basis holds whose run was interrupted; it is used up."""
+    search = _Search(Budget(kry.apply, used, 0), kry.n, ends, tol_of(tol, kry.dtype), kry.seed, kry.share)
+    search.budget.used, search._basis = used, kry
+    search.interrupt()
+    return search.pairs, search.outcome()
 
 
 def result_of(pairs: Pairs, run: dict[str, Any], select: NDArray[Any] | slice, k: int) -> EigenResult:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from ..kernels.counters import gaussian, rademacher
 from ..kernels.select import select
 from .arrays import RawArray, as_numpy, is_torch
 
-__all__ = ["BASIS_DTYPES", "Apply", "Krylov", "Share", "check_operator", "product_of", "spread_of", "uninterrupted"]
+__all__ = ["BASIS_DTYPES", "Apply", "Krylov", "Share", "check_operator", "product_of", "uninterrupted"]
 
 F64 = NDArray[np.float64]
 # rows (b, n) in -> products by row (b, n) out, float32 or float64, which the caller may overwrite
@@ -108,9 +108,7 @@ class Share:
     for another processor's eigenvectors of the same matrix may have other signs.
     """
 
-    def __init__(
-        self, n: int, columns: slice | None = None, reduce: Callable[[F64], None] | None = None, agree: Callable[[F64], None] | None = None
-    ) -> None:
+    def __init__(self, n: int, columns: slice | None = None, reduce: Callable[[F64], None] | None = None, agree: Callable[[F64], None] | None = None) -> None:
         self.n = n
         self.columns = slice(0, n) if columns is None else columns
         self.reduce = reduce
@@ -130,29 +128,6 @@ class Share:
 def _pieces(x: NDArray[Any]) -> Iterator[NDArray[Any]]:
     for a in range(0, len(x), _PIECE):
         yield x[a : a + _PIECE]
-
-
-class Spread(Protocol):
-    """What ``op.sharded`` is for an operator that works in several processes: its products (b, width) for the columns of ``share``. None: one process."""
-
-    share: Share
-
-    def __call__(self, v: NDArray[Any], /) -> NDArray[Any]: ...
-
-    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Rows (k, width), a part in every process -> whole rows (k, n) in all of them."""
-
-    def least(self, x: int) -> int:
-        """The smallest of the processes' x."""
-
-    def one_interrupt(self) -> AbstractContextManager[None]:
-        """Ctrl-C in one process ends the body in all of them at the same product."""
-
-
-def spread_of(op: Any) -> Spread | None:
-    """How the basis of ``op`` is spread over processes; None: every process holds all of it."""
-    spread: Spread | None = getattr(op, "sharded", None)
-    return spread
 
 
 class Krylov:
@@ -343,11 +318,11 @@ class Krylov:
         self._recombine(self.rows, self.t, self._full(s), out)
         return out
 
-    def combination(self, c: F64) -> NDArray[Any]:
-        """Σ c_j row_j of all rows, (n,) float64."""
-        out = np.empty((1, self.share.width))
+    def combination(self, c: F64, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Σ c_j row_j of all rows, (1, n) in the precision of products: float64 or float32."""
+        out = np.empty((1, self.share.width), dtype=np.float64 if self.dtype == "float64" else np.float32) if into is None else into
         self._recombine(self.rows, self.t, np.ascontiguousarray(c[: self.t, None]), out)
-        return out[0]
+        return out
 
     def free(self) -> None:
         """Give the memory of the basis back; it cannot be used any more."""

@@ -169,7 +169,7 @@ def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Bu
     """Is there an eigenvalue beyond the limits of the wanted ones that the basis does not hold (another copy of a multiple one, say)?
 
     A new random vector x, orthogonal to all rows, spans a Krylov space of its own in the same basis. "none": a missed one has probability below
-    MISS_PROBABILITY; "again": the basis holds one more value beyond the limits now, or could not tell yet; "undecided": the budget ended; "crowded": the rows
+    MISS_PROBABILITY, or, where eigenvalues crowd at the limit itself, the outermost value of x's space has converged within it; "again": the basis holds one more value beyond the limits now, or could not tell yet; "undecided": the budget ended; "crowded": the rows
     did, and with what they hold now beside the wanted pairs another try needs fewer.
 
     With M the rows multiplied before, A V_M lies in the span of all rows, so a missed eigenvector's part outside of V_M is an eigenvector of A there. x's
@@ -213,23 +213,31 @@ def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Bu
                 c.step(float(kry.T[kry.chain[i], kry.chain[i]]), beta)
         fed = len(multiplied)
         own = kry.T[np.ix_(multiplied, multiplied)]
-        values = np.linalg.eigvalsh((own + own.T) / 2)
+        values, vectors = np.linalg.eigh((own + own.T) / 2)
+        coupled = float(kry.T[kry.chain[-1], multiplied[-1]]) if len(kry.chain) > len(multiplied) else 0.0
+        settled = coupled * np.abs(vectors[-1]) <= margin
         if values[-1] > upper + margin or values[0] < lower - margin:
             verdict = "again"
-        elif len(multiplied) == len(kry.chain) or all(c.miss_probability(kry.n) <= MISS_PROBABILITY for c in chains):
-            inside = [float(values[-1] if sign > 0 else values[0]) for _, sign in sides]
-            verdict = _with_the_others(kry, sides, inside, multiplied, budget)
+        elif len(multiplied) == len(kry.chain) or all(
+            c.miss_probability(kry.n) <= MISS_PROBABILITY or settled[-1 if c.sign > 0 else 0] for c in chains
+        ):
+            # what x's space reaches at each side, and infinity where its recurrence gives no bound
+            sure = [c.miss_probability(kry.n) <= MISS_PROBABILITY or len(multiplied) == len(kry.chain) for c in chains]
+            inside = [sign * (float(values[-1] if sign > 0 else values[0]) if known else np.inf) for (_, sign), known in zip(sides, sure, strict=True)]
+            verdict = _with_the_others(kry, found, sides, inside, multiplied, budget)
             if saved is not None:
                 saved(kry)
     kry.chain = []
     return verdict
 
 
-def _with_the_others(kry: Krylov, sides: list[tuple[float, float]], inside: list[float], multiplied: list[int], budget: Budget) -> str:
-    """Do the limits hold with the rows Q too that waited before the search? inside: what x's space reaches at each side.
+def _with_the_others(
+    kry: Krylov, found: Ritz, sides: list[tuple[float, float]], inside: list[float], multiplied: list[int], budget: Budget
+) -> str:
+    """Do the limits hold with the rows Q too that waited before the search?
 
     Beyond a limit L there is no eigenvalue of A outside of V_M if that holds without Q, whose values end at nu, and QᵀAQ + GᵀG / (L - nu) ends below L, with
-    G what the products of Q have outside of V_M and Q.
+    G what the products of Q have outside of V_M and Q. inside: sign * nu for each side; infinite where only the Ritz values with Q among them are to be looked at.
     """
     others = [j for j in kry.pending if j not in kry.chain]
     if not others:
@@ -240,8 +248,13 @@ def _with_the_others(kry: Krylov, sides: list[tuple[float, float]], inside: list
     kry.step(others)
     rest = [j for j in range(kry.t) if j not in before and j not in others]
     own, outside = kry.T[np.ix_(others, others)], kry.T[np.ix_(rest, others)]
+    values = kry.ritz()[0]
     for (limit, sign), nu in zip(sides, inside, strict=True):
-        gap = sign * (limit - nu)
+        if np.isinf(nu):
+            if np.count_nonzero(sign * values > sign * limit) > np.count_nonzero(sign * found.values > sign * limit):
+                return "again"
+            continue
+        gap = sign * limit - nu
         bound = sign * (own + own.T) / 2 + outside.T @ outside / gap if gap > 0.0 else np.full((1, 1), np.inf)
         if not np.isfinite(bound).all() or np.linalg.eigvalsh(bound)[-1] >= sign * limit:
             return "again"

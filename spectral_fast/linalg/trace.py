@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ..kernels.counters import rademacher
 from ..results import Result
 from .arrays import like
-from .density import ProbeRun, mean_and_stderr
-from .krylov import F64, check_operator, product_of
+from .density import ProbeRun
+from .krylov import F64, check_operator
+from .trace_methods import METHODS, Estimates, exact, mean_error, rounding_of_forms
 
-__all__ = ["TraceResult", "student_interval", "trace", "trace_of"]
+__all__ = ["TraceResult", "choose", "student_interval", "trace", "trace_of"]
 
-_METHODS = ("hutchinson",)
+# "auto": XTrace from this many products on, where its basis stays below this many bytes
+LEAST_PRODUCTS = 30
+BASIS_BYTES = 2**30
 
 
 def student_interval(estimate: float, stderr: float, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -32,8 +34,9 @@ def student_interval(estimate: float, stderr: float, count: int, level: float = 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class TraceResult(Result):
-    """estimate = mean of ``samples`` (zᵀAz each; a torch tensor where the operator was one), stderr its standard error;
-    by_layer: block name -> (estimate, stderr)."""
+    """estimate = mean of ``samples`` (a torch tensor where the operator was one), stderr its standard error; by_layer: block name ->
+    (estimate, stderr). method: "hutchinson", "hutch++", "xtrace", or "exact", where the trace was computed and nothing is estimated
+    (stderr 0 but for the rounding of the products)."""
 
     estimate: float
     stderr: float
@@ -43,49 +46,96 @@ class TraceResult(Result):
     method: str = "hutchinson"
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Student t interval of the estimate."""
-        return student_interval(self.estimate, self.stderr, len(self.samples), level)
+        """Student t interval of the estimate, len(samples) - 1 degrees of freedom."""
+        return self._interval(self.estimate, self.stderr, level)
+
+    def layer_interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
+        """The same for one block. Raises KeyError listing the names that are there."""
+        if name not in self.by_layer:
+            raise KeyError(f"{name!r}; known: {', '.join(self.by_layer) or 'none'}")
+        return self._interval(*self.by_layer[name], level)
+
+    def _interval(self, estimate: float, stderr: float, level: float) -> tuple[float, float]:
+        if self.method == "exact":
+            student_interval(estimate, stderr, 2, level)  # checks the level
+            return estimate, estimate
+        return student_interval(estimate, stderr, len(self.samples), level)
 
 
 def trace_of(run: ProbeRun) -> TraceResult:
     """The trace from the first products of the density's probes; ``matvecs`` are among the density's."""
-    estimate, stderr = mean_and_stderr(run.quadratic)
+    rounding = rounding_of_forms(run.n, run.squared)
+    whole = mean_error(run.quadratic, rounding)
+    local = {name: mean_error(samples, rounding) for name, samples in run.by_block.items()}
     return TraceResult(
-        estimate=estimate,
-        stderr=stderr,
-        samples=np.asarray(run.quadratic, dtype=np.float64),
-        by_layer={name: mean_and_stderr(samples) for name, samples in run.by_block.items()},
+        estimate=whole.mean,
+        stderr=whole.stderr,
+        samples=whole.samples,
+        by_layer={name: (e.mean, e.stderr) for name, e in local.items()},
         matvecs=len(run.quadratic),
     )
 
 
-def trace(op: Any, *, max_matvecs: int = 100, method: str = "auto", seed: int = 0) -> TraceResult:
-    """tr A of the symmetric ``op`` (n, n) from exactly ``max_matvecs`` products: no optional stopping, which would bias it.
+def choose(n: int, max_matvecs: int) -> str:
+    """The method of "auto", by shape and budget alone: "exact" for n <= max_matvecs; "xtrace" for 30 products or more where its basis
+    (8.5 n max_matvecs bytes) takes at most 1 GiB; else "hutchinson".
 
-    Hutchinson 1990: E[zᵀAz] = tr A for Rademacher z; by block E[z_lᵀ(Az)_l] = tr A_ll where ``op.blocks`` (name -> slice) is there.
-    method: "auto" or "hutchinson". Raises TypeError, ValueError naming the argument; ArithmeticError for NaN or Inf in a product.
+    XTrace's error is at most about sqrt(2) times Hutchinson's where the spectrum is flat, and a small part of it where few eigenvalues
+    carry much of the Frobenius norm, as in Hessians. With fewer products it has too few samples for its covariance.
+    """
+    if n <= max_matvecs:
+        return "exact"
+    return "xtrace" if max_matvecs >= LEAST_PRODUCTS and 8.5 * n * max_matvecs <= BASIS_BYTES else "hutchinson"
+
+
+def _blocks(op: Any, n: int) -> dict[str, slice]:
+    """``op.blocks`` with plain bounds. Raises ValueError for a block with a step."""
+    blocks = getattr(op, "blocks", None)
+    if not isinstance(blocks, Mapping):
+        return {}
+    plain = {}
+    for name, s in blocks.items():
+        start, stop, step = s.indices(n)
+        if step != 1:
+            raise ValueError(f"op: block {name!r} has step {step}; wanted contiguous rows")
+        plain[str(name)] = slice(start, max(start, stop))
+    return plain
+
+
+def trace(op: Any, *, max_matvecs: int = 100, method: str = "auto", seed: int = 0) -> TraceResult:
+    """tr A of the symmetric ``op`` (n, n) from ``max_matvecs`` products (one fewer where XTrace gets an odd number): no optional stopping,
+    which would bias it. For n <= max_matvecs the exact trace from n products with unit vectors, whatever the method: method "exact".
+
+    op: array, tensor, or anything with .shape and @; blocks of vectors where it takes them (arrays, tensors, scipy's operators,
+    ``op.takes_blocks = True``), else one vector at a time. By block where ``op.blocks`` (name -> slice) is there: every method's block
+    estimates are unbiased, have errors of their own and add up to the whole.
+    method: "auto" (see ``choose``);
+    "hutchinson" (Hutchinson 1990), the probes of spectral_density with the same seed, memory a few vectors;
+    "hutch++" (Meyer et al. 2021), 5.3 n max_matvecs bytes; "xtrace" (Epperly, Tropp & Webber 2024), 8.5 n max_matvecs bytes.
+
+    Raises TypeError, ValueError naming the argument; ArithmeticError for NaN or Inf in a product.
     """
     n = check_operator(op)
-    if method not in ("auto", *_METHODS):
-        raise ValueError(f"method: unknown {method!r}; known: auto, {', '.join(_METHODS)}")
+    if method not in ("auto", *METHODS):
+        raise ValueError(f"method: unknown {method!r}; known: auto, {', '.join(METHODS)}")
     if int(max_matvecs) != max_matvecs or max_matvecs < 1:
         raise ValueError(f"max_matvecs: wanted a positive integer, got {max_matvecs}")
-    apply = product_of(op)
-    blocks = getattr(op, "blocks", None)
-    blocks = blocks if isinstance(blocks, Mapping) else {}
-    samples: list[float] = []
-    local: dict[str, list[float]] = {name: [] for name in blocks}
-    for i in range(int(max_matvecs)):
-        z = rademacher(n, seed, i)
-        w = apply(z)
-        samples.append(float(z @ w))
-        for name, s in blocks.items():
-            local[name].append(float(z[s] @ w[s]))
-    estimate, stderr = mean_and_stderr(samples)
+    budget = int(max_matvecs)
+    blocks = _blocks(op, n)
+    chosen = choose(n, budget) if method == "auto" or n <= budget else method
+    found: Estimates
+    if chosen == "exact":
+        found = exact(op, n, blocks, budget, seed)
+    else:
+        estimator, least = METHODS[chosen]
+        if budget < least:
+            raise ValueError(f"max_matvecs: {chosen} needs at least {least}, got {budget}")
+        found = estimator(op, n, blocks, budget, seed)
     return TraceResult(
-        estimate=estimate,
-        stderr=stderr,
-        samples=like(op, np.asarray(samples)),
-        by_layer={name: mean_and_stderr(values) for name, values in local.items()},
-        matvecs=int(max_matvecs),
+        estimate=found.whole.mean,
+        stderr=found.whole.stderr,
+        samples=like(op, found.whole.samples),
+        by_layer={name: (e.mean, e.stderr) for name, e in found.by_block.items()},
+        matvecs=found.products,
+        method=chosen,
     )
