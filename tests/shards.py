@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDatas
 
 from spectral_fast.curvature import GGN, Hessian
 from spectral_fast.curvature.preflight import preflight
+from spectral_fast.curvature.sampling import sampling_errors
 from spectral_fast.linalg.density import ProbeRun, run_probes, spectral_density
-from spectral_fast.linalg.eigsh import eigsh, extreme_pairs
+from spectral_fast.linalg.eigsh import eigsh, extreme_pairs, pairs_so_far
 from spectral_fast.linalg.restart import Ends
+from spectral_fast.linalg.trace import trace
 
 DEEP = ("classes", "tokens")
 Shards = list[list[tuple[Any, Any]]]  # batches by rank
@@ -49,7 +51,7 @@ def samples(dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
 
 def classes(dtype: str = "float64", second: tuple[int, ...] = (7, 4)) -> tuple[nn.Module, Shards, dict[str, Any]]:
     x, y = samples(getattr(torch, dtype))
-    return mlp((6, 8, 3), dtype=dtype), [batches(x, y, (16, 16, 5)), batches(x, y, second, 37)], {}
+    return mlp((6, 8, 3), dtype=dtype), [batches(x, y, (9, 9, 9, 10)), batches(x, y, second, 37)], {}
 
 
 def tokens(ignored: tuple[int, ...] = (3,)) -> tuple[nn.Module, Shards, dict[str, Any]]:
@@ -143,6 +145,15 @@ def more(op: Hessian, loader: Any, group: Any, how: dict[str, Any]) -> dict[str,
     for name, of in (("spread", op), ("whole", Whole(op))):
         density = spectral_density(of, probes=2, steps=12)
         out |= {f"{name} moments": [density.trace, density.trace_stderr, density.frobenius], f"{name} mean": density.nodes @ density.weights}
+    errors = sampling_errors(op, eigsh(op, 2, tol=tol).vectors)
+    found_trace = trace(op, max_matvecs=40)
+    assert errors.groups <= 16 if errors.pieces else errors.groups == 6
+    out |= {"sampling": np.array(errors.pieces) if errors.pieces else errors.stderr, "trace": [found_trace.estimate, found_trace.stderr]}
+    if group is not None:
+        counted: list[int] = []
+        interrupted = run_probes(None, ProbeRun(n=n, steps=6), probes=2, share=op.sharded.share, apply=op.sharded.told(counted.append))
+        so_far, how_it_was = pairs_so_far(interrupted, Ends(top=1), tol, 12)
+        assert sum(counted) == 12 and so_far.rows.shape == (1, n) and how_it_was["columns"] is None
     checks = preflight(op)
     assert not checks.failed, checks.notes
     ggn = GGN(op.model, loader, process_group=group, **how)

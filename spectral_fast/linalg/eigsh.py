@@ -22,7 +22,7 @@ from .arrays import as_float64, is_torch, like
 from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of, uninterrupted
 from .restart import Budget, Ends, Ritz, basis_size, converge, look_for_missed, ritz_of
 from .saved import SavedRun
-from .spread import spread_of
+from .spread import Spread, spread_of
 
 __all__ = ["EigenResult", "Pairs", "basis_dtype_for", "eigsh", "extreme_pairs", "pairs_so_far", "result_of"]
 
@@ -323,13 +323,18 @@ def extreme_pairs(
     except KeyboardInterrupt:
         search.interrupt()
     search.unscale(budget.factor or 1.0)
-    outcome = {**search.outcome(), "columns": None}
+    return _gathered(search, spread)
+
+
+def _gathered(search: _Search, spread: Spread | None) -> tuple[Pairs, dict[str, Any]]:
+    """The pairs of a finished search, in all processes, and what is to be said of them."""
+    pairs, outcome = search.pairs, {**search.outcome(), "columns": None}
     if spread is not None:
-        if len(search.pairs.rows) * n * search.pairs.rows.itemsize <= GATHERED:
-            search.pairs.rows = spread.gather(search.pairs.rows)
+        if len(pairs.rows) * search.n * pairs.rows.itemsize <= GATHERED:
+            pairs.rows = spread.gather(pairs.rows)
         else:
-            outcome["columns"] = (share.columns.start, share.columns.stop)
-    return search.pairs, outcome
+            outcome["columns"] = (spread.share.columns.start, spread.share.columns.stop)
+    return pairs, outcome
 
 
 def pairs_so_far(kry: Krylov, ends: Ends, tol: float, used: int) -> tuple[Pairs, dict[str, Any]]:
@@ -337,7 +342,7 @@ def pairs_so_far(kry: Krylov, ends: Ends, tol: float, used: int) -> tuple[Pairs,
     search = _Search(Budget(kry.apply, used, 0), kry.n, ends, tol_of(tol, kry.dtype), kry.seed, kry.share)
     search.budget.used, search._basis = used, kry
     search.interrupt()
-    return search.pairs, search.outcome()
+    return _gathered(search, kry.apply if isinstance(kry.apply, Spread) else None)
 
 
 def result_of(pairs: Pairs, run: dict[str, Any], select: NDArray[Any] | slice, k: int) -> EigenResult:

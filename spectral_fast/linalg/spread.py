@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -12,6 +12,7 @@ from .krylov import Share
 __all__ = ["Spread", "spread_of"]
 
 
+@runtime_checkable
 class Spread(Protocol):
     """What ``op.sharded`` is for an operator that works in several processes: its products (b, width) for the columns of ``share``. None: one process."""
 

@@ -78,7 +78,7 @@ def products(op: Any, n: int, count: int, vector: Callable[[int], F64]) -> Itera
         apply = product_of(op)
         for i in range(count):
             v = vector(i)
-            yield i, v[:, None], apply(v)[:, None]
+            yield i, v[:, None], apply(v[None]).T
         return
     for start in range(0, count, BLOCK):
         v = np.empty((n, min(BLOCK, count - start)), order="F")

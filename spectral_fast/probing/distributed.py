@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
@@ -130,6 +132,18 @@ class Ranks:
             dist.broadcast(moved.reshape(-1).view(torch.uint8), dist.get_global_rank(_known(self.group), 0), group=self.group)
             if moved is not t:
                 t.copy_(moved)
+
+    def concatenated(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The ranks' arrays (m, ...), alike but for m, one behind the other."""
+        if self.size == 1:
+            return x
+        counts = [row[0] for row in self.gather([len(x)])]
+        mine = torch.zeros((max(counts), *x.shape[1:]), dtype=torch.float64)
+        mine[: len(x)] = torch.from_numpy(np.ascontiguousarray(x))
+        mine = mine.to(self.home(mine.device))
+        out = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(out, mine, group=self.group)
+        return np.concatenate([t[:count].cpu().numpy() for t, count in zip(out, counts, strict=True)])
 
     def total(self, x: float) -> float:
         """Sum of the ranks' x."""

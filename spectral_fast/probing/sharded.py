@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -55,6 +56,7 @@ class ShardedProducts:
         self._width = -(-share.n // ranks.size)  # that of all ranks but the last
         self._home = ranks.home(device)
         # gloo has had no reduce_scatter for long: there every rank gets all sums and keeps its own
+        self._tick: Callable[[int], None] | None = None
         self._scatters = "nccl" in str(dist.get_backend_config(ranks.group))
 
     def __call__(self, v: NDArray[Any]) -> NDArray[Any]:
@@ -71,7 +73,15 @@ class ShardedProducts:
         else:
             self.ranks.add_up(out)
             mine = out[:, self.share.columns]
+        if self._tick is not None:
+            self._tick(len(v))
         return np.ascontiguousarray(mine.cpu().numpy())
+
+    def told(self, tick: Callable[[int], None]) -> ShardedProducts:
+        """The same, which tells ``tick`` how many products were made."""
+        other = copy.copy(self)
+        other._tick = tick
+        return other
 
     def _whole(self, v: NDArray[Any]) -> Tensor:
         """The ranks' parts (b, width) of vectors -> (b, n and some room), on a device of the group's."""

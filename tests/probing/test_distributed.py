@@ -44,7 +44,7 @@ def test_two_ranks_equal_one_process(case: str, ranks: Found) -> None:
     batch by batch, alike in both; its Krylov vectors are float32, so that Ritz values differ by eps."""
     want = shards.found(case)
     first, second = ({name.removeprefix(f"{case}/"): x for name, x in found.items() if name.startswith(f"{case}/")} for found in ranks[:2])
-    assert first.keys() == second.keys() == want.keys() and len(want) == (7 + 6 + 2 if case in shards.DEEP else 7)
+    assert first.keys() == second.keys() == want.keys() and len(want) == (7 + 10 if case in shards.DEEP else 7)
     for name, value in want.items():
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)  # to the bit
         x = np.asarray(value, dtype=np.float64)
