@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,19 @@ from ..results import Result, Status
 from .basis_plan import BasisPlan, plan_basis
 from .operators import GGN, GRAPH_SHARE, Hessian
 from .preflight import Preflight, preflight
+from .sampling import SamplingErrors, sampling_errors
+from .sharpness import stability_rule
 
-__all__ = ["CurvatureSpectra", "curvature"]
+__all__ = ["CurvatureSpectra", "Sharpness", "curvature"]
+
+
+class Sharpness(NamedTuple):
+    """Unstable where ``value`` is beyond ``threshold``. value: lambda_1 of H, with coupled weight decay, or of P^-1 H for an adaptive optimizer; rule: the
+    threshold's formula with its numbers."""
+
+    value: float
+    threshold: float
+    rule: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -37,8 +48,9 @@ class CurvatureSpectra(Result):
 
     hessian_top, ggn_top: k largest eigenvalues, descending; hessian_bottom: the k_bottom smallest, descending, so the most negative
     is last. density, trace: of the Hessian, from the first steps of the same Krylov space. gradient_in_top: share of the squared gradient within the span of
-    the top eigenvectors (Gur-Ari, Roberts & Dyer 2018). preflight: what was checked of the products before. products: all products with Hessian and GGN. A part that was not
-    reached (Ctrl-C, a failure, memory) or does not exist for this loss is None, and ``reason`` or ``notes`` says why; eigenvalues
+    the top eigenvectors (Gur-Ari, Roberts & Dyer 2018). sampling: standard errors of hessian_top from the data being a sample. sharpness: lambda_1 beside the
+    optimizer's stability threshold (Cohen et al. 2021, 2022). preflight: what was checked of the products before. products: all products with Hessian and
+    GGN. A part that was not reached (Ctrl-C, a failure, memory) or does not exist for this loss is None, and ``reason`` or ``notes`` says why; eigenvalues
     interrupted by Ctrl-C are given as they stood, with status "incomplete" of their own.
     """
 
@@ -50,6 +62,8 @@ class CurvatureSpectra(Result):
     loss: float = math.nan
     gradient_norm: float = math.nan
     gradient_in_top: float = math.nan
+    sampling: SamplingErrors | None = None
+    sharpness: Sharpness | None = None
     preflight: Preflight | None = None
     n_params: int = 0
     n_samples: int = 0
@@ -97,7 +111,9 @@ class _Reported:
 class _Parts:
     """The analysis step by step; what is finished stays readable when a step is interrupted."""
 
-    def __init__(self, hessian: Hessian, *, tol: float, probes: int, max_matvecs: int | None, seed: int, basis_dtype: str | None) -> None:
+    def __init__(
+        self, hessian: Hessian, *, tol: float, probes: int, max_matvecs: int | None, seed: int, basis_dtype: str | None, optimizer: Any, data_errors: bool
+    ) -> None:
         self.hessian = hessian
         self.ggn: GGN | None = None
         self.plan: BasisPlan
@@ -108,12 +124,15 @@ class _Parts:
         self.found: dict[str, Any] = {}
         self.notes: list[str] = list(hessian.notes)
         self.preflight: Preflight | None = None
+        self.optimizer, self.data_errors = optimizer, data_errors
+        self.more_products = 0  # made by copies of the operator
+        self.limit = 0
         self.started = time.perf_counter()
 
     def fit(self, k: int, k_bottom: int, steps: int, max_memory: int | float | None) -> None:
         """Settle the sizes of bases and whether graphs are kept. Raises MemoryError when nothing fits."""
         op, n = self.hessian, self.n
-        limit = memory_limit(max_memory, torch.device("cpu"))  # the bases are the host's, whatever the device
+        self.limit = limit = memory_limit(max_memory, torch.device("cpu"))  # the bases are the host's, whatever the device
         graphs, one = op.graph_bytes()
         on_host = op.device.type == "cpu"
         self.plan = plan_basis(n, min(k, n), min(k_bottom, n), self.probes, min(steps, n), limit, int(one) if on_host else 0, self.dtype)
@@ -138,9 +157,7 @@ class _Parts:
             self.notes.append(f"no influence on the loss: {', '.join(self.hessian.without_influence)}")
         self._preflight(reporting)
         # one Krylov space of all probes: density, trace, and where the eigensolver starts
-        run_probes(
-            reporting.of(self.hessian, "Hessian"), self.run, probes=self.probes, seed=self.seed, capacity=self.plan.rows, basis_dtype=self.plan.dtype
-        )
+        run_probes(reporting.of(self.hessian, "Hessian"), self.run, probes=self.probes, seed=self.seed, capacity=self.plan.rows, basis_dtype=self.plan.dtype)
         kry, self.run.basis = self.run.basis, None
         assert kry is not None
         self._respect_noise(kry)
@@ -148,13 +165,15 @@ class _Parts:
         found, how = self._pairs(reporting.of(self.hessian, "Hessian"), ends, kry)
         del kry
         if how["defect"] > 0.1 * self.tol:
-            self.notes.append(f"products are symmetric to {how['defect']:.1g} of the largest eigenvalue only; run in float64 (dtype=torch.float64) to see less")
+            self.notes.append(f"products are symmetric to {how['defect']:.1g} of the largest eigenvalue only; dtype=torch.float64 shows less")
         self._keep_hessian(found, how)
         self.found["gradient_in_top"] = self._gradient_in_top(gradient)
         del gradient
         if how["interrupted"]:
             raise KeyboardInterrupt
         del found
+        self._sharpness(reporting)
+        self._sampling(reporting)
         self.hessian.release()
         self._gauss_newton(reporting)
 
@@ -185,6 +204,39 @@ class _Parts:
             return math.nan
         g = gradient.detach().cpu().numpy() / size
         return float(sum(float(np.dot(v.astype(g.dtype, copy=False), g)) ** 2 for v in top.vectors.T))
+
+    def _sharpness(self, reporting: _Reporting) -> None:
+        """lambda_1 as the optimizer's stability is about it."""
+        if self.optimizer is None:
+            return
+        top = float(self.found["hessian_top"].values[0])
+        rule = stability_rule(self.optimizer, self.hessian)
+        if isinstance(rule, str):
+            self.notes.append(rule)
+        elif rule.plain:
+            self.found["sharpness"] = Sharpness(top + float(rule.weight_decay), rule.threshold, rule.rule)
+        else:
+            found, how = self._pairs(rule.operator(reporting.of(self.hessian, "preconditioned Hessian")), Ends(top=1))
+            if how["interrupted"]:
+                raise KeyboardInterrupt
+            self.found["sharpness"] = Sharpness(float(found.values[-1]), rule.threshold, rule.rule)
+            if how["status"] != "ok":
+                self.notes.append(f"lambda_1 of the preconditioned Hessian: {how['reason']}")
+
+    def _sampling(self, reporting: _Reporting) -> None:
+        """What the data being a sample does to the top eigenvalues, from the batches' own products."""
+        top = self.found["hessian_top"]
+        if not self.data_errors or not np.isfinite(top.vectors).all():
+            return
+        if 8 * top.vectors.size + self.plan.bytes > self.limit:
+            self.notes.append("standard errors from the data left out (max_memory)")
+            return
+        before = self.hessian.products
+        self.found["sampling"] = found = sampling_errors(self.hessian, top.vectors, seed=self.seed)
+        reporting.tick(max(found.products, self.hessian.products - before), "error bars from the data")
+        self.more_products = found.products - (self.hessian.products - before)
+        if found.reason:
+            self.notes.append(f"no standard errors from the data: {found.reason}")
 
     def _pairs(self, op: Any, ends: Ends, start: Krylov | None = None) -> tuple[Pairs, dict[str, Any]]:
         rows = basis_size(self.n, ends)
@@ -239,7 +291,7 @@ class _Parts:
             n_params=self.n,
             n_samples=op.batches.n_samples,
             loss_name=op.loss.name,
-            products=op.products + (0 if self.ggn is None else self.ggn.products),
+            products=op.products + self.more_products + (0 if self.ggn is None else self.ggn.products),
             seconds=time.perf_counter() - self.started,
             notes=tuple(self.notes),
             status=status,
@@ -268,6 +320,8 @@ def curvature(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     basis_dtype: str | None = None,
+    optimizer: Any = None,
+    data_errors: bool = True,
     seed: int = 0,
     progress: ProgressOption = None,
 ) -> CurvatureSpectra:
@@ -275,10 +329,11 @@ def curvature(
 
     model, loader, loss, loss_fn, params, unpack, max_batches, max_samples, device, dtype: see ModelOperator. k, k_bottom: pairs at
     the top (Hessian and GGN) and at the bottom (Hessian), at most the number of parameters. tol: relative residual. probes, steps:
-    of the density, of one Krylov space in which the eigensolver goes on; the trace comes from its first products. max_matvecs: budget of each of the two eigenvalue runs.
-    max_memory: bytes of host memory for Krylov bases, eigenvectors and kept graphs, None: 60 % of what is free; above it bases are kept
+    of the density, of one Krylov space in which the eigensolver goes on; the trace comes from its first products. max_matvecs: budget of each of the two
+    eigenvalue runs. max_memory: bytes of host memory for Krylov bases, eigenvectors and kept graphs, None: 60 % of what is free; above it bases are kept
     in float32, then shortened, then kept in bfloat16, then fewer pairs computed, in this order (the notes say so); "skipped" with the need when one pair does
-    not fit. basis_dtype: see eigsh. progress: see progress_reporter.
+    not fit. basis_dtype: see eigsh. optimizer: a torch.optim SGD, Adam, AdamW or RMSprop, whose stability threshold lambda_1 is
+    compared with. data_errors: standard errors of the top eigenvalues from the sampling of the data, at k + 1 products. progress: see progress_reporter.
 
     Ctrl-C returns what is done, eigenvalues as they stand, with status "incomplete"; NaN or Inf in the loss or in a product gives
     status "failed". Raises TypeError, ValueError naming the argument.
@@ -289,7 +344,9 @@ def curvature(
     hessian = Hessian(
         model, loader, loss, loss_fn=loss_fn, params=params, max_batches=max_batches, max_samples=max_samples, unpack=unpack, device=device, dtype=dtype
     )
-    parts = _Parts(hessian, tol=tol, probes=int(probes), max_matvecs=max_matvecs, seed=seed, basis_dtype=basis_dtype)
+    parts = _Parts(
+        hessian, tol=tol, probes=int(probes), max_matvecs=max_matvecs, seed=seed, basis_dtype=basis_dtype, optimizer=optimizer, data_errors=data_errors
+    )
     try:
         parts.fit(k, k_bottom, steps, max_memory)
     except MemoryError as why:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..linalg.restart import Ends, basis_size
+from ..linalg.restart import SEARCH_ROWS, Ends, basis_size
 
 __all__ = ["BasisPlan", "plan_basis", "predicted_bytes"]
 
@@ -32,8 +32,8 @@ class BasisPlan:
 
 
 def predicted_bytes(n: int, k: int, k_bottom: int, rows: int, probes: int, dtype: str, work: int = 8, *, polish: bool = True) -> int:
-    """The largest of the parts. One basis lives at a time, with room for a block of ``probes`` behind its rows; pairs stay in its memory. Beside the GGN's basis
-    lie the Hessian's pairs; polishing takes pairs, products and a small basis. work: bytes of a working number."""
+    """The largest of the parts. One basis lives at a time, with room for a block of ``probes`` behind its rows; pairs stay in its memory. Beside the GGN's
+    basis lie the Hessian's pairs; polishing takes pairs, products and a small basis. work: bytes of a working number."""
     total, item = k + k_bottom, ITEMSIZE[dtype]
     kept = max(item, 4)
     main = item * (rows + probes)
@@ -47,8 +47,8 @@ def plan_basis(n: int, k: int, k_bottom: int, probes: int, steps: int, limit: in
     """n: number of parameters. probes, steps: of the density. limit: bytes; fixed: those among them taken anyway (the graph of a batch). dtype: of the basis
     where there is room: that of the model.
 
-    Degrades in this order: bases in float32; fewer rows, and fewer steps of the density with them; bfloat16; still fewer rows, without polishing; fewer pairs.
-    Raises MemoryError, naming the need, when not even one pair at each end fits.
+    Degrades in this order: bases in float32; fewer rows, and fewer steps of the density with them; bfloat16; still fewer rows, without polishing; fewer
+    pairs. Raises MemoryError, naming the need, when not even one pair at each end fits.
     """
     first = need = 0
     work = 8 if dtype == "float64" or n < 1 << 22 else 4
@@ -82,7 +82,7 @@ def _fewer(k: int, k_bottom: int) -> Iterator[tuple[int, int]]:
 
 def _smaller(n: int, full: int, total: int, dtype: str) -> Iterator[tuple[int, str, bool]]:
     """(rows, dtype, polish), the best first."""
-    easy, least = min(full, 2 * total + 24), min(full, n, total + max(6, total // 2))
+    easy, least = min(full, 2 * total + 24), min(full, n, total + SEARCH_ROWS)
     yield full, dtype, True
     for rows in range(full, easy - 1, -1):
         yield rows, "float32", True

@@ -75,7 +75,7 @@ class Hessian(GraphOperator):
 class GGN(GraphOperator):
     """Generalised Gauss-Newton matrix of L; see ModelOperator. Positive semidefinite for convex losses of the outputs.
 
-    Beside the graph a product holds one array of the outputs' shape: J v, to which the loss's Hessian is applied in place.
+    Beside the graph a product holds J v, of the outputs' shape (and one summand of it at a time); the loss's Hessian is applied in place.
     loss_fn gets the output tensor here. Raises NotImplementedError where the loss is not known as a function of the outputs.
     """
 

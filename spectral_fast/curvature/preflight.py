@@ -41,7 +41,8 @@ class Preflight:
     an uᵀHv is expected to be, ||H||_F. linearity: ||H(u + 2v) - Hu - 2Hv||. difference: ||Hv - central difference of the gradient||;
     difference_noise: what rounding may do to that. kinks: functions called whose derivative jumps.
     noise_floor: the largest of repeat, symmetry, linearity and eps: what one product is uncertain by. noise: the same for a vector of length 1, absolute.
-    tol_floor: the least residual that can be reached, relative to the length of such a product; relative to the largest eigenvalue see ``tolerance``. products, gradients: the cost. failed: names of the checks that failed: "determinism", "repeat",
+    tol_floor: the least residual that can be reached, relative to the length of such a product; relative to the largest eigenvalue see ``tolerance``.
+    products, gradients: the cost. failed: names of the checks that failed: "determinism", "repeat",
     "linearity", "symmetry", "noise", "difference". notes: a sentence for each, and for kinks; empty when all is well.
     """
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..kernels.counters import random_words
 from ..linalg.arrays import as_float64
 from ..linalg.trace import student_interval
-from ..probing.batches import Batch
+from ..probing.batches import Batch, Batches
 from ..probing.distributed import Ranks
 from ..probing.operator import ModelOperator
 
@@ -102,7 +102,7 @@ def random_pieces(batches: Sequence[Batch], wanted: int, seed: int = 0) -> list[
 def _on(op: ModelOperator, batch: Batch) -> ModelOperator:
     """``op`` on one batch: same model, parameters and loss. Its graph is built once, kept for all vectors and goes with it."""
     single = copy.copy(op)
-    changes: dict[str, Any] = {"batches": [batch], "weights": [1.0], "keep": True, "_kept": {}, "_predicted": None}
+    changes: dict[str, Any] = {"batches": Batches([batch], device=op.device), "weights": [1.0], "keep": True, "_kept": {}, "_chooser": None}
     for name, value in changes.items():
         setattr(single, name, value)
     single.ranks = Ranks(None)  # other ranks have other numbers of batches

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..linalg.arrays import as_float64
-from ..linalg.krylov import check_operator, product_of
+from ..linalg.krylov import check_operator, vector_product
 from ..linalg.trace_methods import block_product, takes_blocks
 
 __all__ = ["Preconditioned", "StabilityRule", "preconditioned", "stability_rule", "subspace_share"]
@@ -46,7 +46,7 @@ class Preconditioned:
         blocks = getattr(op, "blocks", None)
         self.blocks: dict[str, slice] = dict(blocks) if isinstance(blocks, Mapping) else {}
         self.takes_blocks = takes_blocks(op)
-        self._apply = product_of(op)
+        self._apply = vector_product(op)
 
     def __matmul__(self, v: Any) -> F64:
         x = as_float64(v)

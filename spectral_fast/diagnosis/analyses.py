@@ -82,7 +82,7 @@ def diagnose(
     max_memory: bytes each analysis may take; None: 60 % of what is free. Above it they degrade as their notes say.
     layer:   the classifier, for neural collapse; None finds it.
     unpack:  batch -> (inputs, targets), for loaders of another form.
-    optimizer: a ``torch.optim.SGD``, whose stability threshold lambda_1 is compared with.
+    optimizer: a ``torch.optim`` SGD, Adam, AdamW or RMSprop, whose stability threshold lambda_1 is compared with.
     null:    "permutation": also the spectra of 20 shuffles of every weight's entries, at 20 times the cost of the weights.
     baseline: what the weights are compared with instead of random matrices: a model, a state dict, a path, or the result of a scan or diagnosis;
              matrices are matched by name, those without a partner are listed (``weights.not_compared``).
@@ -110,9 +110,9 @@ def diagnose(
         else:
             shared: dict[str, Any] = {"loss": settled, "params": params, "device": device, "seed": seed, "progress": report}
             gradients = run("gradients", include, lambda: _gradients(model, data, caps, max_memory, shared))
-            curvature = run("curvature", include, lambda: _curvature(model, data, caps, k, tol, {**shared, "max_memory": max_memory}))
+            curvature = run("curvature", include, lambda: _curvature(model, data, caps, k, tol, {**shared, "max_memory": max_memory, "optimizer": optimizer}))
             collapse = run("collapse", include, lambda: _collapse(model, data, layer, device, max_memory, report))
-    stability = None if optimizer is None else stability_of(optimizer)
+    stability = None if optimizer is None or (curvature is not None and curvature.sharpness is not None) else stability_of(optimizer)
     findings = [
         *(weight_findings(weights) if weights else ()),
         *(gradient_findings(gradients, _batch_size(loader), collapse.n_classes if collapse else None) if gradients else ()),
@@ -220,7 +220,9 @@ def _gradients(model: Any, data: _Data, caps: Budget, max_memory: int | float | 
 def _curvature(model: Any, data: _Data, caps: Budget, k: int, tol: float, shared: dict[str, Any]) -> CurvatureSpectra:
     from ..curvature.analysis import curvature
 
-    return curvature(model, data.full, k=k, tol=tol, max_matvecs=caps.max_matvecs, probes=caps.probes, steps=caps.steps, **shared)
+    return curvature(
+        model, data.full, k=k, tol=tol, max_matvecs=caps.max_matvecs, probes=caps.probes, steps=caps.steps, data_errors=caps.max_matvecs > 60, **shared
+    )
 
 
 def _collapse(model: Any, data: _Data, layer: str | None, device: Any, max_memory: int | float | None, progress: Progress) -> NeuralCollapse:

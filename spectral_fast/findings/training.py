@@ -30,15 +30,22 @@ def curvature_findings(c: CurvatureSpectra, stability: Stability | None = None) 
     if top <= 0:
         return tuple(found)
     stable = 2.0 / top
-    if stability is not None and top + stability.weight_decay > stability.threshold:
+    if c.sharpness is not None:
+        beyond, value, threshold, rule = c.sharpness.value > c.sharpness.threshold, c.sharpness.value, c.sharpness.threshold, c.sharpness.rule
+        what = f"lambda_1 {value:.3g}" if math.isclose(value, top, rel_tol=1e-6) else f"lambda_1 {value:.3g} as this optimizer sees it"
+    elif stability is not None:
         decay = f" + weight decay {stability.weight_decay:.3g}" if stability.weight_decay else ""
+        beyond, threshold, rule, what = top + stability.weight_decay > stability.threshold, stability.threshold, stability.rule, f"lambda_1 {top:.3g}{decay}"
+    else:
+        beyond, threshold, rule, what = False, math.inf, "", ""
+    if beyond:
         found.append(
             Finding(
                 severity="warning",
                 where=_LOSS,
                 title="the learning rate is above the stability threshold",
-                evidence=f"lambda_1 {top:.3g}{decay} is above {stability.threshold:.3g}",
-                comparison=f"the threshold is {stability.rule}",
+                evidence=f"{what} is above {threshold:.3g}",
+                comparison=f"the threshold is {rule}",
                 advice="lower learning rate",
                 source="Cohen et al. 2021",
                 analysis="curvature",

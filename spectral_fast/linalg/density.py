@@ -1,9 +1,9 @@
 """The spectral density of a symmetric operator by stochastic Lanczos quadrature (SLQ), with trace and Frobenius norm.
 
-Ubaru, Chen & Saad 2017, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", in block form (Golub & Meurant 2010, chapter 4): a block of Rademacher
-probes Z = Q R starts one Krylov space; its Ritz values are the nodes of all probes, and probe i's weights are the squares of what z_i has of the Ritz vectors.
-The first products give tr A (Hutchinson 1990), in all and by block, and ||A||_F² = E ||A z||², no product being spent twice. Ritz pairs at the ends that
-have converged are eigenvalues: they count 1/n each, exactly, and probes speak of the rest only.
+Ubaru, Chen & Saad 2017, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", in block form (Golub & Meurant 2010, chapter 4): a block of
+Rademacher probes Z = Q R starts one Krylov space; its Ritz values are the nodes of all probes, and probe i's weights are the squares of what z_i has of the
+Ritz vectors. The first products give tr A (Hutchinson 1990), in all and by block, and ||A||_F² = E ||A z||², no product being spent twice. Ritz pairs at the
+ends that have converged are eigenvalues: they count 1/n each, exactly, and probes speak of the rest only.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ __all__ = ["Probed", "ProbeRun", "SpectralDensity", "density_of", "run_probes", 
 
 GRID = 512
 RELATIVE_WIDTH = 0.01
-# A node at an end of the spectrum counts as an eigenvalue where its residual is below this share of the distance to the next one; a node that carries more than OUTLIER_MASS / n stands for
-# several eigenvalues (one alone has chi-square / n of the mass: above 20 once in 10^5 for a single probe, and never for four)
+# A node at an end of the spectrum counts as an eigenvalue where its residual is below this share of the distance to the next one; a node that carries more
+# than OUTLIER_MASS / n stands for several eigenvalues (one alone has chi-square / n of the mass: above 20 once in 10^5 for a single probe, and never for
+# four)
 SETTLED = 0.05
 OUTLIER_MASS = 20.0
 
@@ -36,8 +37,8 @@ OUTLIER_MASS = 20.0
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SpectralDensity(Result):
     """nodes (ascending) and weights (sum 1): the quadrature of all probes, the cumulative staircase is the result proper (all of them
-    torch tensors on the operator's device where it was a torch matrix). outliers (below, above): how many nodes at either end are converged eigenvalues, of weight
-    1/n each; the bulk between them rests on the probes. grid and density: a view of it, every node a Gaussian of standard deviation ``width``.
+    torch tensors on the operator's device where it was a torch matrix). outliers (below, above): how many nodes at either end are converged eigenvalues, of
+    weight 1/n each; the bulk between them rests on the probes. grid and density: a view of it, every node a Gaussian of standard deviation ``width``.
     trace, frobenius: estimates with standard errors (NaN for one probe)."""
 
     nodes: F64
@@ -117,13 +118,23 @@ def run_probes(
 ) -> Krylov:
     """Add a block of ``probes`` probes and ``run.steps`` steps to ``run``, in place, and return its basis, from which eigsh can go on.
 
-    capacity: least number of rows the basis is made for, where more is to come. An interrupt leaves in ``run`` what the first products and the steps done so far
-    gave. apply: op's product where it is known already.
+    capacity: least number of rows the basis is made for, where more is to come. An interrupt leaves in ``run`` what the first products and the steps done so
+    far gave. apply: op's product where it is known already.
     """
     n, first = run.n, run.probes
     spread = spread_of(op) if share is None and apply is None else None
     share = share or (spread.share if spread is not None else Share(n))
-    kry = Krylov(apply or spread or product_of(op), n, max(probes * run.steps, capacity), seed=seed, stream=2**32 + first, dtype=basis_dtype, spare=probes, share=share, backend=backend)
+    kry = Krylov(
+        apply or spread or product_of(op),
+        n,
+        max(probes * run.steps, capacity),
+        seed=seed,
+        stream=2**32 + first,
+        dtype=basis_dtype,
+        spare=probes,
+        share=share,
+        backend=backend,
+    )
     z = np.empty((probes, share.width), dtype=np.float64 if basis_dtype == "float64" else np.float32)
     for i in range(probes):
         for a in range(0, share.width, 1 << 20):
@@ -136,22 +147,21 @@ def run_probes(
     local: dict[str, F64] = {}
 
     def by_block(w: NDArray[Any]) -> None:
-        rows = kry.vectors_of(start)
+        q = kry.vectors_of(start)
         for name, part in _blocks(op).items():
             inside = slice(max(0, part.start - share.columns.start), max(0, min(share.width, part.stop - share.columns.start)))
-            local[name] = np.asarray(rows[:, inside].astype(np.float64) @ w[:, inside].astype(np.float64).T)
+            local[name] = np.asarray(q[:, inside].astype(np.float64) @ w[:, inside].astype(np.float64).T)
             if share.reduce is not None:
                 share.reduce(local[name])
 
-    done = 0
     try:
         kry.step(start, before=by_block)
         products = kry.T[: kry.t, start] @ r
         run.quadratic += [float(x) for x in np.einsum("ij,ij->j", r, kry.T[np.ix_(start, start)] @ r)]
         run.squared += [float(x) for x in np.einsum("ij,ij->j", products, products)]
-        for name, b in local.items():
-            run.by_block.setdefault(name, []).extend(float(x) for x in np.einsum("ij,ij->j", r, b @ r))
-        for done in range(1, run.steps):
+        for name, form in local.items():
+            run.by_block.setdefault(name, []).extend(float(x) for x in np.einsum("ij,ij->j", r, form @ r))
+        for _ in range(1, run.steps):
             if not kry.pending:
                 break
             kry.step(list(kry.pending))
@@ -161,7 +171,6 @@ def run_probes(
             weights = (r.T @ s[: len(start)]) ** 2  # the first of the rows multiplied
             run.parts.append(Probed(values, residuals, weights / weights.sum(axis=1, keepdims=True)))
         run.matvecs += kry.products
-        del done
     return kry
 
 

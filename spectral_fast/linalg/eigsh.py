@@ -20,7 +20,7 @@ from ..kernels.counters import gaussian
 from ..results import Result, Status
 from .arrays import as_float64, is_torch, like
 from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of, uninterrupted
-from .restart import Budget, Ends, Ritz, basis_size, converge, look_for_missed, ritz_of
+from .restart import SEARCH_ROWS, Budget, Ends, Ritz, basis_size, converge, look_for_missed, ritz_of
 from .saved import SavedRun
 from .spread import Spread, spread_of
 
@@ -28,11 +28,14 @@ __all__ = ["EigenResult", "Pairs", "basis_dtype_for", "eigsh", "extreme_pairs", 
 
 DENSE_BELOW = 24
 POLISH_ROUNDS = 3
+SHARE_OF_TOL = 0.9  # what the Krylov relation's residuals may take; the rest is for the error of the relation itself
 SEARCH_ROUNDS = 12
 # A normal number is smaller than this with probability 0.01: what a product of a random combination shows of an error is rarely less.
 UNLUCKY = 0.0125
 # Eigenvectors found in parts by several processes are put together in all of them up to so many bytes
 GATHERED = 1 << 30
+# Noise of length e in the products shows e / sqrt(n) in each entry of T, and the largest of the hundreds or thousands of them at least as much.
+NOISE_IN_DEFECT = 1.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -40,12 +43,13 @@ class EigenResult(Result):
     """values (k,) descending; residuals (k,): ||A v - theta v||, converged (k,): residual <= tol x scale; vectors (n, k) orthonormal columns; scale:
     largest |Ritz value| seen; matvecs: products used, shared with other results of the same run.
 
-    Residuals are those of the Krylov relation, whose own error, ``residual_error``, was measured by the product of a random combination of the vectors (an
-    upper bound with probability 0.99); where that is not small beside tol, or for a pair or two, each is that of a product with the returned vector, and
-    residual_error 0. symmetry_defect: largest |uᵀAv - vᵀAu| met for unit vectors, over scale: the operator's asymmetry and noise, below which eigenvalues
-    cannot be told from zero. Pairs never reached are NaN. status "incomplete": the budget ended first, or Ctrl-C, after which residuals may be the Krylov
-    basis's own estimates; "unresolved": the residuals stopped falling above tol, or the operator is not symmetric to tol. Arrays are torch tensors on the
-    operator's device where it was a torch matrix. vectors have the precision of the basis (float32 for "bfloat16").
+    Residuals are those of the Krylov relation, whose own error is ``residual_error``: the noise of products as the asymmetry of the projected matrix shows
+    it; where that is not small beside tol, a bound (with probability 0.99) from the product of a random combination of the vectors; and where that is not
+    small either, or for a pair or two, each residual is that of a product with the returned vector, and residual_error 0. symmetry_defect: largest |uᵀAv -
+    vᵀAu| met for unit vectors, over scale: the operator's asymmetry and noise, below which eigenvalues cannot be told from zero. Pairs never reached are
+    NaN. status "incomplete": the budget ended first, or Ctrl-C, after which residuals may be the Krylov basis's own estimates; "unresolved": the residuals
+    stopped falling above tol, or the operator is not symmetric to tol. Arrays are torch tensors on the operator's device where it was a torch matrix.
+    vectors have the precision of the basis (float32 for "bfloat16").
 
     columns: None; where several processes found them and k n entries take more than 1 GiB, (first, last + 1) of the n entries of the vectors which
     this process holds: vectors is (last + 1 - first, k) then."""
@@ -115,7 +119,9 @@ class _Search:
         self.scale, self.defect = float(np.abs(found.values).max(initial=0.0)), kry.defect
         wanted = found.wanted
         few = len(wanted) <= 2
-        if not few and self.budget.used < self.budget.limit:
+        small = 0.05 * self.tol * self.scale
+        self.error = NOISE_IN_DEFECT * kry.defect * float(np.sqrt(self.n))
+        if self.error > small and not few and self.budget.used < self.budget.limit:
             self.error = self._relation_error(kry, found)
         self.pairs = self._taken(kry, found)
         self._basis = None
@@ -126,23 +132,29 @@ class _Search:
 
     def _settle(self, kry: Krylov) -> Ritz:
         """Wanted pairs that have converged and of which none is likely to be missed, or what there is when the budget ends."""
-        tol = 0.5 * self.tol
+        tol = SHARE_OF_TOL * self.tol
         save = None if self.saved is None else self.saved.save
         if self.saved is not None and self.saved.settled:
             return ritz_of(kry, self.ends, tol)
+        crowded = False
         for _ in range(SEARCH_ROUNDS):
             found = converge(kry, self.ends, tol, self.budget, save)
             if not found.converged and not kry.full:
                 self._stop(f"{self.budget.limit} products did not suffice")
                 return found
-            verdict = look_for_missed(kry, self.ends, found, tol, self.budget, save)
+            verdict = look_for_missed(kry, self.ends, found, tol, self.budget, save, all_rows=crowded)
             if verdict == "none" or kry.full:
+                found = ritz_of(kry, self.ends, tol)
+                if not (found.converged or kry.full):  # the search has shown a value within the limit's margin
+                    continue
                 if self.saved is not None:
                     self.saved.save(kry, settled=True)
-                return ritz_of(kry, self.ends, tol)
-            if verdict == "undecided":
+                return found
+            if verdict == "undecided" or (verdict == "crowded" and crowded):
                 break
-        self._stop("the budget ended before the search for missed multiple eigenvalues did")
+            crowded = verdict == "crowded"
+        what = f"{len(kry.rows)} rows of the basis are too few for" if crowded else "the budget ended before"
+        self._stop(f"{what} the search for missed multiple eigenvalues{'' if crowded else ' did'}")
         return ritz_of(kry, self.ends, tol)
 
     def _relation_error(self, kry: Krylov, found: Ritz) -> float:
@@ -175,7 +187,6 @@ class _Search:
             again = Krylov(self.budget, self.n, 3 * count, seed=self.seed, stream=10_000, dtype=kry.dtype, spare=0, share=self.share)
             again.scale = self.scale
             again.load(self.pairs.rows, products)
-            del products
             better = converge(again, self.ends, 0.3 * self.tol, self.budget)
             self.defect = max(self.defect, again.defect)
             if self.budget.left < 0:
@@ -276,9 +287,9 @@ def extreme_pairs(
     """The pairs of both ends from one run. -> (pairs ascending, {status, reason, interrupted, matvecs, scale, tol, defect, error, columns}).
 
     An operator with ``sharded`` (see spread.Spread) has its basis spread over its processes, all of which get the same pairs; columns: see EigenResult.
-    capacity: rows of the basis, at least ends.total + 2; None: basis_size. start: a Krylov basis of the same operator already at hand
-    (its products are not counted again); it is used up. polish: compute the pairs again from their products where residuals ask for it, which takes the memory of
-    as many vectors once more. KeyboardInterrupt ends the run, not the caller: see ``interrupted``.
+    capacity: rows of the basis, at least ends.total + 12; None: basis_size. start: a Krylov basis of the same operator already at hand
+    (its products are not counted again); it is used up. polish: compute the pairs again from their products where residuals ask for it, which takes the
+    memory of as many vectors once more. KeyboardInterrupt ends the run, not the caller: see ``interrupted``.
     """
     n = check_operator(op)
     dtype = start.dtype if start is not None else basis_dtype_for(op, tol, basis_dtype)
@@ -301,7 +312,7 @@ def extreme_pairs(
     share = share or (start.share if start is not None else spread.share if spread is not None else Share(n))
     budget = Budget(spread or product_of(op), limit, 0 if small else min(k, 2), share.reduce)
     search = _Search(budget, n, ends, tol, seed, share, polish)
-    rows = basis_size(n, ends) if capacity is None else max(capacity, min(n, ends.total + 2))
+    rows = basis_size(n, ends) if capacity is None else max(capacity, min(n, ends.total + SEARCH_ROWS))
     try:
         if small:
             search.dense()

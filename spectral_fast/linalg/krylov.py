@@ -25,7 +25,7 @@ from ..kernels.counters import gaussian, rademacher
 from ..kernels.select import select
 from .arrays import RawArray, as_numpy, is_torch
 
-__all__ = ["BASIS_DTYPES", "Apply", "Krylov", "Share", "check_operator", "product_of", "uninterrupted"]
+__all__ = ["BASIS_DTYPES", "Apply", "Krylov", "Share", "check_operator", "product_of", "uninterrupted", "vector_product"]
 
 F64 = NDArray[np.float64]
 # rows (b, n) in -> products by row (b, n) out, float32 or float64, which the caller may overwrite
@@ -83,6 +83,19 @@ def product_of(op: Any) -> Apply:
         return w
 
     return apply
+
+
+def vector_product(op: Any) -> Callable[[F64], F64]:
+    """v (n,) -> op @ v (n,), float64 both. ArithmeticError where the product holds NaN or Inf."""
+    apply = product_of(op)
+
+    def one(v: F64) -> F64:
+        w = np.asarray(apply(np.ascontiguousarray(v, dtype=np.float64)[None])[0], dtype=np.float64)
+        if not np.isfinite(w).all():
+            raise ArithmeticError(f"op: its product with a vector holds {int((~np.isfinite(w)).sum())} NaN or Inf of {w.size} entries")
+        return w
+
+    return one
 
 
 @contextmanager
@@ -299,6 +312,15 @@ class Krylov:
             self.T[:q, q : self.t] = coupling.T
             self.T[q : self.t, q : self.t] = waiting
             self.order, self.pending = list(range(q)), list(range(q, self.t))
+
+    def drop(self, last: Sequence[int]) -> None:
+        """Forget the rows ``last``, the newest ones, to which the products of the others do not couple."""
+        gone = set(last)
+        self.t -= len(gone)
+        self.order = [j for j in self.order if j not in gone]
+        self.pending = [j for j in self.pending if j not in gone]
+        self.T[self.t :, :] = 0.0
+        self.T[:, self.t :] = 0.0
 
     def load(self, vectors: NDArray[Any], products: NDArray[Any]) -> None:
         """Start from orthonormal rows (q, n) whose products are known; what the products add waits. ``products`` is overwritten."""

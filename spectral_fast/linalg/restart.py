@@ -165,12 +165,15 @@ class _Chain:
         return float(np.sqrt(2.0 * n / (np.pi * self.total)))
 
 
-def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Budget, saved: Callable[[Krylov], None] | None = None) -> str:
+def look_for_missed(
+    kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Budget, saved: Callable[[Krylov], None] | None = None, *, all_rows: bool = False
+) -> str:
     """Is there an eigenvalue beyond the limits of the wanted ones that the basis does not hold (another copy of a multiple one, say)?
 
     A new random vector x, orthogonal to all rows, spans a Krylov space of its own in the same basis. "none": a missed one has probability below
-    MISS_PROBABILITY, or, where eigenvalues crowd at the limit itself, the outermost value of x's space has converged within it; "again": the basis holds one more value beyond the limits now, or could not tell yet; "undecided": the budget ended; "crowded": the rows
-    did, and with what they hold now beside the wanted pairs another try needs fewer.
+    MISS_PROBABILITY, or, where eigenvalues crowd at the limit itself, the outermost value of x's space has converged within it; "again": the basis holds one
+    more value beyond the limits now, or could not tell yet; "undecided": the budget ended; "crowded": the rows did. all_rows: keep nothing in the basis but
+    the wanted pairs, so that x's space may be as large as can be.
 
     With M the rows multiplied before, A V_M lies in the span of all rows, so a missed eigenvector's part outside of V_M is an eigenvector of A there. x's
     space speaks of that part of the space but for the rows Q that wait; what those can add is bounded by their own products and a Schur complement.
@@ -187,12 +190,11 @@ def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Bu
     lower, upper = ends.limits(found.values[found.wanted])
     sides = [(limit, sign) for limit, sign in ((upper + margin, 1.0), (lower - margin, -1.0)) if np.isfinite(limit)]
     chains = [_Chain(limit, sign) for limit, sign in sides]
+    waiting = len(kry.pending) if not kry.chain else 0
     if not kry.chain:
-        kept = ends.total + len(kry.pending)
-        if len(kry.rows) - kry.t < min(SEARCH_ROWS, kry.n - kry.t) and kept + SEARCH_ROWS < min(len(kry.rows), kry.t):
-            _shrink(kry, ends, found, len(kry.rows) - SEARCH_ROWS)
+        _make_room(kry, ends, found, all_rows)
         kry.chain = kry.add_random(bell=True)
-    most = max(len(kry.rows), kry.t + SEARCH_ROWS)
+    most = max(len(kry.rows) - waiting, kry.t + 2)
     fed = 0
     verdict = ""
     while not verdict:
@@ -218,26 +220,36 @@ def look_for_missed(kry: Krylov, ends: Ends, found: Ritz, tol: float, budget: Bu
         settled = coupled * np.abs(vectors[-1]) <= margin
         if values[-1] > upper + margin or values[0] < lower - margin:
             verdict = "again"
-        elif len(multiplied) == len(kry.chain) or all(
-            c.miss_probability(kry.n) <= MISS_PROBABILITY or settled[-1 if c.sign > 0 else 0] for c in chains
-        ):
+        elif len(multiplied) == len(kry.chain) or all(c.miss_probability(kry.n) <= MISS_PROBABILITY or settled[-1 if c.sign > 0 else 0] for c in chains):
             # what x's space reaches at each side, and infinity where its recurrence gives no bound
             sure = [c.miss_probability(kry.n) <= MISS_PROBABILITY or len(multiplied) == len(kry.chain) for c in chains]
             inside = [sign * (float(values[-1] if sign > 0 else values[0]) if known else np.inf) for (_, sign), known in zip(sides, sure, strict=True)]
             verdict = _with_the_others(kry, found, sides, inside, multiplied, budget)
             if saved is not None:
                 saved(kry)
+    if verdict == "crowded":  # products of the rows before have nothing in x's space: it can go
+        kry.drop(kry.chain)
     kry.chain = []
     return verdict
 
 
-def _with_the_others(
-    kry: Krylov, found: Ritz, sides: list[tuple[float, float]], inside: list[float], multiplied: list[int], budget: Budget
-) -> str:
+def _make_room(kry: Krylov, ends: Ends, found: Ritz, all_rows: bool) -> None:
+    """A restart where a search, and the products of the rows that wait, would need more rows than there are."""
+    waiting = len(kry.pending)
+    free = len(kry.rows) - ends.total - 2 * waiting  # of a basis that keeps nothing else
+    search = max(1, free if all_rows else min(SEARCH_ROWS, free))
+    if len(kry.rows) - kry.t - waiting < min(search, kry.n - kry.t):
+        kept = ends.pick(found.values, max(0, min(free // 2, free - search)))
+        if len(kept) < kry.m:
+            kry.compress(found.values[kept], np.ascontiguousarray(found.s[:, kept]))
+
+
+def _with_the_others(kry: Krylov, found: Ritz, sides: list[tuple[float, float]], inside: list[float], multiplied: list[int], budget: Budget) -> str:
     """Do the limits hold with the rows Q too that waited before the search?
 
     Beyond a limit L there is no eigenvalue of A outside of V_M if that holds without Q, whose values end at nu, and QᵀAQ + GᵀG / (L - nu) ends below L, with
-    G what the products of Q have outside of V_M and Q. inside: sign * nu for each side; infinite where only the Ritz values with Q among them are to be looked at.
+    G what the products of Q have outside of V_M and Q. inside: sign * nu for each side; infinite where only the Ritz values with Q among them are to be
+    looked at.
     """
     others = [j for j in kry.pending if j not in kry.chain]
     if not others:

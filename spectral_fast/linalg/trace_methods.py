@@ -21,7 +21,7 @@ from scipy import sparse
 
 from ..kernels.counters import rademacher
 from .arrays import is_torch
-from .krylov import F64, product_of
+from .krylov import F64, vector_product
 from .leave_two_out import LeaveTwoOut, RowGrams
 
 __all__ = ["METHODS", "Estimate", "Estimates", "block_product", "exact", "hutchinson", "hutchpp", "mean_error", "rounding_of_forms", "takes_blocks", "xtrace"]
@@ -75,10 +75,10 @@ def takes_blocks(op: Any) -> bool:
 def products(op: Any, n: int, count: int, vector: Callable[[int], F64]) -> Iterator[tuple[int, F64, F64]]:
     """(first index, V (n, b), A V) for the vectors 0 ... count - 1. Raises ArithmeticError for NaN or Inf, ValueError for a wrong shape."""
     if not takes_blocks(op):
-        apply = product_of(op)
+        apply = vector_product(op)
         for i in range(count):
             v = vector(i)
-            yield i, v[:, None], apply(v[None]).T
+            yield i, v[:, None], apply(v)[:, None]
         return
     for start in range(0, count, BLOCK):
         v = np.empty((n, min(BLOCK, count - start)), order="F")

@@ -73,6 +73,8 @@ class ModelOperator:
     process alone, under torchrun too, but for a DistributedDataParallel model, which brings its group: give its ``.module`` to be alone.
     """
 
+    takes_blocks = True  # op @ V is one call for all columns of V
+
     def __init__(
         self,
         model: nn.Module,

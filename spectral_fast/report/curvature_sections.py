@@ -28,6 +28,7 @@ def curvature_section(c: CurvatureSpectra, title: str = TITLE) -> Section:
         ("loss", f"{number(c.loss)} ({plain(c.loss_name)}, {integer(c.n_samples)} samples, {integer(c.n_params)} parameters)"),
         ("|gradient|", number(c.gradient_norm)),
         *trace_facts("trace of H", c.trace),
+        *_largest_facts(c),
         ("work", f"{integer(c.products)} products in {number(c.seconds, 3)} s"),
     ]
     if c.status != "ok":
@@ -62,6 +63,23 @@ def eigen_table(results: Mapping[str, EigenResult]) -> Table:
     tol = next(iter(results.values())).tol
     legend = f"!: not converged to {number(tol, 2)} x the largest |eigenvalue|. " if unconverged else ""
     return Table(columns, "eigenvalues", legend + "residual: ||A v - theta v||, the error bar of theta.")
+
+
+def _largest_facts(c: CurvatureSpectra) -> list[tuple[str, str]]:
+    """What is known of lambda_1 beside its value: how much of it is the sample's, what the optimizer makes of it, how much of the gradient it has."""
+    facts = []
+    found, sharp = c.sampling, c.sharpness
+    if found is not None and len(found.stderr) and math.isfinite(found.stderr[0]):
+        low, high = found.interval(0)
+        how = f"{integer(found.groups)} {'random pieces' if found.pieces else 'batches'}"
+        value = plus_minus(float(found.values[0]), float(found.stderr[0]))
+        facts.append(("lambda_1, sampled", f"{value}; 95 % interval {interval(low, high)} ({how})"))
+    if sharp is not None:
+        told = f"{number(sharp.value)} of {number(sharp.threshold)}, {plain(sharp.rule)}"
+        facts.append(("sharpness", f"{share(sharp.value / sharp.threshold)} of its threshold ({told})"))
+    if math.isfinite(c.gradient_in_top) and c.hessian_top is not None:
+        facts.append((f"|g|² in top {len(c.hessian_top)}", share(c.gradient_in_top)))
+    return facts
 
 
 def eigen_section(e: EigenResult) -> Section:

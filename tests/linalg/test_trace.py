@@ -82,7 +82,9 @@ def test_every_way_to_multiply_gives_the_same(method):
 def test_the_density_run_gives_hutchinsons_trace():
     op = Counting(symmetric(EVALS))
     op.blocks = BLOCKS
-    shared = trace_of(run_probes(op, ProbeRun(n=N, steps=12), probes=6, seed=4))
+    run = ProbeRun(n=N, steps=12)
+    run_probes(op, run, probes=6, seed=4)
+    shared = trace_of(run)
     alone = trace(op, max_matvecs=6, method="hutchinson", seed=4)
     assert np.allclose(shared.samples, alone.samples, rtol=0, atol=1e-11)
     assert shared.estimate == pytest.approx(alone.estimate, abs=1e-11) and shared.stderr == pytest.approx(alone.stderr, rel=1e-9)
