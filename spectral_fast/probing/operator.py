@@ -108,6 +108,7 @@ class ModelOperator:
         self.functional.use_buffers(self.ranks.same_model(self.model, settings))
         self.loss = self.ranks.same_loss(loss if isinstance(loss, Loss) else own, self.batches, next((f for f in (loss_fn, loss) if callable(f)), None))
         self.weights = self.ranks.weights(self.loss, self.batches)
+        self.n_samples = sum(row[0] for row in self.ranks.gather([self.batches.n_samples]))  # of all ranks
         self.notes = self._notes(chosen, precision.note)
 
     def _lay_out(self, chosen: Mapping[str, nn.Parameter], device: torch.device | str | None, dtype: torch.dtype | None) -> Precision:
