@@ -30,6 +30,7 @@ DENSE_BELOW = 24
 POLISH_ROUNDS = 3
 SHARE_OF_TOL = 0.9  # what the Krylov relation's residuals may take; the rest is for the error of the relation itself
 SEARCH_ROUNDS = 12
+EARLY = 4.0
 # A normal number is smaller than this with probability 0.01: what a product of a random combination shows of an error is rarely less.
 UNLUCKY = 0.0125
 # Eigenvectors found in parts by several processes are put together in all of them up to so many bytes
@@ -138,16 +139,17 @@ class _Search:
             return ritz_of(kry, self.ends, tol)
         crowded = False
         for _ in range(SEARCH_ROUNDS):
-            found = converge(kry, self.ends, tol, self.budget, save)
+            # the search's products bring the pairs further too, so it comes a little early
+            found = converge(kry, self.ends, EARLY * tol, self.budget, save)
             if not found.converged and not kry.full:
                 self._stop(f"{self.budget.limit} products did not suffice")
                 return found
             verdict = look_for_missed(kry, self.ends, found, tol, self.budget, save, all_rows=crowded)
             if verdict == "none" or kry.full:
-                found = ritz_of(kry, self.ends, tol)
-                if not (found.converged or kry.full):  # the search has shown a value within the limit's margin
-                    continue
-                if self.saved is not None:
+                found = converge(kry, self.ends, tol, self.budget, save)
+                if not (found.converged or kry.full):
+                    self._stop(f"{self.budget.limit} products did not suffice")
+                elif self.saved is not None:
                     self.saved.save(kry, settled=True)
                 return found
             if verdict == "undecided" or (verdict == "crowded" and crowded):
@@ -329,7 +331,9 @@ def extreme_pairs(
                     kry.add(np.concatenate([kry.random(i) for i in range(block)]) if starts is None else np.ascontiguousarray(starts[:, share.columns]))
             else:
                 kry.apply = budget
-            with nullcontext() if spread is None else spread.one_interrupt():
+            # a model is put into the state of a product once, not for each of them
+            running = getattr(op, "running", nullcontext)
+            with nullcontext() if spread is None else spread.one_interrupt(), running():
                 search.krylov(kry)
     except KeyboardInterrupt:
         search.interrupt()

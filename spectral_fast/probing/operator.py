@@ -64,7 +64,8 @@ class ModelOperator:
     Evaluation mode throughout (dropout off, stored BatchNorm statistics); ``notes`` says what that changed.
 
     op @ v: v (n,) or (n, k), numpy -> numpy of v's floating dtype, torch -> torch on v's device. op.row_products(rows): (b, n) -> (b, n),
-    without copies. ``sum_dtype``, of the sums over batches: float64; that of the model for a float32 one of 4,194,304 parameters or more.
+    without copies. ``sum_dtype``, of the sums over batches: float64; that of the model for a float32 one of
+    4,194,304 parameters or more, or of a single batch, where nothing is added.
     A model that draws random numbers in its forward pass sees the same draws in every product.
     eigsh, spectral_density and trace of an operator keep their bases on the host and give numpy arrays, whatever its device.
 
@@ -73,6 +74,7 @@ class ModelOperator:
     process alone, under torchrun too, but for a DistributedDataParallel model, which brings its group: give its ``.module`` to be alone.
     """
 
+    _running = False
     takes_blocks = True  # op @ V is one call for all columns of V
 
     def __init__(
@@ -101,7 +103,8 @@ class ModelOperator:
                 # a rank without samples has nothing to guess from
                 own = resolve_loss(self.model, self.batches, loss, loss_fn, run=self.functional) if len(self.batches) else None
             self.dtype = next(iter(self.functional.parameters.values())).dtype
-            narrow = self.device.type == "mps" or (self.shape[0] >= LARGE and all(leaf.dtype == torch.float32 for leaf in self.leaves))
+            alone = len(self.batches) == 1 and self.ranks.size == 1
+            narrow = self.device.type == "mps" or ((self.shape[0] >= LARGE or alone) and all(leaf.dtype == torch.float32 for leaf in self.leaves))
             self.sum_dtype = torch.float32 if narrow else torch.float64
             self._draws = Draws(self.device)
         settings = f"{self.device.type}, {_dtype_name(self.dtype)}, {', '.join(self.names)}"
@@ -148,11 +151,20 @@ class ModelOperator:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What every product runs in: nothing of the model changes, second derivatives are exact, the random draws are always the same."""
+        """What every product runs in: nothing of the model changes, second derivatives are exact, the random draws are always the same.
+        Inside another one of this operator it only puts the draws back: many products in a row need not save and restore the model each."""
         self.functional.check_unchanged()
-        with leave_no_trace(self.model), twice_differentiable(self.model):
+        if self._running:
             self._draws.restore()
             yield
+            return
+        with leave_no_trace(self.model), twice_differentiable(self.model):
+            self._draws.restore()
+            self._running = True
+            try:
+                yield
+            finally:
+                self._running = False
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
