@@ -31,6 +31,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_addoption(parser: pytest.Parser) -> None:
     today = int(datetime.date.today().strftime("%Y%m%d"))
     parser.addoption("--rounds", type=int, default=0, help="rounds of each comparison; 0: what the benchmark thinks right")
+    parser.addoption("--columns", type=int, default=20_000_000, help="of the Krylov basis")
     parser.addoption("--layers", type=int, default=22, help="of the made decoder")
     parser.addoption("--seed", type=int, default=today, help="seed of all benchmark data; default: today's date as a number")
 

@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::int64_t kStripeBytes = 1 << 18;  // of all rows: half of a second-level cache of 512 KB
 constexpr std::int64_t kLeastCols = 128, kMostCols = 4096;
+constexpr double kLost = 0.01;                 // of the squared norm: nine tenths of a vector
 constexpr std::int64_t kWorthATeam = 1 << 18;  // bytes of a pass: ten microseconds, what waking a thread costs
 
 std::int64_t stripe_cols(std::int64_t rows, std::int64_t row_bytes) {
@@ -117,14 +118,16 @@ void orthogonalize(const Rows& basis, std::int64_t t, const Rows& w, std::int64_
     for (std::int64_t k = 0; k < t * b; ++k) coefficients[k] += more[static_cast<std::size_t>(k)];
     sweeps.run(0, t, w, b, more.data(), false, sums.data());
   }
+  const bool narrow = basis.dtype == DType::bf16;  // rows that are orthonormal to a hundredth only
   std::int64_t fresh = 0;
   std::vector<double> column(static_cast<std::size_t>(t + b + 1)), again(column.size());
   for (std::int64_t i = 0; i < b; ++i) {
     Rows one = w;
     one.data = at(w, i, 0);
     double square = sums[static_cast<std::size_t>(t * b + i)];
-    std::int64_t first = t;
-    for (int round = 0; round < 2 && fresh > 0; ++round) {
+    const double came = size[static_cast<std::size_t>(i)], least = std::max(floor[i], options.relative * came);
+    std::int64_t first = narrow && square <= kLost * came * came ? 0 : t;
+    for (int round = 0; round < (narrow ? 4 : 2) && first < t + fresh; ++round) {
       const double before = square;
       const std::int64_t count = t + fresh - first;
       for (int pass = 0; pass < 2; ++pass) {
@@ -133,11 +136,11 @@ void orthogonalize(const Rows& basis, std::int64_t t, const Rows& w, std::int64_
         sweeps.run(first, count, one, 1, column.data(), false, again.data());
         square = again[static_cast<std::size_t>(count)];
       }
-      if (square > 0.01 * before) break;
+      if (square > kLost * before || std::sqrt(square) <= least) break;
       first = 0;
     }
     const double norm = std::sqrt(square);
-    if (norm > std::max(floor[i], options.relative * size[static_cast<std::size_t>(i)]) && t + fresh < options.room) {
+    if (norm > least && t + fresh < options.room) {
       sweeps.keep(w, i, norm, t + fresh);
       coefficients[(t + fresh) * b + i] = norm;
       kept[i] = true;

@@ -48,5 +48,6 @@ void test_largest();
 void test_complex();
 void test_low_rank();
 void test_decode();
+void test_krylov();
 
 }  // namespace sf::tests

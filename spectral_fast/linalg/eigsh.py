@@ -20,7 +20,7 @@ from ..kernels.counters import gaussian
 from ..results import Result, Status
 from .arrays import as_float64, is_torch, like
 from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of, uninterrupted
-from .restart import SEARCH_ROWS, Budget, Ends, Ritz, basis_size, converge, look_for_missed, ritz_of
+from .restart import SEARCH_ROWS, Budget, Ends, Ritz, basis_size, before_search, converge, look_for_missed, ritz_of
 from .saved import SavedRun
 from .spread import Spread, spread_of
 
@@ -140,7 +140,7 @@ class _Search:
         crowded = False
         for _ in range(SEARCH_ROUNDS):
             # the search's products bring the pairs further too, so it comes a little early
-            found = converge(kry, self.ends, EARLY * tol, self.budget, save)
+            found = before_search(kry, self.ends) if kry.chain else converge(kry, self.ends, EARLY * tol, self.budget, save)
             if not found.converged and not kry.full:
                 self._stop(f"{self.budget.limit} products did not suffice")
                 return found
@@ -186,7 +186,8 @@ class _Search:
             if not self.polish or self.status != "ok" or worst <= self.tol * self.scale:
                 return
             count = len(self.pairs.values)
-            again = Krylov(self.budget, self.n, 3 * count, seed=self.seed, stream=10_000, dtype=kry.dtype, spare=0, share=self.share)
+            dtype = "float32" if kry.dtype == "bfloat16" else kry.dtype  # that of the rows, whose products are known
+            again = Krylov(self.budget, self.n, 3 * count, seed=self.seed, stream=10_000, dtype=dtype, spare=0, share=self.share, backend=kry.backend)
             again.scale = self.scale
             again.load(self.pairs.rows, products)
             better = converge(again, self.ends, 0.3 * self.tol, self.budget)
@@ -330,7 +331,7 @@ def extreme_pairs(
                 if not kry.t:
                     kry.add(np.concatenate([kry.random(i) for i in range(block)]) if starts is None else np.ascontiguousarray(starts[:, share.columns]))
             else:
-                kry.apply = budget
+                kry.apply, budget.factor = budget, 1.0  # its products are unscaled
             # a model is put into the state of a product once, not for each of them
             running = getattr(op, "running", nullcontext)
             with nullcontext() if spread is None else spread.one_interrupt(), running():

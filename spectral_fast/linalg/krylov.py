@@ -311,19 +311,24 @@ class Krylov:
             self.T[q : self.t, :q] = coupling
             self.T[:q, q : self.t] = coupling.T
             self.T[q : self.t, q : self.t] = waiting
-            self.order, self.pending = list(range(q)), list(range(q, self.t))
+            self.order, self.pending, self.chain = list(range(q)), list(range(q, self.t)), []
 
     def drop(self, last: Sequence[int]) -> None:
         """Forget the rows ``last``, the newest ones, to which the products of the others do not couple."""
         gone = set(last)
         self.t -= len(gone)
+        self.chain = []
         self.order = [j for j in self.order if j not in gone]
         self.pending = [j for j in self.pending if j not in gone]
         self.T[self.t :, :] = 0.0
         self.T[:, self.t :] = 0.0
 
     def load(self, vectors: NDArray[Any], products: NDArray[Any]) -> None:
-        """Start from orthonormal rows (q, n) whose products are known; what the products add waits. ``products`` is overwritten."""
+        """Start from orthonormal rows (q, n) whose products are known; what the products add waits. ``products`` is overwritten.
+
+        Not for bfloat16: the rows would not be those that were multiplied."""
+        if self.dtype == "bfloat16":
+            raise ValueError("load: rows of bfloat16 are not the vectors whose products are known")
         q = len(vectors)
         self._room(min(self.n, 2 * q))
         self.rows[:q] = vectors
@@ -354,7 +359,7 @@ class Krylov:
     def taken(self, s: F64) -> NDArray[Any]:
         """Ritz vectors (q, n) for coefficients ``s`` (m, q), normalised, in the place of the first rows, whose memory they keep; the basis is gone.
 
-        float64 or float32; where rows are bfloat16 or lie in a file, in new float32 memory."""
+        float64 or float32; in new memory where rows are bfloat16 or lie in a file, or where the operator has kept a vector that it was given."""
         q = s.shape[1]
         if self.dtype == "bfloat16" or not self.rows.flags.owndata:
             out: NDArray[Any] = self.vectors(s, np.float32 if self.dtype != "float64" else np.float64)
@@ -364,7 +369,10 @@ class Krylov:
             self._recombine(self.rows, self.t, self._full(s), self.rows)
             out = self.rows
             self.free()
-            out.resize((q, self.share.width), refcheck=False)
+            try:
+                out.resize((q, self.share.width))
+            except ValueError:  # something still looks at the rows: their memory has to stay
+                out = out[:q].copy()
         for row in out:
             row /= self.share.norm(row)
         return out

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .krylov import F64, Apply, Krylov
 
-__all__ = ["Budget", "Ends", "basis_size", "converge", "look_for_missed"]
+__all__ = ["Budget", "Ends", "basis_size", "before_search", "converge", "look_for_missed"]
 
 MISS_PROBABILITY = 1e-3
 MORE_ROWS = 320
@@ -102,11 +102,19 @@ def ritz_of(kry: Krylov, ends: Ends, tol: float) -> Ritz:
     return Ritz(values, s, residuals, wanted, enough and bool((residuals[wanted] <= tol * scale).all()))
 
 
+def before_search(kry: Krylov, ends: Ends) -> Ritz:
+    """What had been found when the search began that a kill cut off."""
+    rows = [j for j in kry.order if j not in kry.chain]
+    values = np.asarray(np.linalg.eigvalsh(kry.T[np.ix_(rows, rows)]), dtype=np.float64)
+    return Ritz(values, np.zeros((len(rows), 0)), np.zeros(len(rows)), ends.pick(values), True)
+
+
 def converge(kry: Krylov, ends: Ends, tol: float, budget: Budget, saved: Callable[[Krylov], None] | None = None) -> Ritz:
     """Expand and restart until the wanted pairs have converged or the budget ends. saved: called after every step and restart."""
     next_check = max(ends.total, 1)
     while True:
         while kry.m < min(next_check, kry.capacity) and budget.left > 0:
+            kry.chain = []  # of a search that a kill cut off: its vector's recurrence ends here
             if not kry.step(_most_coupled(kry, ends)):
                 break
             if saved is not None:
@@ -231,6 +239,8 @@ def look_for_missed(
                 saved(kry)
     if verdict == "crowded":  # products of the rows before have nothing in x's space: it can go
         kry.drop(kry.chain)
+        if saved is not None:
+            saved(kry)
     kry.chain = []
     return verdict
 
@@ -247,40 +257,52 @@ def _make_room(kry: Krylov, ends: Ends, found: Ritz, all_rows: bool) -> None:
 
 
 def _with_the_others(kry: Krylov, found: Ritz, sides: list[tuple[float, float]], inside: list[float], multiplied: list[int], budget: Budget) -> str:
-    """Do the limits hold with the rows Q too that waited before the search?
+    """Do the limits hold with the rows Q too that waited before the search? See :func:`_holds`; while its bound is loose, the rows that Q's products gave
+    are multiplied as well, as often as those of x's space were, or as there are rows and budget: what Q hides would have to show among the Ritz values.
 
-    Beyond a limit L there is no eigenvalue of A outside of V_M if that holds without Q, whose values end at nu, and QᵀAQ + GᵀG / (L - nu) ends below L, with
-    G what the products of Q have outside of V_M and Q. inside: sign * nu for each side; infinite where only the Ritz values with Q among them are to be
-    looked at.
+    inside: sign * nu for each side, what x's space reaches; infinite where its recurrence gives no bound, and a few products more have to do.
     """
-    others = [j for j in kry.pending if j not in kry.chain]
-    if not others:
-        return "none"
-    if budget.left < len(others):
-        return "undecided"
     before = [j for j in kry.order if j not in multiplied]
-    t = kry.t
-    kry.step(others)
-    rest = [j for j in range(kry.t) if j not in before and j not in others]
-    own, outside = kry.T[np.ix_(others, others)], kry.T[np.ix_(rest, others)]
-
-    def hold() -> bool:
-        values = kry.ritz()[0]
-        return all(np.count_nonzero(sign * values > sign * limit) <= np.count_nonzero(sign * found.values > sign * limit) for limit, sign in sides)
-
-    bounded = True
-    for (limit, sign), nu in zip(sides, inside, strict=True):
-        gap = sign * limit - nu
-        bound = sign * (own + own.T) / 2 + outside.T @ outside / gap if 0.0 < gap < np.inf else np.full((1, 1), np.inf)
-        bounded = bounded and bool(np.isfinite(bound).all()) and float(np.linalg.eigvalsh(bound)[-1]) < sign * limit
-    # no bound where eigenvalues crowd at the limit: then what Q hides would have to show in a few products more
-    for _ in range(0 if bounded else FURTHER_STEPS):
-        following = [j for j in kry.pending if j >= t and j not in kry.chain]
-        if not hold() or not following or budget.left < len(following) or kry.t + len(following) > len(kry.rows):
+    first = [j for j in kry.pending if j not in kry.chain]
+    following = first
+    bounded = any(np.isfinite(nu) for nu in inside)
+    for turn in range(1 + (max(len(multiplied), FURTHER_STEPS) if bounded else FURTHER_STEPS)):
+        if not following or (turn and (budget.left < len(following) or kry.t + len(following) > len(kry.rows))):
             break
+        if budget.left < len(following):
+            return "undecided"
         t = kry.t
         kry.step(following)
-    return "none" if hold() else "again"
+        values = kry.ritz()[0]
+        if any(np.count_nonzero(sign * values > sign * limit) > np.count_nonzero(sign * found.values > sign * limit) for limit, sign in sides):
+            return "again"
+        if all(
+            _holds(kry, before, first, sign * limit, sign, nu) if np.isfinite(nu) else turn >= FURTHER_STEPS
+            for (limit, sign), nu in zip(sides, inside, strict=True)
+        ):
+            break
+        following = [j for j in kry.pending if j >= t and j not in kry.chain]
+    return "none"
+
+
+def _holds(kry: Krylov, before: list[int], first: list[int], limit: float, sign: float, nu: float) -> bool:
+    """Is there no eigenvalue of sign * A beyond ``limit`` L outside of the rows ``before``, if without the rows Q, ``first``, they end at nu?
+
+    Outside of Q let K be the rows multiplied, J = KᵀAK, and E what couples them to the rest R. From A <= node there, A_R <= node - E (node - J)^-1 Eᵀ; so
+    (L - A_R)^-1, through which the rest acts on Q and K, is at most (L - node + E (node - J)^-1 Eᵀ)^-1: the bound of a Gauss-Radau rule, for blocks. node lies
+    between nu and L.
+    """
+    inner = [j for j in kry.order if j not in before and j not in first]
+    own, coupling = sign * kry.T[np.ix_(inner, inner)], kry.T[np.ix_(kry.pending, inner)]
+    nu = max(nu, float(np.linalg.eigvalsh(own)[-1])) if inner else nu
+    if nu >= limit:
+        return False
+    node = (nu + limit) / 2
+    rest = (limit - node) * np.eye(len(kry.pending)) + coupling @ np.linalg.solve(node * np.eye(len(inner)) - own, coupling.T)
+    known = first + inner
+    outside = kry.T[np.ix_(kry.pending, known)]
+    bound = sign * kry.T[np.ix_(known, known)] + outside.T @ np.linalg.solve(rest, outside)
+    return bool(np.isfinite(bound).all()) and bool(np.linalg.eigvalsh((bound + bound.T) / 2)[-1] < limit)
 
 
 def basis_size(n: int, ends: Ends) -> int:

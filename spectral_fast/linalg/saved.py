@@ -22,6 +22,11 @@ __all__ = ["SavedRun"]
 
 FORMAT = 1
 _BASES = "basis"
+_NUMBERS: dict[str, type] = {
+    **dict.fromkeys(("generation", "t", "products", "stream", "used"), int),
+    **dict.fromkeys(("scale", "defect", "factor"), float),
+    "settled": bool,
+}
 
 
 class SavedRun:
@@ -40,7 +45,7 @@ class SavedRun:
         self._next_save = 0.0
         known = self._read() if self.path.exists() else None
         if known is not None:
-            self._generation = int(known["generation"])
+            self._generation = known["generation"]
         else:
             self._remove_others("")
         self._keep = known is not None
@@ -65,37 +70,47 @@ class SavedRun:
 
     def _read(self) -> dict[str, Any]:
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                known = {name: file[name] for name in file.files}
+            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                known = {name: arrays[name] for name in arrays.files}
             identity = str(known["identity"])
-        except (OSError, ValueError, KeyError, EOFError) as why:
-            raise ValueError(f"checkpoint: {str(self.path)!r} is not a run of eigsh ({why})") from None
+        except Exception as why:  # there is no end of what a strange file makes numpy and zipfile raise
+            raise ValueError(f"checkpoint: {str(self.path)!r} is not a run of eigsh ({type(why).__name__}: {why})") from None
         if identity != self.identity:
             raise ValueError(f"checkpoint: {str(self.path)!r} is of another run: {identity}; wanted {self.identity}")
-        return known
+        try:
+            numbers = {name: kind(known[name].item()) for name, kind in _NUMBERS.items()}
+            lists = {name: [int(j) for j in known[name]] for name in ("order", "pending", "chain")}
+            shared = np.asarray(known["T"], dtype=np.float64)
+        except (KeyError, TypeError, ValueError) as why:
+            raise self._contradiction(repr(why)) from None
+        if not np.isfinite(shared).all() or not np.isfinite([float(x) for x in numbers.values()]).all() or min(numbers.values()) < 0:
+            raise self._contradiction("numbers that are not finite or negative")
+        return {**numbers, **lists, "T": shared}
+
+    def _contradiction(self, why: str) -> ValueError:
+        return ValueError(f"checkpoint: {str(self.path)!r} contradicts itself ({why})")
 
     def _restore(self, known: dict[str, Any], apply: Budget | Apply) -> None:
         kry = self.kry
-        t = int(known["t"])
-        order, pending, chain = ([int(j) for j in known[name]] for name in ("order", "pending", "chain"))
+        t, order, pending, chain = known["t"], known["order"], known["pending"], known["chain"]
         together = sorted(order + pending)
-        whole = t <= len(kry.rows) and together == list(range(t)) and set(chain) <= set(together)
-        if not whole or known["T"].shape != (t, t) or not np.isfinite(known["T"]).all():
-            raise ValueError(f"checkpoint: {str(self.path)!r} contradicts itself")
+        if t > len(kry.rows) or known["T"].shape != (t, t) or together != list(range(t)) or not set(chain) <= set(together):
+            raise self._contradiction(f"{t} rows, of {len(kry.rows)} there")
         kry.T = np.zeros((len(kry.rows), len(kry.rows)))
         kry.T[:t, :t] = known["T"]
         kry.t, kry.order, kry.pending, kry.chain = t, order, pending, chain
-        kry.products, kry.stream = int(known["products"]), int(known["stream"])
-        kry.scale, kry.defect = float(known["scale"]), float(known["defect"])
-        self.settled = bool(known["settled"])
+        kry.products, kry.stream, kry.scale, kry.defect = known["products"], known["stream"], known["scale"], known["defect"]
+        self.settled = known["settled"]
         if isinstance(apply, Budget):
-            apply.used = int(known["used"])
+            apply.used, apply.factor = known["used"], known["factor"]
 
     def save(self, kry: Krylov, *, settled: bool = False) -> None:
-        """Replace the numbers; seldom enough that it takes a twentieth of the time at most."""
+        """Replace the numbers; seldom enough that it takes a twentieth of the time at most, and always where rows were dropped or moved: the next ones
+        would be written over what the numbers still speak of."""
         start = time.perf_counter()
-        if start < self._next_save and not settled and kry.rows is self._last:
+        if start < self._next_save and not settled and kry.rows is self._last and kry.t >= self._rows_kept:
             return
+        self._rows_kept = kry.t
         self.settled = settled
         new = self.path.with_name(self.path.name + ".new")
         with open(new, "wb") as file:
@@ -113,6 +128,7 @@ class SavedRun:
                 scale=np.array(kry.scale),
                 defect=np.array(kry.defect),
                 used=np.array(kry.apply.used if isinstance(kry.apply, Budget) else kry.products),
+                factor=np.array(kry.apply.factor if isinstance(kry.apply, Budget) else 1.0),
                 settled=np.array(settled),
             )
         os.replace(new, self.path)
@@ -123,6 +139,7 @@ class SavedRun:
         self._next_save = now + 20.0 * (now - start)
 
     _last: Any = None
+    _rows_kept = 0
 
     def _remove_others(self, keep: str) -> None:
         for old in self.path.parent.glob(f"{_escaped(self.path.name)}.{_BASES}*"):
