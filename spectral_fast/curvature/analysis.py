@@ -96,6 +96,8 @@ class _Reported:
         self._op, self._to = op, to
         self.shape, self.dtype = op.shape, op.dtype
         self.blocks: Mapping[str, slice] = op.blocks
+        spread = op.sharded
+        self.sharded = None if spread is None else spread.told(to.tick)
 
     def row_products(self, v: NDArray[Any]) -> NDArray[Any]:
         result = self._op.row_products(v)
@@ -132,8 +134,10 @@ class _Parts:
     def fit(self, k: int, k_bottom: int, steps: int, max_memory: int | float | None) -> None:
         """Settle the sizes of bases and whether graphs are kept. Raises MemoryError when nothing fits."""
         op, n = self.hessian, self.n
-        self.limit = limit = memory_limit(max_memory, torch.device("cpu"))  # the bases are the host's, whatever the device
+        # the bases are the host's, whatever the device; all ranks have to come to the same plan
+        self.limit = limit = op.ranks.least(memory_limit(max_memory, torch.device("cpu")))
         graphs, one = op.graph_bytes()
+        one = -op.ranks.least(-int(one))
         on_host = op.device.type == "cpu"
         self.plan = plan_basis(n, min(k, n), min(k_bottom, n), self.probes, min(steps, n), limit, int(one) if on_host else 0, self.dtype)
         self.k, self.k_bottom = self.plan.k, self.plan.k_bottom
@@ -258,7 +262,15 @@ class _Parts:
 
     def _gauss_newton(self, reporting: _Reporting) -> None:
         like = self.hessian
-        self.ggn = GGN(like.model, like.batches, like.loss, params=lambda name, _: name in like.blocks, device=like.device, dtype=like.requested_dtype)
+        self.ggn = GGN(
+            like.model,
+            like.batches,
+            like.loss,
+            params=lambda name, _: name in like.blocks,
+            device=like.device,
+            dtype=like.requested_dtype,
+            process_group=like.ranks.group,
+        )
         self.ggn.graph_memory = like.graph_memory
         try:
             found, how = self._pairs(reporting.of(self.ggn, "GGN"), Ends(top=self.k))
@@ -293,7 +305,7 @@ class _Parts:
             **self.found,
             preflight=self.preflight,
             n_params=self.n,
-            n_samples=op.batches.n_samples,
+            n_samples=op.n_samples,
             loss_name=op.loss.name,
             products=op.products + self.more_products + (0 if self.ggn is None else self.ggn.products),
             seconds=time.perf_counter() - self.started,
@@ -326,6 +338,7 @@ def curvature(
     basis_dtype: str | None = None,
     optimizer: Any = None,
     data_errors: bool = True,
+    process_group: Any = None,
     seed: int = 0,
     progress: ProgressOption = None,
 ) -> CurvatureSpectra:
@@ -337,7 +350,8 @@ def curvature(
     eigenvalue runs. max_memory: bytes of host memory for Krylov bases, eigenvectors and kept graphs, None: 60 % of what is free; above it bases are kept
     in float32, then shortened, then kept in bfloat16, then fewer pairs computed, in this order (the notes say so); "skipped" with the need when one pair does
     not fit. basis_dtype: see eigsh. optimizer: a torch.optim SGD, Adam, AdamW or RMSprop, whose stability threshold lambda_1 is
-    compared with. data_errors: standard errors of the top eigenvalues from the sampling of the data, at k + 1 products. progress: see progress_reporter.
+    compared with. data_errors: standard errors of the top eigenvalues from the sampling of the data, at k + 1 products. process_group: see ModelOperator;
+    on all ranks, which get the same result. progress: see progress_reporter.
 
     Ctrl-C returns what is done, eigenvalues as they stand, with status "incomplete"; NaN or Inf in the loss or in a product gives
     status "failed". Raises TypeError, ValueError naming the argument.
@@ -346,7 +360,17 @@ def curvature(
         if int(value) != value or value < least:
             raise ValueError(f"{name}: wanted an integer of at least {least}, got {value}")
     hessian = Hessian(
-        model, loader, loss, loss_fn=loss_fn, params=params, max_batches=max_batches, max_samples=max_samples, unpack=unpack, device=device, dtype=dtype
+        model,
+        loader,
+        loss,
+        loss_fn=loss_fn,
+        params=params,
+        max_batches=max_batches,
+        max_samples=max_samples,
+        unpack=unpack,
+        device=device,
+        dtype=dtype,
+        process_group=process_group,
     )
     parts = _Parts(
         hessian, tol=tol, probes=int(probes), max_matvecs=max_matvecs, seed=seed, basis_dtype=basis_dtype, optimizer=optimizer, data_errors=data_errors
@@ -355,9 +379,10 @@ def curvature(
         parts.fit(k, k_bottom, steps, max_memory)
     except MemoryError as why:
         return parts.result("skipped", str(why))
-    with progress_reporter(progress) as report:
+    with progress_reporter(progress if hessian.ranks.rank == 0 else False) as report:
         try:
-            parts.work(report)
+            with hessian.ranks.one_interrupt():
+                parts.work(report)
         except KeyboardInterrupt:
             parts.interrupted()
             return parts.result("incomplete", "interrupted")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,8 +53,12 @@ class GraphOperator(ModelOperator):
         self._chooser: Chooser | None = None
         # the sums are the leaves' own .grad where dtypes agree: no list of gradients beside the total
         self._in_place = all(leaf.dtype == self.sum_dtype for leaf in self.leaves)
-        with self.running():
-            self.calls: Calls = watched_calls(self.model, lambda: self.batch_loss(self.batches[0]), self.leaves)
+        calls = Calls((), (), (), 0, self.device.type == "cuda")  # of a rank without samples
+        with self.ranks.agreed("watching the forward pass"), self.running():
+            if len(self.batches):
+                calls = watched_calls(self.model, lambda: self.batch_loss(self.batches[0]), self.leaves)
+        found = self.ranks.united({"attention": calls.attention, "recurrent": calls.recurrent, "kinks": calls.kinks})
+        self.calls: Calls = replace(calls, attention=found["attention"], recurrent=found["recurrent"], kinks=found["kinks"])
         self.notes += self.calls.notes
 
     def release(self) -> None:
@@ -82,6 +87,8 @@ class GraphOperator(ModelOperator):
 
     def graph_bytes(self) -> tuple[float, float]:
         """(all graphs, the largest of them) in bytes, predicted from what the forward pass of the first batch saves."""
+        if not len(self.batches):
+            return 0.0, 0.0
         per_sample = GRAPH_FACTOR * self.calls.saved_bytes / self.batches[0].size
         gradient = 0 if EDGES else sum(leaf.numel() * leaf.element_size() for leaf in self.leaves)  # a graph holds one
         sizes = [batch.size for batch in self.batches]

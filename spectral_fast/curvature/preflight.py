@@ -83,6 +83,8 @@ def random_forward(op: ModelOperator) -> str:
 
 
 def _two_losses(op: ModelOperator) -> tuple[float, float]:
+    if not len(op.batches):
+        return math.nan, math.nan  # other ranks have the samples
     with op.running(), torch.no_grad():
         return float(op.batch_loss(op.batches[0])), float(op.batch_loss(op.batches[0]))
 
@@ -212,12 +214,13 @@ def _difference(op: ModelOperator, v: Vector, hv: Vector, kinks: bool) -> tuple[
 def _gradient_at(op: ModelOperator, along: Tensor, step: float) -> Tensor:
     """The gradient of the mean loss at parameters + step * along, (n,) in the dtype of the sums."""
     total = op.zeros()
-    with op.running():
+    with op.ranks.agreed("the gradient"), op.running():
         moved = {name: (leaf.detach() + step * part).requires_grad_() for name, leaf, part in zip(op.names, op.leaves, op.split(along), strict=True)}
         for batch, weight in zip(op.batches, op.weights, strict=True):
             loss = op.batch_loss(batch, moved) if weight > 0.0 else None
             if loss is not None and loss.requires_grad:
                 op.add_flat(total, torch.autograd.grad(loss, tuple(moved.values()), allow_unused=True), weight)
+    op.ranks.add_up(total)
     return total
 
 

@@ -29,6 +29,7 @@ from ..kernels.counters import random_words
 from ..linalg.arrays import as_float64
 from ..linalg.trace import student_interval
 from ..probing.batches import Batch, Batches
+from ..probing.distributed import Ranks
 from ..probing.operator import ModelOperator
 
 __all__ = ["SamplingErrors", "jackknife", "random_pieces", "sampling_errors"]
@@ -104,11 +105,13 @@ def _on(op: ModelOperator, batch: Batch) -> ModelOperator:
     changes: dict[str, Any] = {"batches": Batches([batch], device=op.device), "weights": [1.0], "keep": True, "_kept": {}, "_chooser": None}
     for name, value in changes.items():
         setattr(single, name, value)
+    single.ranks = Ranks(None)  # other ranks have other numbers of batches
     return single
 
 
 def _projected(op: Any, q: F64, pieces: list[list[Batch]] | None) -> Iterator[tuple[float, F64]]:
-    """(weight, Qᵀ A_b Q (k, k)) of every batch or piece that counts; q: (n, k). k products with all the data, one graph at a time."""
+    """(weight, Qᵀ A_b Q (k, k)) of every batch or piece of this process that counts; q: (n, k). k products with all the data, one graph at a time.
+    The weights of a ModelOperator's are in any unit."""
     columns = [np.ascontiguousarray(column) for column in q.T]
     own = getattr(op, "batch_products", None)
     if own is not None:
@@ -120,7 +123,6 @@ def _projected(op: Any, q: F64, pieces: list[list[Batch]] | None) -> Iterator[tu
         raise TypeError(f"op: wanted a Hessian or GGN, or something with batch_products(v), got {type(op).__name__}")
     used = [[batch] for batch in op.batches] if pieces is None else pieces
     terms = [[weight] for weight in op.weights] if pieces is None else [[op.loss.terms(part) for part in piece] for piece in used]
-    total = sum(sum(counts) for counts in terms)
     for piece, counts in zip(used, terms, strict=True):
         if sum(counts) > 0.0:
             whole: F64 = np.zeros((len(columns), len(columns)))
@@ -128,15 +130,15 @@ def _projected(op: Any, q: F64, pieces: list[list[Batch]] | None) -> Iterator[tu
                 if count > 0.0:
                     single = _on(op, part)
                     whole += count / sum(counts) * np.stack([q.T @ as_float64(single.matvec(torch.from_numpy(v))) for v in columns], axis=1)
-            yield sum(counts) / total, whole
+            yield sum(counts), whole
 
 
 def _groups(op: Any, seed: int) -> list[list[Batch]] | None:
-    """Pieces, where the operator's batches are too few or too unequal; None: the batches as they are."""
+    """Pieces, where the operator's batches are too few or too unequal; None: the batches as they are. Each of several ranks deals its own samples."""
     if not isinstance(op, ModelOperator) or hasattr(op, "batch_products"):
         return None
-    w = np.asarray(op.weights, dtype=np.float64)
-    return random_pieces(list(op.batches), PIECES, seed) if 1.0 / np.sum(w**2) < FEWEST - 1e-9 else None
+    w = op.ranks.concatenated(np.asarray(op.weights, dtype=np.float64))
+    return random_pieces(list(op.batches), -(-PIECES // op.ranks.size), seed) if 1.0 / np.sum(w**2) < FEWEST - 1e-9 else None
 
 
 def sampling_errors(op: Any, vectors: Any, *, seed: int = 0) -> SamplingErrors:
@@ -157,10 +159,14 @@ def sampling_errors(op: Any, vectors: Any, *, seed: int = 0) -> SamplingErrors:
         raise ValueError("vectors: wanted finite, linearly independent columns")
     q = q * np.sign(np.diag(r))  # near the columns given
     pieces = _groups(op, seed)
-    parts = list(_projected(op, q, pieces))
-    if not parts:
+    ranks = op.ranks if isinstance(op, ModelOperator) else Ranks(None)
+    with ranks.agreed("products with single batches"):
+        parts = list(_projected(op, q, pieces))
+    w, m = ranks.concatenated(np.array([weight for weight, _ in parts])), ranks.concatenated(np.array([part for _, part in parts]).reshape(-1, k, k))
+    if not len(w):
         raise ValueError("op: none of its batches has a weight")
-    w, m = np.array([weight for weight, _ in parts]), np.array([part for _, part in parts])
+    if isinstance(op, ModelOperator):
+        w = w / w.sum()
     if not np.isfinite(m).all():
         raise ArithmeticError(f"op: the products of {int((~np.isfinite(m)).any(axis=(1, 2)).sum())} of {len(m)} batches hold NaN or Inf")
     m = (m + m.transpose(0, 2, 1)) / 2

@@ -9,6 +9,7 @@ ends that have converged are eigenvalues: they count 1/n each, exactly, and prob
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..memory import host_memory_limit
 from ..results import Result
 from .arrays import as_float64, is_torch, like
 from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of
+from .spread import spread_of
 
 __all__ = ["Probed", "ProbeRun", "SpectralDensity", "density_of", "run_probes", "spectral_density"]
 
@@ -120,9 +122,10 @@ def run_probes(
     far gave. apply: op's product where it is known already.
     """
     n, first = run.n, run.probes
-    share = share or Share(n)
+    spread = spread_of(op) if share is None and apply is None else None
+    share = share or (spread.share if spread is not None else Share(n))
     kry = Krylov(
-        apply or product_of(op),
+        apply or spread or product_of(op),
         n,
         max(probes * run.steps, capacity),
         seed=seed,
@@ -256,11 +259,14 @@ def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0
     if dtype not in BASIS_DTYPES:
         raise ValueError(f"basis_dtype: unknown {dtype}; known: {', '.join(BASIS_DTYPES)}")
     run = ProbeRun(n=n, steps=min(int(steps), n))
-    row = n * np.dtype(BASIS_DTYPES[dtype]).itemsize
+    spread = spread_of(op)
+    row = (n if spread is None else spread.share.width) * np.dtype(BASIS_DTYPES[dtype]).itemsize
     together = max(1, min(int(probes), host_memory_limit(None) // max(1, row * (run.steps + 2))))
-    while run.probes < probes:
-        run.basis = None  # one in memory at a time
-        run_probes(op, run, probes=min(together, int(probes) - run.probes), seed=seed, basis_dtype=dtype)
+    with nullcontext() if spread is None else spread.one_interrupt():
+        together = together if spread is None else spread.least(together)
+        while run.probes < probes:
+            run.basis = None  # one in memory at a time
+            run_probes(op, run, probes=min(together, int(probes) - run.probes), seed=seed, basis_dtype=dtype)
     result = density_of(run)
     if is_torch(op):
         result = replace(result, **{name: like(op, getattr(result, name)) for name in ("nodes", "weights", "grid", "density")})

@@ -8,6 +8,7 @@ everything found, has made a missed one improbable by the recurrence of its own 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .arrays import as_float64, is_torch, like
 from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of, uninterrupted
 from .restart import SEARCH_ROWS, Budget, Ends, Ritz, basis_size, before_search, converge, look_for_missed, ritz_of
 from .saved import SavedRun
+from .spread import Spread, spread_of
 
 __all__ = ["EigenResult", "Pairs", "basis_dtype_for", "eigsh", "extreme_pairs", "pairs_so_far", "result_of"]
 
@@ -28,8 +30,11 @@ DENSE_BELOW = 24
 POLISH_ROUNDS = 3
 SHARE_OF_TOL = 0.9  # what the Krylov relation's residuals may take; the rest is for the error of the relation itself
 SEARCH_ROUNDS = 12
+EARLY = 4.0
 # A normal number is smaller than this with probability 0.01: what a product of a random combination shows of an error is rarely less.
 UNLUCKY = 0.0125
+# Eigenvectors found in parts by several processes are put together in all of them up to so many bytes
+GATHERED = 1 << 30
 # Noise of length e in the products shows e / sqrt(n) in each entry of T, and the largest of the hundreds or thousands of them at least as much.
 NOISE_IN_DEFECT = 1.0
 
@@ -45,7 +50,10 @@ class EigenResult(Result):
     vᵀAu| met for unit vectors, over scale: the operator's asymmetry and noise, below which eigenvalues cannot be told from zero. Pairs never reached are
     NaN. status "incomplete": the budget ended first, or Ctrl-C, after which residuals may be the Krylov basis's own estimates; "unresolved": the residuals
     stopped falling above tol, or the operator is not symmetric to tol. Arrays are torch tensors on the operator's device where it was a torch matrix.
-    vectors have the precision of the basis (float32 for "bfloat16")."""
+    vectors have the precision of the basis (float32 for "bfloat16").
+
+    columns: None; where several processes found them and k n entries take more than 1 GiB, (first, last + 1) of the n entries of the vectors which
+    this process holds: vectors is (last + 1 - first, k) then."""
 
     values: F64
     residuals: F64
@@ -56,6 +64,7 @@ class EigenResult(Result):
     scale: float
     symmetry_defect: float = 0.0
     residual_error: float = 0.0
+    columns: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -130,16 +139,17 @@ class _Search:
             return ritz_of(kry, self.ends, tol)
         crowded = False
         for _ in range(SEARCH_ROUNDS):
-            found = before_search(kry, self.ends) if kry.chain else converge(kry, self.ends, tol, self.budget, save)
+            # the search's products bring the pairs further too, so it comes a little early
+            found = before_search(kry, self.ends) if kry.chain else converge(kry, self.ends, EARLY * tol, self.budget, save)
             if not found.converged and not kry.full:
                 self._stop(f"{self.budget.limit} products did not suffice")
                 return found
             verdict = look_for_missed(kry, self.ends, found, tol, self.budget, save, all_rows=crowded)
             if verdict == "none" or kry.full:
-                found = ritz_of(kry, self.ends, tol)
-                if not (found.converged or kry.full):  # the search has shown a value within the limit's margin
-                    continue
-                if self.saved is not None:
+                found = converge(kry, self.ends, tol, self.budget, save)
+                if not (found.converged or kry.full):
+                    self._stop(f"{self.budget.limit} products did not suffice")
+                elif self.saved is not None:
                     self.saved.save(kry, settled=True)
                 return found
             if verdict == "undecided" or (verdict == "crowded" and crowded):
@@ -277,8 +287,9 @@ def extreme_pairs(
     polish: bool = True,
     backend: str = "auto",
 ) -> tuple[Pairs, dict[str, Any]]:
-    """The pairs of both ends from one run. -> (pairs ascending, {status, reason, interrupted, matvecs, scale, tol, defect, error}).
+    """The pairs of both ends from one run. -> (pairs ascending, {status, reason, interrupted, matvecs, scale, tol, defect, error, columns}).
 
+    An operator with ``sharded`` (see spread.Spread) has its basis spread over its processes, all of which get the same pairs; columns: see EigenResult.
     capacity: rows of the basis, at least ends.total + 12; None: basis_size. start: a Krylov basis of the same operator already at hand
     (its products are not counted again); it is used up. polish: compute the pairs again from their products where residuals ask for it, which takes the
     memory of as many vectors once more. KeyboardInterrupt ends the run, not the caller: see ``interrupted``.
@@ -292,13 +303,17 @@ def extreme_pairs(
     k = min(ends.total, n)
     limit = max(1000, 40 * k) if max_matvecs is None else int(max_matvecs)
     small = n <= max(DENSE_BELOW, ends.total) and share is None and start is None
+    whole = small or share is not None or (start is not None and start.share.reduce is None)
+    spread = None if whole else spread_of(op)
+    if spread is not None and checkpoint is not None:
+        raise ValueError("checkpoint: not available for a basis that is spread over processes")
     if limit < (n if small else k + 3):
         raise ValueError(f"max_matvecs: {k} pairs of an operator of size {n} need at least {n if small else k + 3} products, got {limit}")
     if checkpoint is not None and not Path(checkpoint).parent.is_dir():
         raise ValueError(f"checkpoint: there is no folder {str(Path(checkpoint).parent)!r}")
     starts = None if v0 is None else _start_vectors(v0, n)
-    budget = Budget(product_of(op), limit, 0 if small else min(k, 2))
-    share = share or (start.share if start is not None else Share(n))
+    share = share or (start.share if start is not None else spread.share if spread is not None else Share(n))
+    budget = Budget(spread or product_of(op), limit, 0 if small else min(k, 2), share.reduce)
     search = _Search(budget, n, ends, tol, seed, share, polish)
     rows = basis_size(n, ends) if capacity is None else max(capacity, min(n, ends.total + SEARCH_ROWS))
     try:
@@ -317,11 +332,25 @@ def extreme_pairs(
                     kry.add(np.concatenate([kry.random(i) for i in range(block)]) if starts is None else np.ascontiguousarray(starts[:, share.columns]))
             else:
                 kry.apply, budget.factor = budget, 1.0  # its products are unscaled
-            search.krylov(kry)
+            # a model is put into the state of a product once, not for each of them
+            running = getattr(op, "running", nullcontext)
+            with nullcontext() if spread is None else spread.one_interrupt(), running():
+                search.krylov(kry)
     except KeyboardInterrupt:
         search.interrupt()
     search.unscale(budget.factor or 1.0)
-    return search.pairs, search.outcome()
+    return _gathered(search, spread)
+
+
+def _gathered(search: _Search, spread: Spread | None) -> tuple[Pairs, dict[str, Any]]:
+    """The pairs of a finished search, in all processes, and what is to be said of them."""
+    pairs, outcome = search.pairs, {**search.outcome(), "columns": None}
+    if spread is not None:
+        if len(pairs.rows) * search.n * pairs.rows.itemsize <= GATHERED:
+            pairs.rows = spread.gather(pairs.rows)
+        else:
+            outcome["columns"] = (spread.share.columns.start, spread.share.columns.stop)
+    return pairs, outcome
 
 
 def pairs_so_far(kry: Krylov, ends: Ends, tol: float, used: int) -> tuple[Pairs, dict[str, Any]]:
@@ -329,7 +358,7 @@ def pairs_so_far(kry: Krylov, ends: Ends, tol: float, used: int) -> tuple[Pairs,
     search = _Search(Budget(kry.apply, used, 0), kry.n, ends, tol_of(tol, kry.dtype), kry.seed, kry.share)
     search.budget.used, search._basis = used, kry
     search.interrupt()
-    return search.pairs, search.outcome()
+    return _gathered(search, kry.apply if isinstance(kry.apply, Spread) else None)
 
 
 def result_of(pairs: Pairs, run: dict[str, Any], select: NDArray[Any] | slice, k: int) -> EigenResult:
@@ -351,6 +380,7 @@ def result_of(pairs: Pairs, run: dict[str, Any], select: NDArray[Any] | slice, k
         scale=run["scale"],
         symmetry_defect=run["defect"],
         residual_error=run["error"],
+        columns=run.get("columns"),
         status=run["status"],
         reason=run["reason"],
     )
@@ -388,6 +418,7 @@ def eigsh(
     basis_dtype: "float64", "float32" or "bfloat16" (half the memory; tol at least 5e-3); None: float32 for an operator of float32 and tol >= 1e-5.
     checkpoint: path of a file that keeps the run (its basis beside it): killed and called again, it goes on where it was.
 
+    A ModelOperator on several processes (process_group=) spreads the basis over them: call it on all; every one gets the result, without checkpoint=.
     A torch matrix gives torch tensors on its device, everything else, ModelOperators too, numpy arrays. Ctrl-C returns the pairs as
     they stand, status "incomplete". Raises TypeError, ValueError naming the argument; ArithmeticError when a product holds NaN or Inf.
     """

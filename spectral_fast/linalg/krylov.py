@@ -117,13 +117,15 @@ def uninterrupted() -> Iterator[None]:
 class Share:
     """Which columns of every vector this process holds, and how sums over all columns come about; alone, it holds all of them.
 
-    columns: of the n; reduce: adds up the given float64 array over the processes, in place.
+    columns: of the n; reduce: adds up the given float64 array over the processes, in place; agree: replaces it by that of the first process,
+    for another processor's eigenvectors of the same matrix may have other signs.
     """
 
-    def __init__(self, n: int, columns: slice | None = None, reduce: Callable[[F64], None] | None = None) -> None:
+    def __init__(self, n: int, columns: slice | None = None, reduce: Callable[[F64], None] | None = None, agree: Callable[[F64], None] | None = None) -> None:
         self.n = n
         self.columns = slice(0, n) if columns is None else columns
         self.reduce = reduce
+        self.agree = agree
 
     @property
     def width(self) -> int:
@@ -280,6 +282,9 @@ class Krylov:
         """-> (values ascending (m,), coefficients on ``order`` (m, m) by column, residual norms (m,))."""
         projected = self.T[np.ix_(self.order, self.order)]
         values, s = np.linalg.eigh((projected + projected.T) / 2)
+        if self.share.agree is not None:
+            self.share.agree(values)
+            self.share.agree(s)
         residuals = np.linalg.norm(self.T[np.ix_(self.pending, self.order)] @ s, axis=0)
         return values, s, residuals
 

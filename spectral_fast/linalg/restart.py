@@ -21,7 +21,7 @@ MISS_PROBABILITY = 1e-3
 MORE_ROWS = 320
 LEAST_ROWS = 64
 SEARCH_ROWS = 12
-FURTHER_STEPS = 3
+FURTHER_STEPS = 1
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Ends:
 
 class Budget:
     """Counts products; ``left`` keeps ``reserve`` of them for the final residuals. Products come times ``factor``, a power of two (1) that the first
-    of them sets where the squares of its entries would leave float64's range."""
+    of them sets where the squares of its entries would leave float64's range. reduce: see Share."""
 
-    def __init__(self, apply: Apply, limit: int, reserve: int) -> None:
-        self._apply, self.limit, self.reserve = apply, limit, reserve
+    def __init__(self, apply: Apply, limit: int, reserve: int, reduce: Callable[[F64], None] | None = None) -> None:
+        self._apply, self.limit, self.reserve, self._reduce = apply, limit, reserve, reduce
         self.used = 0
         self.factor = 0.0
 
@@ -74,7 +74,10 @@ class Budget:
         self.used += len(v)
         w = self._apply(v)
         if self.factor == 0.0:
-            largest = float(np.abs(w).max(initial=0.0))
+            most = np.array([np.abs(w).max(initial=0.0)], dtype=np.float64)
+            if self._reduce is not None:
+                self._reduce(most)  # of the processes' largest entries the sum is as good as the largest
+            largest = float(most[0])
             far = np.isfinite(largest) and largest > 0.0 and not 1e-100 < largest < 1e100
             self.factor = 2.0 ** -np.floor(np.log2(largest)) if far else 1.0
         return w if self.factor == 1.0 else w.astype(np.float64) * self.factor

@@ -163,6 +163,7 @@ class Batches:
             "labels", "label", "targets", "target", "y" to the targets.
     unpack: callable(batch) -> (inputs, targets) for anything else.
     max_batches, max_samples: upper limits; where one of them cut, ``truncated`` is True and ``note`` says how.
+    may_be_empty: whether a loader without samples will do (other processes have theirs).
 
     Raises TypeError for one-shot iterators and unknown batch layouts, ValueError for an empty loader. The random generators
     (python, numpy, torch, the loader's own) are left as they were.
@@ -177,6 +178,7 @@ class Batches:
         max_batches: int | None = None,
         max_samples: int | None = None,
         unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         for name, limit in (("max_batches", max_batches), ("max_samples", max_samples)):
             if limit is not None and limit < 1:
@@ -188,7 +190,7 @@ class Batches:
         self._batches: list[Batch] = []
         with keep_rng(*_generators(loader)):
             self._read(_check_loader(loader), max_batches, max_samples, unpack)
-        if not self._batches:
+        if not (self._batches or may_be_empty):
             raise ValueError("loader: yielded no samples")
         if self.truncated:
             limits = [f"{name} = {limit:,}" for name, limit in (("max_batches", max_batches), ("max_samples", max_samples)) if limit is not None]

@@ -146,6 +146,10 @@ class FunctionalModel:
         self._moved = moved
         self.parameters = {name: moved(p).requires_grad_(True) for name, p in params.items()}
 
+    def use_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Run with these in place of the model's own."""
+        self._buffers.update(buffers)
+
     def check_unchanged(self) -> None:
         """Raises RuntimeError when a parameter was written to after the operator was built (say, by an optimizer step)."""
         for (name, p), version in zip(self._watched, self._versions, strict=True):

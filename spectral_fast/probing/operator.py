@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .batches import Batch, Batches
+from .distributed import ranks_of
 from .functional import Draws, FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
 from .losses import Loss, resolve_loss
+from .sharded import ShardedProducts, share_of
 from .state import eval_notes, leave_no_trace
 
 __all__ = ["LARGE", "ModelOperator", "Precision", "compute_dtype", "select_parameters"]
@@ -62,11 +64,17 @@ class ModelOperator:
     Evaluation mode throughout (dropout off, stored BatchNorm statistics); ``notes`` says what that changed.
 
     op @ v: v (n,) or (n, k), numpy -> numpy of v's floating dtype, torch -> torch on v's device. op.row_products(rows): (b, n) -> (b, n),
-    without copies. ``sum_dtype``, of the sums over batches: float64; that of the model for a float32 one of 4,194,304 parameters or more.
+    without copies. ``sum_dtype``, of the sums over batches: float64; that of the model for a float32 one of
+    4,194,304 parameters or more, or of a single batch, where nothing is added.
     A model that draws random numbers in its forward pass sees the same draws in every product.
     eigsh, spectral_density and trace of an operator keep their bases on the host and give numpy arrays, whatever its device.
+
+    process_group: a group of torch.distributed, or "world": ``loader`` is this rank's shard of the samples, of any size, and everything is over
+    those of all ranks; every rank has to make the same calls (see distributed.Ranks, ``ranks``), max_batches and max_samples hold for each. None: this
+    process alone, under torchrun too, but for a DistributedDataParallel model, which brings its group: give its ``.module`` to be alone.
     """
 
+    _running = False
     takes_blocks = True  # op @ V is one call for all columns of V
 
     def __init__(
@@ -82,9 +90,32 @@ class ModelOperator:
         unpack: Callable[[Any], tuple[Any, Any]] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        process_group: Any = None,
     ) -> None:
-        self.model = unwrap(model)
-        chosen = select_parameters(self.model, params)
+        self.ranks = ranks_of(model, process_group, loader)
+        with self.ranks.agreed("reading model and loader"):
+            self.model = unwrap(model)
+            chosen = select_parameters(self.model, params)
+            precision = self._lay_out(chosen, device, dtype)
+            with leave_no_trace(self.model):
+                self.batches = self._read(loader, precision.dtype, max_batches, max_samples, unpack)
+                self.functional = FunctionalModel(self.model, chosen, self.device, precision.dtype if precision.casts else None)
+                # a rank without samples has nothing to guess from
+                own = resolve_loss(self.model, self.batches, loss, loss_fn, run=self.functional) if len(self.batches) else None
+            self.dtype = next(iter(self.functional.parameters.values())).dtype
+            alone = len(self.batches) == 1 and self.ranks.size == 1
+            narrow = self.device.type == "mps" or ((self.shape[0] >= LARGE or alone) and all(leaf.dtype == torch.float32 for leaf in self.leaves))
+            self.sum_dtype = torch.float32 if narrow else torch.float64
+            self._draws = Draws(self.device)
+        settings = f"{self.device.type}, {_dtype_name(self.dtype)}, {', '.join(self.names)}"
+        self.functional.use_buffers(self.ranks.same_model(self.model, settings))
+        self.loss = self.ranks.same_loss(loss if isinstance(loss, Loss) else own, self.batches, next((f for f in (loss_fn, loss) if callable(f)), None))
+        self.weights = self.ranks.weights(self.loss, self.batches)
+        self.n_samples = sum(row[0] for row in self.ranks.gather([self.batches.n_samples]))  # of all ranks
+        self.notes = self._notes(chosen, precision.note)
+
+    def _lay_out(self, chosen: Mapping[str, nn.Parameter], device: torch.device | str | None, dtype: torch.dtype | None) -> Precision:
+        """Names, shapes and places of the chosen parameters; where and in which precision they are run."""
         first = next(iter(chosen.values()))
         self.device = torch.device(device) if device is not None else first.device
         precision = compute_dtype(self.model, dtype)
@@ -99,25 +130,17 @@ class ModelOperator:
         self.requested_dtype = dtype
         self.products = 0
         self.without_influence: tuple[str, ...] = ()
-        with leave_no_trace(self.model):
-            self.batches = self._read(loader, precision.dtype, max_batches, max_samples, unpack)
-            self.functional = FunctionalModel(self.model, chosen, self.device, precision.dtype if precision.casts else None)
-            self.loss = resolve_loss(self.model, self.batches, loss, loss_fn, run=self.functional)
-        self.weights = self.loss.weights(self.batches)
-        self.dtype = next(iter(self.functional.parameters.values())).dtype
-        narrow = self.device.type == "mps" or (start >= LARGE and all(leaf.dtype == torch.float32 for leaf in self.leaves))
-        self.sum_dtype = torch.float32 if narrow else torch.float64
-        self._draws = Draws(self.device)
-        self.notes = self._notes(chosen, precision.note)
+        return precision
 
     def _read(self, loader: Any, dtype: torch.dtype | None, max_batches: int | None, max_samples: int | None, unpack: Any) -> Batches:
         limits = max_batches is None and max_samples is None
         if isinstance(loader, Batches) and limits and (loader.device, loader.dtype) == (self.device, dtype):
             return loader
-        return Batches(loader, device=self.device, dtype=dtype, max_batches=max_batches, max_samples=max_samples, unpack=unpack)
+        several = self.ranks.size > 1
+        return Batches(loader, device=self.device, dtype=dtype, max_batches=max_batches, max_samples=max_samples, unpack=unpack, may_be_empty=several)
 
     def _notes(self, chosen: Mapping[str, nn.Parameter], precision: str) -> tuple[str, ...]:
-        notes = list(eval_notes(self.model))
+        notes = [*self.ranks.notes, *eval_notes(self.model)]
         notes += [note for note in (self.batches.note, precision, self.loss.note(self.batches)) if note]
         kept_out = sum(1 for p in self.model.parameters() if not p.requires_grad)
         if kept_out and all(p.requires_grad for p in chosen.values()):
@@ -128,11 +151,20 @@ class ModelOperator:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What every product runs in: nothing of the model changes, second derivatives are exact, the random draws are always the same."""
+        """What every product runs in: nothing of the model changes, second derivatives are exact, the random draws are always the same.
+        Inside another one of this operator it only puts the draws back: many products in a row need not save and restore the model each."""
         self.functional.check_unchanged()
-        with leave_no_trace(self.model), twice_differentiable(self.model):
+        if self._running:
             self._draws.restore()
             yield
+            return
+        with leave_no_trace(self.model), twice_differentiable(self.model):
+            self._draws.restore()
+            self._running = True
+            try:
+                yield
+            finally:
+                self._running = False
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -162,7 +194,7 @@ class ModelOperator:
         """L and its gradient (n,) in ``sum_dtype``. Sets ``without_influence``: parameters the loss does not depend on."""
         total, value = self.zeros(), 0.0
         idle = set(self.names)
-        with self.running():
+        with self.ranks.agreed("the gradient"), self.running():
             for batch, weight in zip(self.batches, self.weights, strict=True):
                 if weight == 0.0:
                     continue
@@ -173,8 +205,11 @@ class ModelOperator:
                 grads = torch.autograd.grad(loss, self.leaves, allow_unused=True)
                 idle -= {name for name, g in zip(self.names, grads, strict=True) if g is not None}
                 self.add_flat(total, grads, weight)
-        self.without_influence = tuple(name for name in self.names if name in idle)
-        return value, total
+        counts = torch.tensor([value, *(float(name not in idle) for name in self.names)], dtype=torch.float64)
+        self.ranks.add_up(counts)
+        self.ranks.add_up(total)
+        self.without_influence = tuple(name for name, count in zip(self.names, counts[1:].tolist(), strict=True) if not count)
+        return float(counts[0]), total
 
     # -- products --------------------------------------------------------------------------------------------------------
 
@@ -185,9 +220,21 @@ class ModelOperator:
 
     def _multiply(self, rows: Tensor, out: Tensor) -> None:
         if len(rows):
-            with self.running():
+            self._own_part(rows, out, rows)
+            self.ranks.add_up(out)
+
+    def _own_part(self, rows: Tensor, out: Tensor, same: Tensor | None = None) -> None:
+        """out <- the part of the products that comes from this rank's samples. same: what all ranks have to have alike."""
+        with self.ranks.agreed("a product", same), self.running():
+            if any(self.weights):
                 self._products(rows.detach(), out)
-            self.products += len(rows)
+        self.products += len(rows)
+
+    @property
+    def sharded(self) -> ShardedProducts | None:
+        """Products for a Krylov basis of which every rank holds some columns; None where every rank holds all of it (one rank, or few parameters)."""
+        share = share_of(self.ranks, self.shape[0])
+        return None if share is None else ShardedProducts(self.ranks, share, self.device, self.sum_dtype, self._own_part)
 
     def matvec(self, v: Tensor) -> Tensor:
         """Product with one torch vector (n,), in ``sum_dtype`` on the operator's device; counts it."""
