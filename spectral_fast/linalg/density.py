@@ -191,8 +191,11 @@ def _settled(part: Probed, n: int) -> tuple[int, int]:
     single = (part.residuals <= apart) & (part.weights.mean(axis=0) * n <= OUTLIER_MASS)
     if single.all():
         return (0, m) if m == n else (0, 0)  # the whole spectrum, or fewer values than dimensions: then they stand for the rest too
-    above = int(np.argmin(single[::-1]))
-    return int(np.argmin(single)), above
+    below, above = int(np.argmin(single)), int(np.argmin(single[::-1]))
+    # a quarter of the nodes stays with the bulk: a few could not tell how what is left of the spectrum lies within its own range
+    while below + above > m * 3 // 4:
+        below, above = (below - 1, above) if below > above else (below, above - 1)
+    return below, above
 
 
 def density_of(run: ProbeRun, *, outliers: bool = True) -> SpectralDensity:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from problems import dense_ggn, dense_hessian, digits_like, mlp, train
+from staircases import levy, wasserstein
 from torch.nn import functional as F
 
 from spectral_fast.curvature import GGN, Hessian
-from spectral_fast.linalg.density import ProbeRun, run_probes
+from spectral_fast.linalg.density import ProbeRun, run_probes, spectral_density
 from spectral_fast.linalg.eigsh import eigsh, extreme_pairs
 from spectral_fast.linalg.restart import Ends
 
@@ -118,3 +119,21 @@ def test_equal_units_give_equal_eigenvalues(kind: str, seed: int) -> None:
     for top, bottom in ((8, 5), (30, 12)):
         pairs, how = extreme_pairs(op, Ends(top=top, bottom=bottom), tol=1e-9, max_matvecs=6000, seed=seed)
         assert how["status"] == "ok" and np.abs(pairs.values - wanted(evals, top, bottom)).max() <= 1e-8 * size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation, steps", [("Tanh", 5), ("ReLU", 60)])
+def test_density_against_all_eigenvalues(kind, activation, steps):
+    x, y = (torch.from_numpy(a) for a in digits_like(200, 20, 5, 3))
+    model = train(mlp((20, 40, 20, 5), activation=activation), x, y, steps=steps)
+    evals = dense(kind, model, x, y)
+    n = len(evals)
+    r = spectral_density(KINDS[kind][0](model, (x, y)))
+    even = np.full(n, 1 / n)
+    assert wasserstein(r.nodes, r.weights, evals, even) <= 0.1 * wasserstein(np.array([evals.mean()]), np.ones(1), evals, even)
+    below, above = r.outliers
+    assert above >= 10 and np.abs(r.nodes[len(r.nodes) - above :] - evals[n - above :]).max() <= 1e-6 * evals[-1]
+    rest, inner = evals[below : n - above], slice(below, len(r.nodes) - above)
+    nodes, weights, even = r.nodes[inner], r.weights[inner] / r.weights[inner].sum(), np.full(len(rest), 1 / len(rest))
+    assert wasserstein(nodes, weights, rest, even) <= 0.1 * wasserstein(np.array([rest.mean()]), np.ones(1), rest, even)
+    assert levy(nodes, weights, rest, even, np.ptp(rest)) <= 0.03

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from problems import Counting, Reflected, symmetric
+from staircases import levy, wasserstein
 from tolerances import tolerance
 
 from spectral_fast.kernels.counters import rademacher
@@ -161,35 +162,6 @@ PLANTED = {
     "power law": np.arange(1, BIG + 1) ** -1.2,
     "negative tail": np.r_[0.3 * np.abs(_RADIUS[:-30]), -np.linspace(0.5, 4, 30)],
 }
-
-
-def wasserstein(a, wa, b, wb):
-    """W1 of two staircases: the area between their distribution functions."""
-    x = np.sort(np.concatenate([a, b]))
-    fa, fb = (np.concatenate([[0], np.cumsum(w[np.argsort(v)])])[np.searchsorted(np.sort(v), x, side="right")] for v, w in ((a, wa), (b, wb)))
-    return float(np.sum(np.abs(fa - fb)[:-1] * np.diff(x)))
-
-
-def levy(a, wa, b, wb, unit):
-    """Levy distance, the abscissa in units of ``unit``: the least eps with F(x - eps) - eps <= G(x) <= F(x + eps) + eps."""
-    a, b = a / unit, b / unit
-
-    def cdf(v, w, x, side):
-        order = np.argsort(v)
-        return np.concatenate([[0], np.cumsum(w[order])])[np.searchsorted(v[order], x, side=side)]
-
-    low, high = 0.0, 1.0
-    x = np.concatenate([a, b])
-    for _ in range(40):
-        eps = (low + high) / 2
-        points = np.concatenate([x, x - eps, x + eps])
-        held = all(
-            (cdf(b, wb, points, side) <= cdf(a, wa, points + eps, side) + eps + 1e-12).all()
-            and (cdf(a, wa, points - eps, side) - eps <= cdf(b, wb, points, side) + 1e-12).all()
-            for side in ("left", "right")
-        )
-        low, high = (low, eps) if held else (eps, high)
-    return high
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough)])
