@@ -14,13 +14,13 @@ F64 = NDArray[np.float64]
 Orthogonalized = tuple[F64, NDArray[np.bool_]]
 Reduce = Callable[[F64], None]
 
-# bytes of all rows of a stripe of columns: what is read for one thing is still near for the next
-_STRIPE_BYTES = 1 << 22
+# bytes of all rows of a stripe of columns, as float64: what is read for one thing is still near for the next
+_STRIPE_BYTES = 1 << 19
 _LOST = 0.01  # of the squared norm: nine tenths of a vector
 
 
-def _stripes(n: int, rows: int, itemsize: int) -> list[slice]:
-    width = max(256, _STRIPE_BYTES // max(1, rows * itemsize))
+def _stripes(n: int, rows: int) -> list[slice]:
+    width = max(256, _STRIPE_BYTES // max(1, 8 * rows))
     return [slice(a, min(n, a + width)) for a in range(0, n, width)]
 
 
@@ -43,7 +43,7 @@ def _write(into: NDArray[Any], x: F64) -> None:
 def _sweep(v: NDArray[Any], w: NDArray[Any], minus: F64 | None, reduce: Reduce | None, dots: bool = True) -> tuple[F64, F64]:
     """w -= minusᵀ v where given (t, b), then -> (dots v wᵀ (t, b), squared norms of w (b,)), summed over all processes."""
     sums = np.zeros((len(v) + 1, len(w)))
-    for part in _stripes(w.shape[1], len(v) + len(w), v.itemsize):
+    for part in _stripes(w.shape[1], len(v) + len(w)):
         rows, x = _read(v[:, part]), w[:, part].astype(np.float64)
         if minus is not None:
             x -= minus.T @ rows
@@ -109,7 +109,7 @@ def orthogonalize(
             first = 0
         norm = float(np.sqrt(square))
         if norm > least[i] and t + new < len(basis):
-            for part in _stripes(w.shape[1], 2, 8):
+            for part in _stripes(w.shape[1], 2):
                 _write(basis[t + new, part], one[0, part].astype(np.float64) / norm)
             coefficients[t + new, i] = norm
             kept[i] = True
@@ -124,7 +124,7 @@ def recombine(basis: NDArray[Any], m: int, s: F64, into: NDArray[Any], *, thread
     whole before they are written, and nothing else that overlaps it. Sums are float64, in the order of the rows.
     """
     q = s.shape[1]
-    for part in _stripes(basis.shape[1], m + q, basis.itemsize):
+    for part in _stripes(basis.shape[1], m + q):
         x = np.zeros((q, part.stop - part.start))
         for i in range(0, m, 64):
             x += s[i : i + 64].T @ _read(basis[i : min(m, i + 64), part])

@@ -54,6 +54,7 @@ print(json.dumps({"n": n, "alone": alone - before, "basis": basis, "eigsh": foun
 """
 
 
+@pytest.mark.native_only  # numpy takes minutes, and arrays of its own
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("width", [1400, pytest.param(4400, marks=pytest.mark.thorough)])
 def test_peak_memory_is_one_product_and_the_basis(width, dtype):
