@@ -2,7 +2,6 @@
 
     pytest -s benchmarks/bench_curvature.py -k top_ten          needs the peers' environment (benchmarks/peers/requirements.txt)
     pytest -s benchmarks/bench_curvature.py -k "product and mlp"
-    pytest -s benchmarks/bench_curvature.py -k gram_schmidt     against numpy and torch alone; 2 GB of memory
 
 top_ten: every peer gets the cheapest of its settings whose ten pairs an exact product finds as good as ours (curvature_problems.Exact: residuals
 <= 1e-3 theta_1, none left out), searched for before anything is timed; one without any within 20 times our time did not converge.
@@ -26,7 +25,6 @@ import pytest
 from numpy.typing import NDArray
 
 import spectral_fast as sf
-from spectral_fast.kernels.select import OPS, select
 
 torch = pytest.importorskip("torch")
 
@@ -252,59 +250,3 @@ def test_product(against: Callable[..., dict[str, float]], benchmark: Any, probl
     gradients = {name: statistics.median(t / g for t, g in zip(times, seconds["gradient"], strict=True)) for name, times in seconds.items()}
     print(f"\n{network.name}, a product in gradients: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in gradients.items() if name != "gradient"))
     assert gradients["ours"] <= GRADIENTS[network.name]
-
-
-def read_rate(a: NDArray[Any]) -> float:
-    """Bytes per second of torch's sum over ``a``, the best of five."""
-    best, tensor = np.inf, torch.from_numpy(a)
-    for _ in range(5):
-        begin = time.perf_counter()
-        tensor.sum()
-        best = min(best, time.perf_counter() - begin)
-    return float(a.nbytes / best)
-
-
-@pytest.mark.timeout(1800)
-def test_gram_schmidt(against: Callable[..., dict[str, float]], rng: np.random.Generator, request: pytest.FixtureRequest) -> None:
-    """One vector against 20 rows of 20,000,000 float32, classical Gram-Schmidt twice: three sweeps of the basis ours, four theirs."""
-    if "orthogonalize" not in OPS:
-        pytest.skip("orthogonalize: not in this installation")
-    t, n = 20, 20_000_000
-    basis = np.empty((t + 1, n), dtype=np.float32)
-    for row in basis[:t]:  # random signs are orthogonal to 1 / sqrt(n), which is all that the time asks for
-        row[:] = rng.integers(0, 2, n, dtype=np.int8)
-        row -= 0.5
-        row *= 2 / np.sqrt(n)
-    start = rng.standard_normal(n, dtype=np.float32)
-    work, other = np.empty((1, n), dtype=np.float32), np.empty(n, dtype=np.float32)
-    orthogonalize, backend = select("orthogonalize")
-    v, w = torch.from_numpy(basis[:t]), torch.from_numpy(other)
-
-    def fused() -> None:
-        work[0] = start
-        orthogonalize(basis, t, work, np.zeros(1))
-
-    def with_numpy() -> None:
-        other[:] = start
-        for _ in range(2):
-            other.__isub__((basis[:t] @ other) @ basis[:t])
-
-    def with_torch() -> None:
-        other[:] = start
-        for _ in range(2):
-            w.addmv_(v.T, v @ w, alpha=-1)
-
-    rate = read_rate(basis[:t])
-    fused()
-    with_numpy()
-    expected = other / np.linalg.norm(other.astype(np.float64))  # BLAS's own float32 norm of so many is good to three digits
-    assert np.abs(basis[t] - expected).max() <= 1e-4 * np.abs(expected).max()
-    share = 0.0
-
-    def note(seconds: float) -> str:
-        nonlocal share
-        share = 3 * basis[:t].nbytes / seconds / rate
-        return f"{backend}; read at {rate / 1e9:.1f} GB/s, three sweeps at {share:.0%} of it"
-
-    against(fused, {"numpy": with_numpy, "torch": with_torch}, rounds=request.config.getoption("--rounds") or 5, pause=0.2, note=note)
-    assert share >= 0.70

@@ -10,6 +10,29 @@ from pathlib import Path
 
 import spectral_fast
 
+# For code that asks what some work takes: peak(work) -> (most anonymous memory in use meanwhile in bytes, at the beginning, what work() returned)
+PEAK = """
+import threading, time
+
+def now():
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
+
+def peak(work):
+    seen, going = [now()], True
+    def look():
+        while going:
+            seen.append(now())
+            time.sleep(0.0005)
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        result = work()
+    finally:
+        going = False
+        thread.join()
+    return max(seen), seen[0], result
+"""
+
 PACKAGE_FOLDER = Path(spectral_fast.__file__).parents[1]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .analysis import CurvatureSpectra, curvature
+from .analysis import curvature
 from .operators import GGN, Hessian
+from .spectra import CurvatureSpectra
 
 __all__ = ["GGN", "CurvatureSpectra", "Hessian", "curvature"]

@@ -4,110 +4,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..linalg.density import ProbeRun, SpectralDensity, density_of, run_probes
-from ..linalg.eigsh import EigenResult, Pairs, basis_dtype_for, extreme_pairs, pairs_so_far, result_of
+from ..linalg.density import ProbeRun, density_of, run_probes
+from ..linalg.eigsh import basis_dtype_for, extreme_pairs, pairs_so_far, result_of
 from ..linalg.krylov import Krylov
+from ..linalg.pairs import Pairs
 from ..linalg.restart import Ends, basis_size
-from ..linalg.trace import TraceResult, trace_of
+from ..linalg.trace import trace_of
 from ..probing.functional import ParameterFilter
 from ..probing.losses import Loss
 from ..probing.memory import memory_limit
-from ..probing.operator import ModelOperator
 from ..progress import Progress, ProgressOption, progress_reporter
-from ..results import Result, Status
+from ..results import Status
 from .basis_plan import BasisPlan, plan_basis
 from .operators import GGN, GRAPH_SHARE, Hessian
 from .preflight import Preflight, preflight
-from .sampling import SamplingErrors, sampling_errors
-from .sharpness import stability_rule
+from .reporting import Reporting
+from .sampling import sampling_errors
+from .sharpness import gradient_share, stability_rule
+from .spectra import CurvatureSpectra, Sharpness
 
-__all__ = ["CurvatureSpectra", "Sharpness", "curvature"]
-
-
-class Sharpness(NamedTuple):
-    """Unstable where ``value`` is beyond ``threshold``. value: lambda_1 of H, with coupled weight decay, or of P^-1 H for an adaptive optimizer; rule: the
-    threshold's formula with its numbers."""
-
-    value: float
-    threshold: float
-    rule: str
-
-
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class CurvatureSpectra(Result):
-    """Curvature of the mean loss at the model's parameters.
-
-    hessian_top, ggn_top: k largest eigenvalues, descending; hessian_bottom: the k_bottom smallest, descending, so the most negative
-    is last. density, trace: of the Hessian, from the first steps of the same Krylov space. gradient_in_top: share of the squared gradient within the span of
-    the top eigenvectors (Gur-Ari, Roberts & Dyer 2018). sampling: standard errors of hessian_top from the data being a sample. sharpness: lambda_1 beside the
-    optimizer's stability threshold (Cohen et al. 2021, 2022). preflight: what was checked of the products before. products: all products with Hessian and
-    GGN. A part that was not reached (Ctrl-C, a failure, memory) or does not exist for this loss is None, and ``reason`` or ``notes`` says why; eigenvalues
-    interrupted by Ctrl-C are given as they stood, with status "incomplete" of their own.
-    """
-
-    hessian_top: EigenResult | None = None
-    hessian_bottom: EigenResult | None = None
-    ggn_top: EigenResult | None = None
-    density: SpectralDensity | None = None
-    trace: TraceResult | None = None
-    loss: float = math.nan
-    gradient_norm: float = math.nan
-    gradient_in_top: float = math.nan
-    sampling: SamplingErrors | None = None
-    sharpness: Sharpness | None = None
-    preflight: Preflight | None = None
-    n_params: int = 0
-    n_samples: int = 0
-    loss_name: str = ""
-    products: int = 0
-    seconds: float = 0.0
-    notes: tuple[str, ...] = ()
-
-
-class _Reporting:
-    """Tells of every product; total is a forecast that grows when the eigensolver needs more."""
-
-    def __init__(self, report: Progress, forecast: int) -> None:
-        self._report, self.forecast, self.done = report, forecast, 0
-        self.what = ""
-
-    def of(self, op: ModelOperator, what: str) -> _Reported:
-        self.what = what
-        return _Reported(op, self)
-
-    def tick(self, products: int, what: str = "") -> None:
-        for _ in range(products):
-            self.done += 1
-            self.forecast = max(self.forecast, self.done)
-            self._report(self.done, self.forecast, what or self.what)
-
-
-class _Reported:
-    def __init__(self, op: ModelOperator, to: _Reporting) -> None:
-        self._op, self._to = op, to
-        self.shape, self.dtype = op.shape, op.dtype
-        self.blocks: Mapping[str, slice] = op.blocks
-        spread = op.sharded
-        self.sharded = None if spread is None else spread.told(to.tick)
-
-    def row_products(self, v: NDArray[Any]) -> NDArray[Any]:
-        result = self._op.row_products(v)
-        self._to.tick(len(v))
-        return result
-
-    def __matmul__(self, v: Any) -> Any:
-        result = self._op @ v
-        self._to.tick(1)
-        return result
+__all__ = ["curvature"]
 
 
 class _Parts:
@@ -152,7 +75,7 @@ class _Parts:
 
     def work(self, report: Progress) -> None:
         pairs = self.k + self.k_bottom
-        reporting = _Reporting(report, self.probes * self.run.steps + pairs + 40)
+        reporting = Reporting(report, self.probes * self.run.steps + pairs + 40)
         value, gradient = self.hessian.loss_and_gradient()
         self.found["loss"], self.found["gradient_norm"] = value, float(gradient.norm())
         if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
@@ -171,7 +94,7 @@ class _Parts:
         if how["defect"] > 0.1 * self.tol:
             self.notes.append(f"products are symmetric to {how['defect']:.1g} of the largest eigenvalue only; dtype=torch.float64 shows less")
         self._keep_hessian(found, how)
-        self.found["gradient_in_top"] = self._gradient_in_top(gradient)
+        self.found["gradient_in_top"] = gradient_share(self.found["hessian_top"].vectors, gradient)
         del gradient
         if how["interrupted"]:
             raise KeyboardInterrupt
@@ -181,7 +104,7 @@ class _Parts:
         self.hessian.release()
         self._gauss_newton(reporting)
 
-    def _preflight(self, reporting: _Reporting) -> None:
+    def _preflight(self, reporting: Reporting) -> None:
         before = self.hessian.products
         self.preflight = preflight(self.hessian, seed=self.seed)
         reporting.tick(self.hessian.products - before, "checks")
@@ -200,16 +123,7 @@ class _Parts:
         self.found["hessian_top"] = result_of(found, how, slice(max(0, count - self.k), None), self.k)
         self.found["hessian_bottom"] = result_of(found, how, slice(0, min(self.k_bottom, count)), self.k_bottom)
 
-    def _gradient_in_top(self, gradient: Tensor) -> float:
-        """||P_k g||² / ||g||² for the top eigenvectors (Gur-Ari, Roberts & Dyer 2018)."""
-        top = self.found["hessian_top"]
-        size = float(gradient.norm())
-        if size == 0.0 or not np.isfinite(top.vectors).all():
-            return math.nan
-        g = gradient.detach().cpu().numpy() / size
-        return float(sum(float(np.dot(v.astype(g.dtype, copy=False), g)) ** 2 for v in top.vectors.T))
-
-    def _sharpness(self, reporting: _Reporting) -> None:
+    def _sharpness(self, reporting: Reporting) -> None:
         """lambda_1 as the optimizer's stability is about it."""
         if self.optimizer is None:
             return
@@ -227,7 +141,7 @@ class _Parts:
             if how["status"] != "ok":
                 self.notes.append(f"lambda_1 of the preconditioned Hessian: {how['reason']}")
 
-    def _sampling(self, reporting: _Reporting) -> None:
+    def _sampling(self, reporting: Reporting) -> None:
         """What the data being a sample does to the top eigenvalues, from the batches' own products."""
         top = self.found["hessian_top"]
         if not self.data_errors or not np.isfinite(top.vectors).all():
@@ -260,7 +174,7 @@ class _Parts:
             polish=self.plan.polish,
         )
 
-    def _gauss_newton(self, reporting: _Reporting) -> None:
+    def _gauss_newton(self, reporting: Reporting) -> None:
         like = self.hessian
         self.ggn = GGN(
             like.model,

@@ -16,7 +16,7 @@ from ..probing.operator import ModelOperator
 from ..results import Status
 from .operators import Hessian
 
-__all__ = ["Preflight", "preflight", "random_forward"]
+__all__ = ["Preflight", "preflight"]
 
 # A residual can be asked for down to so many times the noise of one product: it is the difference of a product and a vector, each as
 # uncertain as the product, and a run adds many products.
@@ -76,12 +76,6 @@ class Preflight:
         return np.asarray(size <= self.tol_floor * size.max(initial=0.0))
 
 
-def random_forward(op: ModelOperator) -> str:
-    """A note when two forward passes of the first batch give different losses in evaluation mode (dropout called as a function,
-    sampling layers), else "". The operators reset the generators before every pass and so see one fixed draw."""
-    return _random(*_two_losses(op))
-
-
 def _two_losses(op: ModelOperator) -> tuple[float, float]:
     if not len(op.batches):
         return math.nan, math.nan  # other ranks have the samples
@@ -90,6 +84,8 @@ def _two_losses(op: ModelOperator) -> tuple[float, float]:
 
 
 def _random(first: float, second: float) -> str:
+    """A note where two forward passes in evaluation mode differ (dropout called as a function, sampling layers), else "". The operators reset the
+    generators before every pass and so see one fixed draw."""
     if first == second or (math.isnan(first) and math.isnan(second)):
         return ""
     return f"the forward pass is random in evaluation mode too (loss {first:.6g}, then {second:.6g}); results hold for one fixed draw"

@@ -18,17 +18,19 @@ below 1, so nothing crosses elsewhere. This holds for different learning rates, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg.arrays import as_float64
-from ..linalg.krylov import check_operator, vector_product
+from ..linalg.arrays import as_float64, as_numpy
+from ..linalg.products import check_operator, vector_product
+from ..linalg.share import PIECE
 from ..linalg.trace_methods import block_product, takes_blocks
 
-__all__ = ["Preconditioned", "StabilityRule", "preconditioned", "stability_rule", "subspace_share"]
+__all__ = ["Preconditioned", "StabilityRule", "gradient_share", "preconditioned", "stability_rule"]
 
 F64 = NDArray[np.float64]
 
@@ -46,6 +48,7 @@ class Preconditioned:
         blocks = getattr(op, "blocks", None)
         self.blocks: dict[str, slice] = dict(blocks) if isinstance(blocks, Mapping) else {}
         self.takes_blocks = takes_blocks(op)
+        self.running = getattr(op, "running", nullcontext)
         self._apply = vector_product(op)
 
     def __matmul__(self, v: Any) -> F64:
@@ -79,31 +82,21 @@ def preconditioned(op: Any, p: Any, shift: Any = 0.0) -> Preconditioned:
     return Preconditioned(op, diagonal, add)
 
 
-def subspace_share(vectors: Any, gradient: Any) -> float:
-    """||P_k g||² / ||g||², the share of the gradient in the span of ``vectors`` (Gur-Ari, Roberts & Dyer 2018), between 0 and 1.
+def gradient_share(vectors: Any, gradient: Any) -> float:
+    """||P g||² / ||g||², the share of the gradient in the span of ``vectors`` (Gur-Ari, Roberts & Dyer 2018), between 0 and 1.
 
-    vectors: (n, k), not necessarily orthonormal or independent; gradient: (n,). NaN for a gradient of zero.
+    vectors: (n, k), orthonormal columns; gradient: (n,), whose squares fit in float64. NaN for a gradient of zero and for vectors with NaN.
     Raises ValueError naming the argument.
     """
-    v, g = as_float64(vectors), as_float64(gradient)
-    if v.ndim != 2 or g.shape != v.shape[:1]:
-        raise ValueError(f"vectors, gradient: wanted shapes (n, k) and (n,), got {v.shape} and {g.shape}")
-    for name, x in (("vectors", v), ("gradient", g)):
-        if not np.isfinite(x).all():
-            raise ValueError(f"{name}: {int((~np.isfinite(x)).sum())} entries are NaN or Inf")
-    size = float(np.abs(g).max(initial=0.0))
-    if size == 0.0:
-        return float("nan")
-    g = g / size
-    lengths = np.linalg.norm(v, axis=0)
-    v = v[:, lengths > 0] / lengths[lengths > 0]
-    if not v.shape[1]:
-        return 0.0
-    q, r = np.linalg.qr(v)
-    u, s, _ = np.linalg.svd(r)
-    basis = u[:, : len(s)][:, s > max(v.shape) * np.finfo(np.float64).eps * s[0]]
-    inside = basis.T @ (q.T @ g)
-    return float(min(1.0, (inside @ inside) / (g @ g)))
+    g = as_numpy(gradient)
+    if len(vectors.shape) != 2 or g.shape != tuple(vectors.shape[:1]):
+        raise ValueError(f"vectors, gradient: wanted shapes (n, k) and (n,), got {tuple(vectors.shape)} and {g.shape}")
+    inside, size = np.zeros(vectors.shape[1]), 0.0
+    for a in range(0, len(g), PIECE):  # in float64, without a float64 copy of the vectors
+        piece = g[a : a + PIECE].astype(np.float64)
+        inside += piece @ as_float64(vectors[a : a + PIECE])
+        size += float(piece @ piece)
+    return min(1.0, float(inside @ inside) / size) if size > 0.0 and np.isfinite(inside).all() else float("nan")
 
 
 @dataclass(frozen=True)

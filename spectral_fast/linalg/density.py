@@ -20,7 +20,9 @@ from ..kernels.counters import rademacher
 from ..memory import host_memory_limit
 from ..results import Result
 from .arrays import as_float64, is_torch, like
-from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of
+from .krylov import BASIS_DTYPES, F64, Krylov
+from .products import check_operator, product_of
+from .share import PIECE, Share
 from .spread import spread_of
 
 __all__ = ["Probed", "ProbeRun", "SpectralDensity", "density_of", "run_probes", "spectral_density"]
@@ -137,8 +139,8 @@ def run_probes(
     )
     z = np.empty((probes, share.width), dtype=np.float64 if basis_dtype == "float64" else np.float32)
     for i in range(probes):
-        for a in range(0, share.width, 1 << 20):
-            b = min(share.width, a + (1 << 20))
+        for a in range(0, share.width, PIECE):
+            b = min(share.width, a + PIECE)
             z[i, a:b] = rademacher(b - a, seed, first + i, start=share.columns.start + a)
     run.basis = kry
     r, start = kry.add(z)
@@ -155,16 +157,18 @@ def run_probes(
                 share.reduce(local[name])
 
     try:
-        kry.step(start, before=by_block)
-        products = kry.T[: kry.t, start] @ r
-        run.quadratic += [float(x) for x in np.einsum("ij,ij->j", r, kry.T[np.ix_(start, start)] @ r)]
-        run.squared += [float(x) for x in np.einsum("ij,ij->j", products, products)]
-        for name, form in local.items():
-            run.by_block.setdefault(name, []).extend(float(x) for x in np.einsum("ij,ij->j", r, form @ r))
-        for _ in range(1, run.steps):
-            if not kry.pending:
-                break
-            kry.step(list(kry.pending))
+        # a model is put into the state of a product once, not for each of them
+        with getattr(op, "running", nullcontext)():
+            kry.step(start, before=by_block)
+            products = kry.T[: kry.t, start] @ r
+            run.quadratic += [float(x) for x in np.einsum("ij,ij->j", r, kry.T[np.ix_(start, start)] @ r)]
+            run.squared += [float(x) for x in np.einsum("ij,ij->j", products, products)]
+            for name, form in local.items():
+                run.by_block.setdefault(name, []).extend(float(x) for x in np.einsum("ij,ij->j", r, form @ r))
+            for _ in range(1, run.steps):
+                if not kry.pending:
+                    break
+                kry.step(list(kry.pending))
     finally:
         if kry.m:
             values, s, residuals = kry.ritz()

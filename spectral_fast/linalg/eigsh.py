@@ -2,7 +2,7 @@
 
 Wu & Simon 2000; Zhou & Saad 2008 (thick restart, in restart.py). Stop at ||A v - theta v|| <= tol x largest |Ritz value|. A Krylov space of one
 vector holds one copy of a multiple eigenvalue, and may miss a member of a cluster, so pairs are accepted only after a random vector, orthogonal to
-everything found, has made a missed one improbable by the recurrence of its own Krylov space.
+everything found, has made a missed one improbable by the recurrence of its own Krylov space (missed.py).
 """
 
 from __future__ import annotations
@@ -16,27 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.counters import gaussian
-from ..results import Result, Status
+from ..results import Result
 from .arrays import as_float64, is_torch, like
-from .krylov import BASIS_DTYPES, F64, Krylov, Share, check_operator, product_of, uninterrupted
-from .restart import SEARCH_ROWS, Budget, Ends, Ritz, basis_size, before_search, converge, look_for_missed, ritz_of
+from .krylov import BASIS_DTYPES, F64, Krylov
+from .pairs import PairRun, Pairs
+from .products import check_operator, product_of
+from .restart import SEARCH_ROWS, Budget, Ends, basis_size
 from .saved import SavedRun
+from .share import Share
 from .spread import Spread, spread_of
 
 __all__ = ["EigenResult", "Pairs", "basis_dtype_for", "eigsh", "extreme_pairs", "pairs_so_far", "result_of"]
 
 DENSE_BELOW = 24
-POLISH_ROUNDS = 3
-SHARE_OF_TOL = 0.9  # what the Krylov relation's residuals may take; the rest is for the error of the relation itself
-SEARCH_ROUNDS = 12
-EARLY = 4.0
-# A normal number is smaller than this with probability 0.01: what a product of a random combination shows of an error is rarely less.
-UNLUCKY = 0.0125
 # Eigenvectors found in parts by several processes are put together in all of them up to so many bytes
 GATHERED = 1 << 30
-# Noise of length e in the products shows e / sqrt(n) in each entry of T, and the largest of the hundreds or thousands of them at least as much.
-NOISE_IN_DEFECT = 1.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -70,186 +64,12 @@ class EigenResult(Result):
         return len(self.values)
 
 
-@dataclass
-class Pairs:
-    """Ritz pairs ascending: values (k,), rows (k, n), residuals (k,)."""
-
-    values: F64
-    rows: NDArray[Any]
-    residuals: F64
-
-
 def _start_vectors(v0: Any, n: int) -> F64:
     v = as_float64(v0)
     v = v[:, None] if v.ndim == 1 else v
     if v.ndim != 2 or v.shape[0] != n or v.shape[1] < 1 or not np.isfinite(v).all():
         raise ValueError(f"v0: wanted finite vectors of shape ({n},) or ({n}, b), got shape {np.shape(v0)}")
     return np.array(v.T, order="C")
-
-
-class _Search:
-    """One run. ``pairs`` and ``scale`` are at any time the best there is, so that an interrupt can hand them back."""
-
-    def __init__(self, budget: Budget, n: int, ends: Ends, tol: float, seed: int, share: Share, polish: bool = True) -> None:
-        self.budget, self.n, self.ends, self.tol, self.seed, self.share, self.polish = budget, n, ends, tol, seed, share, polish
-        self.pairs = Pairs(np.zeros(0), np.zeros((0, share.width)), np.zeros(0))
-        self.scale = self.defect = self.error = 0.0
-        self.status: Status = "ok"
-        self.reason = ""
-        self.interrupted = False
-        self.saved: SavedRun | None = None
-        self._basis: Krylov | None = None  # while ``pairs`` are still to come from it
-
-    def dense(self) -> None:
-        """The whole matrix by n products; for operators as small as the number of pairs wanted."""
-        a = np.concatenate([self.budget(e[None, :]) for e in np.eye(self.n)]).T.astype(np.float64)
-        if not np.isfinite(a).all():
-            raise ArithmeticError(f"op: its products with unit vectors hold {int((~np.isfinite(a)).sum())} NaN or Inf of {a.size} entries")
-        self.defect = float(np.abs(a - a.T).max())
-        values, vectors = np.linalg.eigh((a + a.T) / 2)
-        wanted = self.ends.pick(values)
-        residuals = np.linalg.norm(a @ vectors[:, wanted] - vectors[:, wanted] * values[wanted], axis=0)
-        self.pairs = Pairs(values[wanted], np.ascontiguousarray(vectors[:, wanted].T), residuals)
-        self.scale = float(np.abs(values).max())
-        self._judge()
-
-    def krylov(self, kry: Krylov) -> None:
-        """Converge, look for what was missed, measure the residuals and polish where they ask for it. ``kry`` is used up."""
-        self._basis = kry
-        found = self._settle(kry)
-        self.scale, self.defect = float(np.abs(found.values).max(initial=0.0)), kry.defect
-        wanted = found.wanted
-        few = len(wanted) <= 2
-        small = 0.05 * self.tol * self.scale
-        self.error = NOISE_IN_DEFECT * kry.defect * float(np.sqrt(self.n))
-        if self.error > small and not few and self.budget.used < self.budget.limit:
-            self.error = self._relation_error(kry, found)
-        self.pairs = self._taken(kry, found)
-        self._basis = None
-        if few or (self.error > 0.1 * self.tol * self.scale and self.status == "ok"):
-            self.error = 0.0
-            self._measured(kry)
-        self._judge()
-
-    def _settle(self, kry: Krylov) -> Ritz:
-        """Wanted pairs that have converged and of which none is likely to be missed, or what there is when the budget ends."""
-        tol = SHARE_OF_TOL * self.tol
-        save = None if self.saved is None else self.saved.save
-        if self.saved is not None and self.saved.settled:
-            return ritz_of(kry, self.ends, tol)
-        crowded = False
-        for _ in range(SEARCH_ROUNDS):
-            # the search's products bring the pairs further too, so it comes a little early
-            found = before_search(kry, self.ends) if kry.chain else converge(kry, self.ends, EARLY * tol, self.budget, save)
-            if not found.converged and not kry.full:
-                self._stop(f"{self.budget.limit} products did not suffice")
-                return found
-            verdict = look_for_missed(kry, self.ends, found, tol, self.budget, save, all_rows=crowded)
-            if verdict == "none" or kry.full:
-                found = converge(kry, self.ends, tol, self.budget, save)
-                if not (found.converged or kry.full):
-                    self._stop(f"{self.budget.limit} products did not suffice")
-                elif self.saved is not None:
-                    self.saved.save(kry, settled=True)
-                return found
-            if verdict == "undecided" or (verdict == "crowded" and crowded):
-                break
-            crowded = verdict == "crowded"
-        what = f"{len(kry.rows)} rows of the basis are too few for" if crowded else "the budget ended before"
-        self._stop(f"{what} the search for missed multiple eigenvalues{'' if crowded else ' did'}")
-        return ritz_of(kry, self.ends, tol)
-
-    def _relation_error(self, kry: Krylov, found: Ritz) -> float:
-        """Bound (0.99) of ||A v_i - Σ_j T_ji v_j|| over the wanted vectors v_i, from one product with a Gaussian combination of them."""
-        omega = found.s[:, found.wanted] @ gaussian(len(found.wanted), self.seed, 2**40)
-        c = np.zeros(kry.t)
-        c[kry.order] = omega
-        size = float(np.linalg.norm(omega))
-        v = kry.combination(c / size)
-        w = self.budget(v)
-        kry.combination(kry.T[: kry.t, kry.order] @ (omega / size), into=v)
-        w -= v
-        return self.share.norm(w[0]) * size / UNLUCKY
-
-    def _taken(self, kry: Krylov, found: Ritz) -> Pairs:
-        """The wanted pairs, their vectors in the memory of the basis's first rows: it is a basis no more."""
-        s = np.ascontiguousarray(found.s[:, found.wanted])
-        with uninterrupted():
-            rows = kry.taken(s)
-        return Pairs(found.values[found.wanted], rows, found.residuals[found.wanted])
-
-    def _measured(self, kry: Krylov) -> None:
-        """The residual of every pair from its own product, and better pairs while that helps."""
-        products = self._products()
-        for _ in range(POLISH_ROUNDS):
-            worst = self.pairs.residuals.max(initial=0.0)
-            if not self.polish or self.status != "ok" or worst <= self.tol * self.scale:
-                return
-            count = len(self.pairs.values)
-            dtype = "float32" if kry.dtype == "bfloat16" else kry.dtype  # that of the rows, whose products are known
-            again = Krylov(self.budget, self.n, 3 * count, seed=self.seed, stream=10_000, dtype=dtype, spare=0, share=self.share, backend=kry.backend)
-            again.scale = self.scale
-            again.load(self.pairs.rows, products)
-            better = converge(again, self.ends, 0.3 * self.tol, self.budget)
-            self.defect = max(self.defect, again.defect)
-            if self.budget.left < 0:
-                self._stop(f"{self.budget.limit} products did not suffice")
-                return
-            self.scale = max(self.scale, float(np.abs(better.values).max(initial=0.0)))
-            self.pairs = self._taken(again, better)
-            products = self._products()
-            if self.pairs.residuals.max() > 0.5 * worst:  # they have stopped falling
-                return
-
-    def _products(self) -> NDArray[Any]:
-        """Each residual becomes that of its product, infinite where the budget ends first."""
-        pairs = self.pairs
-        products = np.zeros_like(pairs.rows)
-        for i, row in enumerate(pairs.rows):
-            if self.budget.used >= self.budget.limit:
-                pairs.residuals[i:] = np.inf
-                break
-            products[i] = self.budget(row[None, :])[0]
-            pairs.residuals[i] = self.share.norm(products[i].astype(np.float64) - pairs.values[i] * row)
-        return products
-
-    def interrupt(self) -> None:
-        """Keep what the run has: the residuals are the basis's own estimates where no product has measured them."""
-        self.interrupted = True
-        if self._basis is not None and self._basis.m:
-            found = ritz_of(self._basis, self.ends, self.tol)
-            self.scale, self.defect = float(np.abs(found.values).max()), max(self.defect, self._basis.defect)
-            self.pairs = self._taken(self._basis, found)
-        self._basis = None
-        self._stop(f"interrupted after {self.budget.used} products")
-
-    def unscale(self, factor: float) -> None:
-        """Back from the multiples the budget gave."""
-        self.pairs = Pairs(self.pairs.values / factor, self.pairs.rows, self.pairs.residuals / factor)
-        self.scale, self.defect, self.error = self.scale / factor, self.defect / factor, self.error / factor
-
-    def outcome(self) -> dict[str, Any]:
-        return {
-            "status": self.status,
-            "reason": self.reason,
-            "interrupted": self.interrupted,
-            "matvecs": self.budget.used,
-            "scale": self.scale,
-            "tol": self.tol,
-            "defect": self.defect / self.scale if self.scale > 0.0 else 0.0,
-            "error": self.error,
-        }
-
-    def _stop(self, why: str) -> None:
-        self.status, self.reason = "incomplete", why
-
-    def _judge(self) -> None:
-        """Residuals and asymmetry above tol: the numbers are not eigenvalues to that accuracy."""
-        worst, limit = float(self.pairs.residuals.max(initial=0.0)) + self.error, self.tol * self.scale
-        if self.status != "ok" or max(worst, self.defect) <= limit:
-            return
-        why = f"residuals stay at {worst / self.scale:.2g}" if worst > limit else f"products are symmetric only to {self.defect / self.scale:.2g}"
-        self.status, self.reason = "unresolved", f"{why} of the largest eigenvalue: the operator is noisy or not symmetric"
 
 
 def basis_dtype_for(op: Any, tol: float, basis_dtype: Any) -> str:
@@ -314,18 +134,18 @@ def extreme_pairs(
     starts = None if v0 is None else _start_vectors(v0, n)
     share = share or (start.share if start is not None else spread.share if spread is not None else Share(n))
     budget = Budget(spread or product_of(op), limit, 0 if small else min(k, 2), share.reduce)
-    search = _Search(budget, n, ends, tol, seed, share, polish)
+    run = PairRun(budget, n, ends, tol, seed, share, polish)
     rows = basis_size(n, ends) if capacity is None else max(capacity, min(n, ends.total + SEARCH_ROWS))
     try:
         if small:
-            search.dense()
+            run.dense()
         else:
             kry = start
             if kry is None:
                 if checkpoint is not None:
                     identity = {"n": n, "ends": (ends.top, ends.bottom, ends.magnitude), "tol": tol, "dtype": dtype, "seed": seed, "block": block}
                     saved = SavedRun(checkpoint, identity, budget, n, rows, seed=seed, dtype=dtype, spare=block, backend=backend)
-                    kry, search.saved = saved.kry, saved
+                    kry, run.saved = saved.kry, saved
                 else:
                     kry = Krylov(budget, n, rows, seed=seed, stream=block, dtype=dtype, spare=block, share=share, backend=backend)
                 if not kry.t:
@@ -335,18 +155,18 @@ def extreme_pairs(
             # a model is put into the state of a product once, not for each of them
             running = getattr(op, "running", nullcontext)
             with nullcontext() if spread is None else spread.one_interrupt(), running():
-                search.krylov(kry)
+                run.krylov(kry)
     except KeyboardInterrupt:
-        search.interrupt()
-    search.unscale(budget.factor or 1.0)
-    return _gathered(search, spread)
+        run.interrupt()
+    run.unscale(budget.factor or 1.0)
+    return _gathered(run, spread)
 
 
-def _gathered(search: _Search, spread: Spread | None) -> tuple[Pairs, dict[str, Any]]:
+def _gathered(run: PairRun, spread: Spread | None) -> tuple[Pairs, dict[str, Any]]:
     """The pairs of a finished search, in all processes, and what is to be said of them."""
-    pairs, outcome = search.pairs, {**search.outcome(), "columns": None}
+    pairs, outcome = run.pairs, {**run.outcome(), "columns": None}
     if spread is not None:
-        if len(pairs.rows) * search.n * pairs.rows.itemsize <= GATHERED:
+        if len(pairs.rows) * run.n * pairs.rows.itemsize <= GATHERED:
             pairs.rows = spread.gather(pairs.rows)
         else:
             outcome["columns"] = (spread.share.columns.start, spread.share.columns.stop)
@@ -355,10 +175,10 @@ def _gathered(search: _Search, spread: Spread | None) -> tuple[Pairs, dict[str, 
 
 def pairs_so_far(kry: Krylov, ends: Ends, tol: float, used: int) -> tuple[Pairs, dict[str, Any]]:
     """What a basis holds whose run was interrupted; it is used up."""
-    search = _Search(Budget(kry.apply, used, 0), kry.n, ends, tol_of(tol, kry.dtype), kry.seed, kry.share)
-    search.budget.used, search._basis = used, kry
-    search.interrupt()
-    return _gathered(search, kry.apply if isinstance(kry.apply, Spread) else None)
+    run = PairRun(Budget(kry.apply, used, 0), kry.n, ends, tol_of(tol, kry.dtype), kry.seed, kry.share)
+    run.budget.used, run.basis = used, kry
+    run.interrupt()
+    return _gathered(run, kry.apply if isinstance(kry.apply, Spread) else None)
 
 
 def result_of(pairs: Pairs, run: dict[str, Any], select: NDArray[Any] | slice, k: int) -> EigenResult:

@@ -23,79 +23,14 @@ from numpy.typing import NDArray
 
 from ..kernels.counters import gaussian, rademacher
 from ..kernels.select import select
-from .arrays import RawArray, as_numpy, is_torch
+from .arrays import RawArray, as_numpy
+from .products import Apply
+from .share import PIECE, Share
 
-__all__ = ["BASIS_DTYPES", "Apply", "Krylov", "Share", "check_operator", "product_of", "uninterrupted", "vector_product"]
+__all__ = ["BASIS_DTYPES", "Krylov", "uninterrupted"]
 
 F64 = NDArray[np.float64]
-# rows (b, n) in -> products by row (b, n) out, float32 or float64, which the caller may overwrite
-Apply = Callable[[NDArray[Any]], NDArray[Any]]
-
 BASIS_DTYPES = {"float64": "float64", "float32": "float32", "bfloat16": "uint16"}  # name -> what numpy holds it in
-
-
-_PIECE = 1 << 20  # entries that are made or looked at at once, so that what is in between stays small
-
-
-def check_operator(op: Any) -> int:
-    """n of a square operator. Raises TypeError or ValueError naming ``op``."""
-    shape = getattr(op, "shape", None)
-    if shape is None or not hasattr(op, "__matmul__"):
-        raise TypeError(f"op: wanted something with .shape and @ (array, tensor, LinearOperator, ModelOperator), got {type(op).__name__}")
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
-        raise ValueError(f"op: wanted a square matrix, got shape {tuple(shape)}")
-    return int(shape[0])
-
-
-def product_of(op: Any) -> Apply:
-    """Rows V (b, n) -> the rows of (op @ Vᵀ)ᵀ, in fresh memory; ``op.row_products`` where the operator has it, else one ``op @ v`` for each."""
-    own = getattr(op, "row_products", None)
-    if is_torch(op):
-        import sys
-
-        torch = sys.modules["torch"]
-        matrix = op.detach()
-
-        def torch_product(v: NDArray[Any]) -> NDArray[Any]:
-            x = torch.from_numpy(v).to(device=matrix.device, dtype=matrix.dtype)
-            return (matrix @ x.T).T.cpu().double().contiguous().numpy()  # type: ignore[no-any-return]
-
-        multiply: Apply = torch_product
-    elif callable(own):
-        multiply = own
-    else:
-
-        def numpy_product(v: NDArray[Any]) -> NDArray[Any]:
-            out = np.empty(v.shape, dtype=np.float64)
-            for row, to in zip(v, out, strict=True):
-                w = np.asarray(op @ row.astype(np.float64, copy=False))
-                if w.size != to.size:
-                    raise ValueError(f"op: its product with a vector of shape {row.shape} has shape {w.shape}")
-                to[:] = w.reshape(-1)
-            return out
-
-        multiply = numpy_product
-
-    def apply(v: NDArray[Any]) -> NDArray[Any]:
-        w = multiply(v)
-        if w.shape != v.shape:
-            raise ValueError(f"op: its product with {len(v)} vectors of {v.shape[1]} entries has shape {w.shape}")
-        return w
-
-    return apply
-
-
-def vector_product(op: Any) -> Callable[[F64], F64]:
-    """v (n,) -> op @ v (n,), float64 both. ArithmeticError where the product holds NaN or Inf."""
-    apply = product_of(op)
-
-    def one(v: F64) -> F64:
-        w = np.asarray(apply(np.ascontiguousarray(v, dtype=np.float64)[None])[0], dtype=np.float64)
-        if not np.isfinite(w).all():
-            raise ArithmeticError(f"op: its product with a vector holds {int((~np.isfinite(w)).sum())} NaN or Inf of {w.size} entries")
-        return w
-
-    return one
 
 
 @contextmanager
@@ -112,35 +47,6 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came and callable(before):
             before(*came[0])
-
-
-class Share:
-    """Which columns of every vector this process holds, and how sums over all columns come about; alone, it holds all of them.
-
-    columns: of the n; reduce: adds up the given float64 array over the processes, in place; agree: replaces it by that of the first process,
-    for another processor's eigenvectors of the same matrix may have other signs.
-    """
-
-    def __init__(self, n: int, columns: slice | None = None, reduce: Callable[[F64], None] | None = None, agree: Callable[[F64], None] | None = None) -> None:
-        self.n = n
-        self.columns = slice(0, n) if columns is None else columns
-        self.reduce = reduce
-        self.agree = agree
-
-    @property
-    def width(self) -> int:
-        return int(self.columns.stop - self.columns.start)
-
-    def norm(self, x: NDArray[Any]) -> float:
-        total = np.array([float(np.dot(x, x)) if x.dtype == np.float64 else sum(float(np.square(p, dtype=np.float64).sum()) for p in _pieces(x))])
-        if self.reduce is not None:
-            self.reduce(total)
-        return float(np.sqrt(total[0]))
-
-
-def _pieces(x: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    for a in range(0, len(x), _PIECE):
-        yield x[a : a + _PIECE]
 
 
 class Krylov:
@@ -175,7 +81,7 @@ class Krylov:
         self.t = 0
         self.order: list[int] = []
         self.pending: list[int] = []
-        self.chain: list[int] = []  # rows of a search under way, see restart.look_for_missed
+        self.chain: list[int] = []  # rows of a search under way, see missed.look_for_missed
         self.products = 0
         self.scale = 0.0  # largest ||A v|| seen
         self.defect = 0.0  # largest |v_iᵀ A v_j - v_jᵀ A v_i| seen: asymmetry and noise of the operator, measured for free
@@ -241,8 +147,8 @@ class Krylov:
         first, width = self.share.columns.start, self.share.width
         out = np.empty((1, width), dtype=np.float64 if self.dtype == "float64" else np.float32)
         size = max(1.0, self.scale) / np.sqrt(self.n)
-        for a in range(0, width, _PIECE):
-            b = min(width, a + _PIECE)
+        for a in range(0, width, PIECE):
+            b = min(width, a + PIECE)
             draw = gaussian if bell else rademacher
             out[0, a:b] = draw(b - a, self.seed, stream, start=first + a) * size
         return out

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .krylov import Apply, Krylov
+from .krylov import Krylov
+from .products import Apply
 from .restart import Budget
 
 __all__ = ["SavedRun"]

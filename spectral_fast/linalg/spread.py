@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from .krylov import Share
+from .share import Share
 
 __all__ = ["Spread", "spread_of"]
 

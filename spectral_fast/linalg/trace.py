@@ -12,7 +12,8 @@ from scipy import stats
 from ..results import Result
 from .arrays import like
 from .density import ProbeRun
-from .krylov import F64, check_operator
+from .krylov import F64
+from .products import check_operator
 from .trace_methods import METHODS, Estimates, exact, mean_error, rounding_of_forms
 
 __all__ = ["TraceResult", "choose", "student_interval", "trace", "trace_of"]
@@ -80,8 +81,9 @@ def choose(n: int, max_matvecs: int) -> str:
     """The method of "auto", by shape and budget alone: "exact" for n <= max_matvecs; "xtrace" for 30 products or more where its basis
     (8.5 n max_matvecs bytes) takes at most 1 GiB; else "hutchinson".
 
-    XTrace's error is at most about sqrt(2) times Hutchinson's where the spectrum is flat, and a small part of it where few eigenvalues
-    carry much of the Frobenius norm, as in Hessians. With fewer products it has too few samples for its covariance.
+    XTrace's error is a small part of Hutchinson's where few eigenvalues carry much of the Frobenius norm, as in Hessians. Where the spectrum is flat it
+    is larger, sqrt(2) times at least, since half of the products only look for such eigenvalues: "hutchinson" is the better choice there. With fewer
+    products it has too few samples for its covariance.
     """
     if n <= max_matvecs:
         return "exact"

@@ -21,8 +21,9 @@ from scipy import sparse
 
 from ..kernels.counters import rademacher
 from .arrays import is_torch
-from .krylov import F64, vector_product
+from .krylov import F64
 from .leave_two_out import LeaveTwoOut, RowGrams
+from .products import vector_product
 
 __all__ = ["METHODS", "Estimate", "Estimates", "block_product", "exact", "hutchinson", "hutchpp", "mean_error", "rounding_of_forms", "takes_blocks", "xtrace"]
 

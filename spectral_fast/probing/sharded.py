@@ -13,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..linalg.krylov import Share
+from ..linalg.share import Share
 from .distributed import Ranks
 
 __all__ = ["ShardedProducts", "share_of"]

@@ -13,7 +13,7 @@ from .blocks import Bars, Block, Facts, Note, Section, Table
 from .words import NOTHING, Column, integer, interval, number, plain, plus_minus, share
 
 if TYPE_CHECKING:
-    from ..curvature.analysis import CurvatureSpectra
+    from ..curvature.spectra import CurvatureSpectra
     from ..linalg.density import SpectralDensity
     from ..linalg.eigsh import EigenResult
     from ..linalg.trace import TraceResult

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ..collapse import NeuralCollapse
-    from ..curvature.analysis import CurvatureSpectra
+    from ..curvature.spectra import CurvatureSpectra
     from ..gradients import GradientSpectrum
     from ..linalg.density import SpectralDensity
     from ..linalg.eigsh import EigenResult

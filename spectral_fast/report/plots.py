@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..collapse import NeuralCollapse
-    from ..curvature.analysis import CurvatureSpectra
+    from ..curvature.spectra import CurvatureSpectra
     from ..diagnosis import Diagnosis
     from ..gradients import GradientSpectrum
     from ..linalg.density import SpectralDensity

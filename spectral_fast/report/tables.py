@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..collapse import NeuralCollapse
-    from ..curvature.analysis import CurvatureSpectra
+    from ..curvature.spectra import CurvatureSpectra
     from ..diagnosis import Diagnosis
     from ..gradients import GradientSpectrum
     from ..linalg.density import SpectralDensity

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from children import run_python
+from children import PEAK, run_python
 
 CODE = """
-import gc, json, threading, time
+import gc, json
 import numpy as np, torch
 from torch import nn
 import spectral_fast as sf
@@ -14,30 +14,11 @@ from spectral_fast.linalg.restart import Ends, basis_size
 torch.manual_seed(0)
 WIDTH, K, DTYPE = %(width)d, 3, %(dtype)r
 
-def now():
-    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
-
-def peak(work):
-    seen, going = [now()], True
-    def look():
-        while going:
-            seen.append(now())
-            time.sleep(0.002)
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        result = work()
-    finally:
-        going = False
-        thread.join()
-    return max(seen), result
-
 warm = sf.Hessian(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)), (torch.randn(5, 4), torch.randint(0, 3, (5,))))
 sf.eigsh(warm, 2)  # what torch and numpy take at their first use
 model = nn.Sequential(nn.Linear(100, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 10))
 x, y = torch.randn(32, 100), torch.randint(0, 10, (32,))
 gc.collect()
-before = now()  # with the model and its data
 def product():
     op = sf.Hessian(model, (x, y))
     v = np.ones((1, op.shape[0]), dtype=np.float32)
@@ -45,9 +26,9 @@ def product():
     del w
     w = op.row_products(v)
     return op.shape[0]
-alone, n = peak(product)
+alone, before, n = peak(product)
 gc.collect()
-found, r = peak(lambda: sf.eigsh(sf.Hessian(model, (x, y)), K, basis_dtype=DTYPE))
+found, _, r = peak(lambda: sf.eigsh(sf.Hessian(model, (x, y)), K, basis_dtype=DTYPE))
 item = 2 if DTYPE == "bfloat16" else 4
 basis = item * n * (basis_size(n, Ends(top=K)) + 1)
 print(json.dumps({"n": n, "alone": alone - before, "basis": basis, "eigsh": found - before, "status": r.status, "matvecs": r.matvecs, "vector": 4 * n}))
@@ -60,7 +41,7 @@ print(json.dumps({"n": n, "alone": alone - before, "basis": basis, "eigsh": foun
 def test_peak_memory_is_one_product_and_the_basis(width, dtype):
     import json
 
-    done = run_python(CODE % {"width": width, "dtype": dtype}, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="1000000")
+    done = run_python(PEAK + CODE % {"width": width, "dtype": dtype}, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="1000000")
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     print({name: value / 2**20 if name in ("alone", "basis", "eigsh", "vector") else value for name, value in seen.items()})

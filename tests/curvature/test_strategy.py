@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from children import run_python
+from children import PEAK, run_python
 from problems import dense_ggn, dense_hessian, digits_like, mlp
 from tolerances import tolerance
 from torch import nn
@@ -191,29 +191,20 @@ def test_rows_of_every_layout():
     assert op.row_products(v.T[:0]).shape == (0, 53)
 
 
-MEMORY = """
-import gc, threading, time
+MEMORY = (
+    PEAK
+    + """
+import gc
 import numpy as np, torch
 from torch import nn
 from spectral_fast.curvature import GGN, Hessian
 torch.set_num_threads(1)
 
-def now():
-    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
-
-def peak(work):
-    seen, going = [now()], True
-    def look():
-        while going:
-            seen.append(now())
-            time.sleep(0.0005)
-    thread = threading.Thread(target=look)
-    thread.start()
-    work()
-    going = False
-    thread.join()
-    return max(seen) - seen[0]
+def taken(work):
+    most, before, _ = peak(work)
+    return most - before
 """
+)
 
 
 def test_a_product_holds_few_arrays_of_the_parameters_size():
@@ -224,7 +215,7 @@ n = op.shape[0]
 v = np.ones((1, n), dtype=np.float32)
 op.row_products(v)
 gc.collect()
-print(peak(lambda: op.row_products(v)) / (4 * n))
+print(taken(lambda: op.row_products(v)) / (4 * n))
 """
     done = run_python(MEMORY + code, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
@@ -249,9 +240,9 @@ vocabulary = 60_000
 op = operator(vocabulary)
 v = np.ones((1, op.shape[0]), dtype=np.float32)
 logits = 4 * rows * vocabulary
-first = peak(lambda: op.row_products(v))
+first = taken(lambda: op.row_products(v))
 gc.collect()
-print(first / logits, peak(lambda: op.row_products(v)) / logits)
+print(first / logits, taken(lambda: op.row_products(v)) / logits)
 """
     done = run_python(MEMORY + code, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr

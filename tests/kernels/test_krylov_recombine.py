@@ -10,22 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from krylov_rows import FORMATS, LEVELS, UNIT, numbers, stored
 
 from spectral_fast.kernels import native_kernels, numpy_kernels
-
-LEVELS = native_kernels.levels()
-FORMATS = ["float64", "float32", "uint16"]
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "uint16": 2.0**-8}
-
-
-def stored(x: Any, kind: str) -> np.ndarray:
-    if kind == "uint16":
-        return np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
-    return np.asarray(x).astype(kind)
-
-
-def numbers(rows: np.ndarray) -> np.ndarray:
-    return rows.view(ml_dtypes.bfloat16).astype(np.float64) if rows.dtype == np.uint16 else rows.astype(np.float64)
 
 
 def every(op: str) -> list[Any]:

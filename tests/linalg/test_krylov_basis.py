@@ -9,9 +9,12 @@ import pytest
 from children import run_python
 from problems import symmetric
 
-from spectral_fast.linalg.eigsh import Pairs, _Search, extreme_pairs
-from spectral_fast.linalg.krylov import Krylov, Share, product_of
+from spectral_fast.linalg.eigsh import extreme_pairs
+from spectral_fast.linalg.krylov import Krylov
+from spectral_fast.linalg.pairs import PairRun, Pairs
+from spectral_fast.linalg.products import product_of
 from spectral_fast.linalg.restart import Budget, Ends
+from spectral_fast.linalg.share import Share
 
 N = 300
 _BULK = 0.1 * np.random.default_rng(5).standard_normal(N - 8)
@@ -66,7 +69,7 @@ def test_pairs_that_are_worse_than_was_thought_are_polished(dtype: str) -> None:
     a, rng, count = symmetric(evals, 2), np.random.default_rng(0), 3
     vectors = np.linalg.eigh(a)[1].T[-count:] + 0.1 * rng.standard_normal((count, N)) / np.sqrt(N)
     rows = np.array(np.linalg.qr(vectors.T)[0].T, dtype="float64" if dtype == "float64" else "float32", order="C")
-    search = _Search(Budget(product_of(a), 500, 0), N, Ends(top=count), 5e-3, 0, Share(N))
+    search = PairRun(Budget(product_of(a), 500, 0), N, Ends(top=count), 5e-3, 0, Share(N))
     search.pairs, search.scale = Pairs(evals[-count:], rows, np.full(count, 1e-9)), 9.0
     search._measured(Krylov(search.budget, N, 30, seed=0, dtype=dtype))
     found = search.pairs

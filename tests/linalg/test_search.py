@@ -9,8 +9,10 @@ import pytest
 from problems import Counting, Reflected, symmetric
 
 from spectral_fast.linalg.eigsh import eigsh, extreme_pairs
-from spectral_fast.linalg.krylov import Krylov, product_of
-from spectral_fast.linalg.restart import Ends, _holds
+from spectral_fast.linalg.krylov import Krylov
+from spectral_fast.linalg.missed import _holds
+from spectral_fast.linalg.products import product_of
+from spectral_fast.linalg.restart import Ends
 
 
 @pytest.mark.parametrize("which", ["LA", "SA", "LM"])

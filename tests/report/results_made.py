@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spectral_fast.collapse import NeuralCollapse
-from spectral_fast.curvature.analysis import CurvatureSpectra
+from spectral_fast.curvature.spectra import CurvatureSpectra
 from spectral_fast.diagnosis import Diagnosis
 from spectral_fast.findings import Finding
 from spectral_fast.gradients import GradientSpectrum, LayerGradient

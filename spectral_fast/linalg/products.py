@@ -1,0 +1,78 @@
+"""Products with an operator given as a matrix of any kind or as anything with .shape and @."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import is_torch
+
+__all__ = ["Apply", "check_operator", "product_of", "vector_product"]
+
+F64 = NDArray[np.float64]
+# rows (b, n) in -> products by row (b, n) out, float32 or float64, which the caller may overwrite
+Apply = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+def check_operator(op: Any) -> int:
+    """n of a square operator. Raises TypeError or ValueError naming ``op``."""
+    shape = getattr(op, "shape", None)
+    if shape is None or not hasattr(op, "__matmul__"):
+        raise TypeError(f"op: wanted something with .shape and @ (array, tensor, LinearOperator, ModelOperator), got {type(op).__name__}")
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
+        raise ValueError(f"op: wanted a square matrix, got shape {tuple(shape)}")
+    return int(shape[0])
+
+
+def product_of(op: Any) -> Apply:
+    """Rows V (b, n) -> the rows of (op @ Vᵀ)ᵀ, in fresh memory; ``op.row_products`` where the operator has it, else one ``op @ v`` for each."""
+    own = getattr(op, "row_products", None)
+    if is_torch(op):
+        import sys
+
+        torch = sys.modules["torch"]
+        matrix = op.detach()
+
+        def torch_product(v: NDArray[Any]) -> NDArray[Any]:
+            x = torch.from_numpy(v).to(device=matrix.device, dtype=matrix.dtype)
+            return (matrix @ x.T).T.cpu().double().contiguous().numpy()  # type: ignore[no-any-return]
+
+        multiply: Apply = torch_product
+    elif callable(own):
+        multiply = own
+    else:
+
+        def numpy_product(v: NDArray[Any]) -> NDArray[Any]:
+            out = np.empty(v.shape, dtype=np.float64)
+            for row, to in zip(v, out, strict=True):
+                w = np.asarray(op @ row.astype(np.float64, copy=False))
+                if w.size != to.size:
+                    raise ValueError(f"op: its product with a vector of shape {row.shape} has shape {w.shape}")
+                to[:] = w.reshape(-1)
+            return out
+
+        multiply = numpy_product
+
+    def apply(v: NDArray[Any]) -> NDArray[Any]:
+        w = multiply(v)
+        if w.shape != v.shape:
+            raise ValueError(f"op: its product with {len(v)} vectors of {v.shape[1]} entries has shape {w.shape}")
+        return w
+
+    return apply
+
+
+def vector_product(op: Any) -> Callable[[F64], F64]:
+    """v (n,) -> op @ v (n,), float64 both. ArithmeticError where the product holds NaN or Inf."""
+    apply = product_of(op)
+
+    def one(v: F64) -> F64:
+        w = np.asarray(apply(np.ascontiguousarray(v, dtype=np.float64)[None])[0], dtype=np.float64)
+        if not np.isfinite(w).all():
+            raise ArithmeticError(f"op: its product with a vector holds {int((~np.isfinite(w)).sum())} NaN or Inf of {w.size} entries")
+        return w
+
+    return one
