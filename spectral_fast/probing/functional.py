@@ -130,8 +130,7 @@ class FunctionalModel:
         names = {storage_key(p): name for name, p in params.items()}
         self.aliases: dict[str, list[str]] = {name: [] for name in params}
         self.constants: dict[str, Tensor] = {}
-        self._watched = list(model.named_parameters())
-        self._versions = [p._version for _, p in self._watched]
+        self._seen = self._look()
 
         def moved(t: Tensor) -> Tensor:
             return t.detach().to(device=device, dtype=dtype if t.is_floating_point() else None)
@@ -150,11 +149,14 @@ class FunctionalModel:
         """Run with these in place of the model's own."""
         self._buffers.update(buffers)
 
+    def _look(self) -> dict[str, tuple[Any, ...]]:
+        return {name: (p._version, *storage_key(p)) for name, p in self.model.named_parameters()}
+
     def check_unchanged(self) -> None:
-        """Raises RuntimeError when a parameter was written to after the operator was built (say, by an optimizer step)."""
-        for (name, p), version in zip(self._watched, self._versions, strict=True):
-            if p._version != version:
-                raise RuntimeError(f"model: parameter {name!r} changed after the operator was built; build a new one")
+        """Raises RuntimeError when a parameter was written to, moved or replaced after the operator was built (say, by an optimizer step)."""
+        if (now := self._look()) != self._seen:
+            name = next(name for name in (*now, *self._seen) if now.get(name) != self._seen.get(name))
+            raise RuntimeError(f"model: parameter {name!r} changed after the operator was built; build a new one")
 
     def __call__(self, *args: Any, leaves: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
         tensors = dict(self.constants)

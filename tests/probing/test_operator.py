@@ -205,6 +205,29 @@ def test_a_changed_model_is_noticed():
         op @ np.ones(N)
 
 
+def replaced(model):
+    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: nn.utils.vector_to_parameters(torch.zeros(sum(p.numel() for p in model.parameters())), model.parameters()),
+        lambda model: setattr(model[0].weight, "data", model[0].weight.data + 1),
+        replaced,
+        lambda model: model.double(),
+    ],
+    ids=["vector_to_parameters", "data", "parameter", "double"],
+)
+def test_changes_that_leave_no_version_are_noticed(change):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
+    op = Hessian(model, (torch.randn(6, 4), torch.randint(0, 3, (6,))))
+    op @ np.ones(op.shape[0])
+    change(model)
+    with pytest.raises(RuntimeError, match="0.weight.*build a new one"):
+        op @ np.ones(op.shape[0])
+
+
 def test_batches_can_be_shared():
     batches = Batches((X, Y), device="cpu", dtype=torch.float64)
     assert Hessian(MODEL, batches).batches is batches
