@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,83 +18,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .metrics.gradient_noise import Concentration, Spectrum, concentration, gram_spectrum, moment_spectrum, noise_scale
-from .metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram
-from .probing.batches import Batches
-from .probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
-from .probing.gradient_gram import GradientGram
-from .probing.losses import Loss, resolve_loss
-from .probing.memory import memory_limit
-from .probing.operator import compute_dtype
-from .probing.per_sample import PerSampleGradients, Unit, samples_of
-from .probing.state import eval_notes, leave_no_trace
-from .progress import ProgressOption, progress_reporter
-from .results import Result
+from ..metrics.gradient_noise import Concentration, Spectrum, concentration, gram_spectrum, moment_spectrum, noise_scale
+from ..metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram
+from ..probing.batches import Batches
+from ..probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
+from ..probing.gradient_gram import GradientGram
+from ..probing.losses import Loss, resolve_loss
+from ..probing.memory import memory_limit
+from ..probing.operator import compute_dtype
+from ..probing.per_sample import PerSampleGradients, Unit, samples_of
+from ..probing.state import eval_notes, leave_no_trace
+from ..progress import ProgressOption, progress_reporter
+from .result import GradientSpectrum, LayerGradient
 
-__all__ = ["GradientSpectrum", "LayerGradient", "UNITS", "gradient_covariance"]
+__all__ = ["UNITS", "gradient_covariance"]
 
 F64 = NDArray[np.float64]
 UNITS = ("sample", "batch")
 DEFAULT_SAMPLES = 2048  # without max_samples; the Gram's cost grows with the square
 DEFAULT_FLOPS = 1e13  # without max_samples: N² P is kept below this, minutes on a laptop
 NAN = math.nan
-
-
-@dataclass(frozen=True)
-class LayerGradient:
-    """One parameter tensor's share: eigenvalues of its own block of the covariance (descending; empty where they did not fit in memory)."""
-
-    eigenvalues: F64
-    trace: float
-    noise_scale: float
-    effective_rank: float
-    n_params: int = 0
-
-
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class GradientSpectrum(Result):
-    """Spectrum of the covariance of per-sample gradients (definitions.md, "Gradient covariance").
-
-    eigenvalues: (k,) float64, descending, of the convention `centered` names; `other` of the other one: eigenvalues_centered and
-        eigenvalues_uncentered give them by name. Of n units at most min(n - 1, P) centred ones are nonzero.
-    noise_floor: eigenvalues below it are rounding, known only to be <= noise_floor; n_resolved lie above it.
-    trace, effective_rank, participation_ratio, top_share (of the 10 largest): of `eigenvalues`, before k cut them.
-    noise_scale: tr C/|g|² in samples (McCandlish et al. 2018), inf when the debiased gradient_norm2 is not positive;
-        noise_scale_interval: jackknife, 95 %.
-    gram: (n, n) float64, <g_i, g_j>, of the units' own gradients; weights: (n,), sum 1. loss: mean over the units.
-    """
-
-    eigenvalues: F64
-    other: F64
-    centered: bool
-    unit: str
-    trace: float
-    effective_rank: float
-    participation_ratio: float
-    top_share: float
-    noise_scale: float
-    noise_scale_interval: tuple[float, float]
-    gradient_norm2: float
-    noise_floor: float
-    n_resolved: int
-    n_samples: int
-    n_units: int
-    n_params: int
-    by_layer: dict[str, LayerGradient]
-    gram: F64 = field(repr=False)  # repr=False: too large for to_dict
-    weights: F64 = field(repr=False)
-    loss: float
-    loss_name: str
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-    @property
-    def eigenvalues_centered(self) -> F64:
-        return self.eigenvalues if self.centered else self.other
-
-    @property
-    def eigenvalues_uncentered(self) -> F64:
-        return self.other if self.centered else self.eigenvalues
 
 
 def gradient_covariance(
