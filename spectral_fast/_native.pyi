@@ -51,6 +51,17 @@ def decode(
     level: str | None = None,
     threads: int = 0,
 ) -> None: ...
+def gradient_gram(
+    gram: NDArray[np.float64],
+    a: NDArray[Any],
+    b: NDArray[Any] | None = None,
+    a2: NDArray[Any] | None = None,
+    b2: NDArray[Any] | None = None,
+    *,
+    algorithm: str,
+    level: str | None = None,
+    threads: int = 0,
+) -> None: ...
 def orthogonalize(
     basis: NDArray[Any],
     t: int,

@@ -53,9 +53,8 @@ GramSide side_of(const py::array& a, const std::optional<py::array>& b, const ch
 void gradient_gram_of(const py::array& gram, const py::array& a, const std::optional<py::array>& b, const std::optional<py::array>& a2,
                       const std::optional<py::array>& b2, const std::string& algorithm, const std::optional<std::string>& level,
                       int threads) {
+  require(b2.has_value() == (a2.has_value() && b.has_value()), "b2: wanted with b and a2, and only with them");
   const GramSide left = side_of(a, b, "a", "b");
-  require(a2.has_value() || !b2.has_value(), "b2: given without a2");
-  require(!a2.has_value() || b.has_value() == b2.has_value(), "b2: wanted with b and a2, and only with them");
   const GramSide right = a2 ? side_of(*a2, b2, "a2", "b2") : left;
   require(right.first.dtype == left.first.dtype && right.first.width == left.first.width, "a2: wanted the dtype and the width of a");
   require(right.second.width == left.second.width, "b2: wanted the width of b");

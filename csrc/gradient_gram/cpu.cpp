@@ -19,8 +19,16 @@ namespace {
 
 constexpr std::int64_t kBlockRows = 96;         // rows of a block, at least: what is packed of two blocks stays in the second-level cache
 constexpr std::int64_t kStripeBytes = 1 << 25;  // packed at a time on each side
-constexpr std::int64_t kTileColumns = 1024;     // of the layer's gradients made at a time
-constexpr std::int64_t kTogether = 8;           // panels that one task multiplies by another
+// Of the layer's gradients, made at a time: what the sums over 128 positions read of both factors stays in the first-level cache.
+constexpr std::int64_t kTileRows = 32, kTileColumns = 48;
+constexpr std::int64_t kRowColumns = 1024;  // of rows that are packed at a time
+constexpr std::int64_t kTogether = 8;       // panels that one task multiplies by another
+
+// Parts of at most about `most` of `all`, as equal as multiples of `step` can be.
+std::int64_t even(std::int64_t all, std::int64_t most, std::int64_t step) {
+  const std::int64_t parts = (all + most - 1) / most, each = (all + parts - 1) / parts;
+  return std::min(all, (each + step - 1) / step * step);
+}
 
 template <class T>
 class Packed {
@@ -70,8 +78,7 @@ class Gram {
     // vectors run along the wider factor, whose columns fill them better
     const bool turned = p > q;
     const std::int64_t inner = std::max(p, q), outer = std::min(p, q);
-    const std::int64_t cols = std::min(inner, std::max(width_, kTileColumns / loops_->row_block / width_ * width_));
-    const std::int64_t rows = std::min(outer, std::max(loops_->row_block, kTileColumns / cols / loops_->row_block * loops_->row_block));
+    const std::int64_t rows = even(outer, kTileRows, loops_->row_block), cols = even(inner, kTileColumns, width_);
     Packed<T> here(panels(left.first.samples) * width_ * rows * cols);
     Packed<T> there(same_ ? 1 : panels(right.first.samples) * width_ * rows * cols);
     Scratch scratch(static_cast<std::size_t>((width_ * rows * cols * static_cast<std::int64_t>(sizeof(T)) + 7) / 8));
@@ -82,6 +89,18 @@ class Gram {
         if (!same_) pack_gradients(right, tile, scratch, there.get());
         products(here.get(), left.first.samples, same_ ? here.get() : there.get(), right.first.samples, tile.rows * tile.cols);
       }
+  }
+
+  // Gradients that are there already: one factor only, and no positions.
+  void rows(const Positions& left, const Positions& right) {
+    const std::int64_t cols = std::min(left.width, kRowColumns);
+    Packed<T> here(panels(left.samples) * width_ * cols), there(same_ ? 1 : panels(right.samples) * width_ * cols);
+    for (std::int64_t c = 0; c < left.width; c += cols) {
+      const std::int64_t some = std::min(cols, left.width - c);
+      pack_columns(left, c, some, here.get());
+      if (!same_) pack_columns(right, c, some, there.get());
+      products(here.get(), left.samples, same_ ? here.get() : there.get(), right.samples, some);
+    }
   }
 
   // The lower triangle's mirror image above it.
@@ -132,17 +151,24 @@ class Gram {
   }
 
   Blocks pack_blocks(const GramSide& side, std::int64_t first, std::int64_t samples) {
-    Blocks b{first,   samples,          std::min(samples, samples_of_block(side.first.positions)), side.first.positions, 0, nullptr,
-             nullptr, side.first.width, side.second.data == nullptr ? 0 : side.second.width};
+    Blocks b{first,
+             samples,
+             std::min(samples, samples_of_block(side.first.positions)),
+             side.first.positions,
+             0,
+             nullptr,
+             nullptr,
+             side.first.width,
+             side.second.width};
     b.panels = panels(b.each * b.positions);
     const std::int64_t all = b.count() * b.panels;
     b.one = std::make_shared<Packed<T>>(all * width_ * b.p);
-    b.two = std::make_shared<Packed<T>>(all * width_ * b.q + 1);
+    b.two = std::make_shared<Packed<T>>(all * width_ * b.q);
     over(all, [&](std::int64_t panel) {
       const std::int64_t block = panel / b.panels, start = panel % b.panels * width_;
       const std::int64_t end = std::min(b.each, samples - block * b.each) * b.positions;
       pack_rows(side.first, first + block * b.each, start, end, b.one->get() + panel * width_ * b.p);
-      if (b.q > 0) pack_rows(side.second, first + block * b.each, start, end, b.two->get() + panel * width_ * b.q);
+      pack_rows(side.second, first + block * b.each, start, end, b.two->get() + panel * width_ * b.q);
     });
     return b;
   }
@@ -184,16 +210,14 @@ class Gram {
         const std::int64_t at_i = (i * left.panels + pi) * width_, at_j = (j * right.panels + pj) * width_;
         std::fill(x, x + width_ * width_, 0.0);
         loops_->multiply(left.one->get() + at_i * left.p, right.one->get() + at_j * right.p, left.p, x);
-        if (left.q > 0) {
-          std::fill(y, y + width_ * width_, 0.0);
-          loops_->multiply(left.two->get() + at_i * left.q, right.two->get() + at_j * right.q, left.q, y);
-        }
+        std::fill(y, y + width_ * width_, 0.0);
+        loops_->multiply(left.two->get() + at_i * left.q, right.two->get() + at_j * right.q, left.q, y);
         const std::int64_t end = std::min(width_, rows - pi * width_), col_end = std::min(width_, cols - pj * width_);
         for (std::int64_t r = 0; r < end;) {
           const std::int64_t sample = (pi * width_ + r) / left.positions;
           const std::int64_t to = std::min(end, (sample + 1) * left.positions - pi * width_);
           std::fill(sums, sums + width_, 0.0);
-          loops_->sum_rows(x, left.q > 0 ? y : nullptr, r, to, sums);
+          loops_->sum_rows(x, y, r, to, sums);
           double* const out = gram_ + (first_row + sample) * ld_ + first_col;
           for (std::int64_t c = 0; c < col_end;) {
             const std::int64_t other = (pj * width_ + c) / right.positions;
@@ -205,6 +229,14 @@ class Gram {
           r = to;
         }
       }
+  }
+
+  void pack_columns(const Positions& x, std::int64_t first, std::int64_t count, T* to) {
+    over(panels(x.samples), [&](std::int64_t panel) {
+      std::vector<const T*> rows;
+      for (std::int64_t i = panel * width_; i < std::min(x.samples, (panel + 1) * width_); ++i) rows.push_back(row(x, i, 0) + first);
+      loops_->pack(rows.data(), static_cast<std::int64_t>(rows.size()), count, to + panel * width_ * count);
+    });
   }
 
   void pack_gradients(const GramSide& side, const Tile& tile, Scratch& scratch, T* to) {
@@ -263,7 +295,9 @@ template <class T>
 void compute(const GramSide& left, const GramSide& right, bool same, GramAlgorithm algorithm, double* gram, std::int64_t ld,
              const GramOptions& options) {
   Gram<T> work(same, gram, ld, options);
-  if (algorithm == GramAlgorithm::positions || left.second.data == nullptr) {
+  if (left.second.data == nullptr) {
+    work.rows(left.first, right.first);
+  } else if (algorithm == GramAlgorithm::positions) {
     work.positions(left, right);
   } else {
     work.gradients(left, right);
@@ -275,7 +309,8 @@ void compute(const GramSide& left, const GramSide& right, bool same, GramAlgorit
 
 void gradient_gram(const GramSide& left, const GramSide& right, bool same, GramAlgorithm algorithm, double* gram, std::int64_t ld,
                    const GramOptions& options) {
-  if (left.first.samples == 0 || right.first.samples == 0) return;
+  const auto empty = [](const Positions& x) { return x.samples == 0 || x.positions == 0 || x.width == 0; };
+  if (empty(left.first) || empty(right.first) || (left.second.data != nullptr && left.second.width == 0)) return;
   if (left.first.dtype == DType::f64) {
     compute<double>(left, right, same, algorithm, gram, ld, options);
   } else {

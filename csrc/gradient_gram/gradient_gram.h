@@ -49,7 +49,7 @@ struct GramLoops {
   // out [rows][cols] = sum over positions of a(t, r) b(t, c), rows one behind the other
   void (*outer)(const T* a, std::int64_t a_stride, const T* b, std::int64_t b_stride, std::int64_t positions, std::int64_t rows,
                 std::int64_t cols, T* out);
-  // sums [width] += over the rows [from, to) of x, or of x times y entry by entry; all [width][width]
+  // sums [width] += over the rows [from, to) of x times y, entry by entry, [width][width] both
   void (*sum_rows)(const double* x, const double* y, std::int64_t from, std::int64_t to, double* sums);
 };
 

@@ -213,10 +213,7 @@ void sum_rows(const double* x, const double* y, int64_t from, int64_t to, double
   constexpr int64_t W = tile_width<T>;
   static_assert(W % kLanes == 0, "whole vectors of doubles");
   for (int64_t r = from; r < to; ++r)
-    for (int64_t c = 0; c < W; c += kLanes) {
-      const Vec one = load(x + r * W + c);
-      store(sums + c, y == nullptr ? add(load(sums + c), one) : fma(one, load(y + r * W + c), load(sums + c)));
-    }
+    for (int64_t c = 0; c < W; c += kLanes) store(sums + c, fma(load(x + r * W + c), load(y + r * W + c), load(sums + c)));
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ __all__ = [
     "decode",
     "default_level",
     "levels",
+    "gradient_gram",
     "marchenko_pastur",
     "orthogonalize",
     "power_law",
@@ -75,6 +76,21 @@ def decode(
 ) -> None:
     """See :func:`spectral_fast.kernels.numpy_kernels.decode`."""
     _native.decode(raw, out, format=format, steps=steps, byteorder=byteorder, level=level, threads=threads)
+
+
+def gradient_gram(
+    gram: NDArray[np.float64],
+    a: NDArray[Any],
+    b: NDArray[Any] | None = None,
+    a2: NDArray[Any] | None = None,
+    b2: NDArray[Any] | None = None,
+    *,
+    algorithm: str,
+    level: str | None = None,
+    threads: int = 0,
+) -> None:
+    """See :func:`spectral_fast.kernels.numpy_kernels.gradient_gram`."""
+    _native.gradient_gram(gram, a, b, a2, b2, algorithm=algorithm, level=level, threads=threads)
 
 
 def orthogonalize(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .numpy_bulk import marchenko_pastur, marchenko_pastur_law
 from .numpy_decode import decode
 from .numpy_entries import EntryCounts, storage_noise
+from .numpy_gradient_gram import gradient_gram
 from .numpy_krylov import Orthogonalized, orthogonalize, recombine
 from .numpy_lowrank import LowRank, plan, randomized_svd
 
@@ -18,6 +19,7 @@ __all__ = [
     "LowRank",
     "Orthogonalized",
     "decode",
+    "gradient_gram",
     "marchenko_pastur",
     "marchenko_pastur_law",
     "orthogonalize",
