@@ -20,7 +20,7 @@ namespace {
 constexpr std::int64_t kBlockRows = 96;         // rows of a block, at least: what is packed of two blocks stays in the second-level cache
 constexpr std::int64_t kStripeBytes = 1 << 25;  // packed at a time on each side
 // Of the layer's gradients, made at a time: what the sums over 128 positions read of both factors stays in the first-level cache.
-constexpr std::int64_t kTileRows = 32, kTileColumns = 48;
+constexpr std::int64_t kTileRows = 48, kTileColumns = 72;
 constexpr std::int64_t kRowColumns = 1024;  // of rows that are packed at a time
 constexpr std::int64_t kTogether = 8;       // panels that one task multiplies by another
 
@@ -208,11 +208,11 @@ class Gram {
         const std::int64_t last_sample = (std::min(rows, (pi + 1) * width_) - 1) / left.positions;
         if (triangle && last_sample < pj * width_ / right.positions) continue;
         const std::int64_t at_i = (i * left.panels + pi) * width_, at_j = (j * right.panels + pj) * width_;
-        std::fill(x, x + width_ * width_, 0.0);
-        loops_->multiply(left.one->get() + at_i * left.p, right.one->get() + at_j * right.p, left.p, x);
-        std::fill(y, y + width_ * width_, 0.0);
-        loops_->multiply(left.two->get() + at_i * left.q, right.two->get() + at_j * right.q, left.q, y);
         const std::int64_t end = std::min(width_, rows - pi * width_), col_end = std::min(width_, cols - pj * width_);
+        std::fill(x, x + width_ * width_, 0.0);
+        loops_->multiply(left.one->get() + at_i * left.p, right.one->get() + at_j * right.p, left.p, end, x);
+        std::fill(y, y + width_ * width_, 0.0);
+        loops_->multiply(left.two->get() + at_i * left.q, right.two->get() + at_j * right.q, left.q, end, y);
         for (std::int64_t r = 0; r < end;) {
           const std::int64_t sample = (pi * width_ + r) / left.positions;
           const std::int64_t to = std::min(end, (sample + 1) * left.positions - pi * width_);
@@ -272,8 +272,8 @@ class Gram {
       const Task& task = tasks[static_cast<std::size_t>(number)];
       for (std::int64_t i = task.i; i < task.end; ++i) {
         std::fill(x, x + width_ * width_, 0.0);
-        loops_->multiply(left + i * width_ * depth, right + task.j * width_ * depth, depth, x);
         const std::int64_t rows = std::min(width_, n - i * width_), cols = std::min(width_, m - task.j * width_);
+        loops_->multiply(left + i * width_ * depth, right + task.j * width_ * depth, depth, rows, x);
         for (std::int64_t r = 0; r < rows; ++r) {
           double* const out = gram_ + (i * width_ + r) * ld_ + task.j * width_;
           const std::int64_t end = same_ && i == task.j ? std::min(cols, r + 1) : cols;

@@ -131,12 +131,12 @@ void multiply_rows(const T* a, const T* b, int64_t depth, double* out) {
 }
 
 template <class T>
-void multiply(const T* a, const T* b, int64_t depth, double* out) {
+void multiply(const T* a, const T* b, int64_t depth, int64_t rows, double* out) {
   constexpr int64_t W = tile_width<T>;
   static_assert(W % kRows == 0, "panels hold whole blocks of rows");
   for (int64_t k = 0; k < depth; k += kChain) {
     const int64_t here = depth - k < kChain ? depth - k : kChain;
-    for (int64_t s = 0; s < W; s += kRows) multiply_rows<T, kRows>(a + k * W + s, b + k * W, here, out + s * W);
+    for (int64_t s = 0; s < rows; s += kRows) multiply_rows<T, kRows>(a + k * W + s, b + k * W, here, out + s * W);
   }
 }
 
