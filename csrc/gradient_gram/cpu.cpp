@@ -213,18 +213,19 @@ class Gram {
         loops_->multiply(left.one->get() + at_i * left.p, right.one->get() + at_j * right.p, left.p, end, x);
         std::fill(y, y + width_ * width_, 0.0);
         loops_->multiply(left.two->get() + at_i * left.q, right.two->get() + at_j * right.q, left.q, end, y);
-        for (std::int64_t r = 0; r < end;) {
-          const std::int64_t sample = (pi * width_ + r) / left.positions;
+        const std::int64_t first_other = pj * width_ / right.positions;
+        std::int64_t sample = pi * width_ / left.positions;
+        for (std::int64_t r = 0; r < end; ++sample) {
           const std::int64_t to = std::min(end, (sample + 1) * left.positions - pi * width_);
           std::fill(sums, sums + width_, 0.0);
           loops_->sum_rows(x, y, r, to, sums);
           double* const out = gram_ + (first_row + sample) * ld_ + first_col;
-          for (std::int64_t c = 0; c < col_end;) {
-            const std::int64_t other = (pj * width_ + c) / right.positions;
+          std::int64_t other = first_other;
+          for (std::int64_t c = 0; c < col_end && !(triangle && other > sample); ++other) {
             const std::int64_t until = std::min(col_end, (other + 1) * right.positions - pj * width_);
             double sum = 0.0;
             for (; c < until; ++c) sum += sums[c];
-            if (!triangle || other <= sample) out[other] += sum;
+            out[other] += sum;
           }
           r = to;
         }
