@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ..linalg.lowrank import LowRankSVD
     from ..linalg.trace import TraceResult
     from ..results import Result
+    from ..trajectory import Trajectory
     from ..weights.ablate import Ablation
     from ..weights.advise import Advice
     from ..weights.plan import ScanPlan
@@ -46,7 +48,8 @@ def to_frame(result: Result) -> pd.DataFrame:
     WeightSpectra: a row per matrix and per skipped tensor (status "skipped"). MatrixSpectrum: a row per singular value. GradientSpectrum,
     EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts.
     LowRankSVD: a row per triplet. SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure.
-    Ablation: a row per cut. Advice, Survey: a row per matrix. ScanPlan: a row per shape. Diagnosis: a row per finding, severe first.
+    Ablation: a row per cut. Trajectory: a row per step, a column per series. Advice, Survey: a row per matrix. ScanPlan: a row per shape.
+    Diagnosis: a row per finding, severe first.
     Raises ImportError without pandas, TypeError for another class.
     """
     try:
@@ -204,6 +207,10 @@ def _collapse(c: NeuralCollapse) -> Made:
     return rows, ("measure", "value", "collapsed", "what")
 
 
+def _trajectory(t: Trajectory) -> Made:
+    return [{"step": p.step, **{name: p.values.get(name, math.nan) for name in t.names}} for p in t.points], ("step",)
+
+
 def _ablation(a: Ablation) -> Made:
     columns = ("gamma", "kept", "loss", "change", "stderr", "moved")
     values = zip(a.gammas, a.kept, a.losses, a.changes, a.stderr, a.moved, strict=True)
@@ -255,6 +262,7 @@ _ROWS: dict[str, Callable[[Any], Made]] = {
     "TraceResult": _trace,
     "NeuralCollapse": _collapse,
     "Ablation": _ablation,
+    "Trajectory": _trajectory,
     "Advice": _advice,
     "ScanPlan": _plan,
     "Survey": _survey,

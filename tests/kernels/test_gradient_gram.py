@@ -42,7 +42,7 @@ def exact(a: np.ndarray, b: np.ndarray, a2: np.ndarray, b2: np.ndarray) -> tuple
 
 def bound(kind: str, a: np.ndarray, b: np.ndarray) -> float:
     """Two rounded products (or gradients) of CHAIN terms each, whatever their order, and float64 sums of all."""
-    (n, t, p), q = a.shape, b.shape[2]
+    t, p, q = *a.shape[1:], b.shape[2]
     unit = 2.0**-24 if kind == "float32" else 0.0
     return 2 * (CHAIN + 2 + t / CHAIN) * unit + CHAIN * unit + 4 * tolerance(np.float64, t * t + p + q + p * q)
 
@@ -78,7 +78,12 @@ def test_against_materialized_gradients(n: int, m: int, t: int, p: int, q: int, 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
 def test_larger_than_a_block_or_a_tile(way: str, kind: str) -> None:
-    for n, t, p, q, algorithm in ((230, 1, 300, 70, "positions"), (40, 33, 90, 20, "positions"), (130, 5, 200, 130, "gradients"), (3, 300, 7, 150, "gradients")):
+    for n, t, p, q, algorithm in (
+        (230, 1, 300, 70, "positions"),
+        (40, 33, 90, 20, "positions"),
+        (130, 5, 200, 130, "gradients"),
+        (3, 300, 7, 150, "gradients"),
+    ):
         a, b = layer(n, t, p, q, kind, 1)
         a2, b2 = layer(n // 2, t, p, q, kind, 2)
         want, size = exact(a, b, a, b)
