@@ -49,5 +49,6 @@ void test_complex();
 void test_low_rank();
 void test_decode();
 void test_krylov();
+void test_class_moments();
 
 }  // namespace sf::tests

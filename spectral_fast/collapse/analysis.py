@@ -128,7 +128,7 @@ def _numbers(seen: FeaturePass, global_mean: str, per_class: bool, interrupted: 
     status: Status = "incomplete" if interrupted or stopped else "unresolved" if one.rank == 0 else "ok"
     reason = {"incomplete": f"interrupted: {seen.done} of {len(seen.batches)} batches", "unresolved": "the class means are equal to rounding", "ok": ""}[status]
     return NeuralCollapse(
-        status=status, reason=reason, backend="numpy", nc1=one.value, nc1_rank=one.rank, nc1_tolerance=one.tolerance,
+        status=status, reason=reason, backend=moments.backend, nc1=one.value, nc1_rank=one.rank, nc1_tolerance=one.tolerance,
         mean_values=one.values, spread=relative_spread(moments.scatter, means, counts),
         cdnv=cdnv(moments.spread[present], counts, a), nc2_norms=two.norms, nc2_norms_classifier=NAN if w is None else norm_spread(w),
         nc2_angles=two.angles, nc2_etf=two.etf, nc3=NAN if w is None else nc3(w, a), nc4=nc4,

@@ -47,6 +47,11 @@ class Labelled:
     decisions: I64
 
 
+def as_array(features: Tensor) -> NDArray[Any]:
+    """On the CPU, in place where numpy and the kernels know the format, else as float32, which holds bfloat16."""
+    return np.asarray(features.numpy() if features.dtype in (torch.float64, torch.float32) else features.float().numpy())
+
+
 class FeaturePass:
     """The model run over the batches: moments of the features, and the features themselves while they fit."""
 
@@ -124,13 +129,13 @@ class FeaturePass:
             raise ValueError(f"loader: target {bad[0]} is outside the model's {self.n_classes} classes (0 .. {self.n_classes - 1})")
         if self.moments is None:
             dim = part.features.shape[1]
-            need = 8 * (2 * dim * dim + 2 * self.n_classes * dim)  # scatter, a block's scatter, means
+            need = ClassMoments.nbytes(self.n_classes, dim)
             if need > self.limit:
                 raise CannotAnalyse(f"needs {need / 1e9:.3g} GB for the scatter of {dim} features, {self.limit / 1e9:.3g} GB allowed (max_memory)")
             self.moments = ClassMoments(self.n_classes, dim)
         if not bool(torch.isfinite(part.features).all()):
             raise CannotAnalyse(f"the input of {self.name!r} holds NaN or Inf in batch {self.done}", "failed")
-        self.moments.add(part.features.double().numpy(), part.targets)
+        self.moments.add(as_array(part.features), part.targets)
         self.done += 1
         self.n_samples += len(part.targets)
         self.correct += int(np.count_nonzero(part.targets == part.decisions))
