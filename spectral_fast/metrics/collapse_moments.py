@@ -16,7 +16,20 @@ from numpy.typing import NDArray
 
 from ..kernels.select import select
 
-__all__ = ["ClassMoments", "NC1", "NC2", "between_rank_tolerance", "cdnv", "nc1", "nc2", "nc3", "nearest_mean", "norm_spread", "relative_spread"]
+__all__ = [
+    "ClassMoments",
+    "NC1",
+    "NC2",
+    "between_rank_tolerance",
+    "cdnv",
+    "feature_covariance",
+    "nc1",
+    "nc2",
+    "nc3",
+    "nearest_mean",
+    "norm_spread",
+    "relative_spread",
+]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -197,6 +210,17 @@ def relative_spread(scatter: F64, means: F64, counts: I64) -> float:
     distance = math.sqrt(max(0.0, float(np.trace(scatter) + between) / n_samples))
     length = float(np.linalg.norm(centre))
     return 0.0 if distance == 0.0 else distance / length if length > 0.0 else math.inf
+
+
+def feature_covariance(scatter: F64, means: F64, counts: I64) -> F64:
+    """sum over all samples of (h - mu)(h - mu)ᵀ / N (d, d), within and between the classes; arguments as in :func:`relative_spread`."""
+    n_samples = int(counts.sum())
+    centred = means - (counts / n_samples) @ means
+    weighted = np.sqrt(counts)[:, None] * centred
+    covariance: F64 = weighted.T @ weighted
+    covariance += scatter
+    covariance /= n_samples
+    return covariance
 
 
 @dataclass(frozen=True)
