@@ -51,6 +51,18 @@ def decode(
     level: str | None = None,
     threads: int = 0,
 ) -> None: ...
+def class_moments(
+    features: NDArray[Any],
+    *,
+    format: str,
+    labels: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    means: NDArray[np.float64],
+    scatter: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    level: str | None = None,
+    threads: int = 0,
+) -> None: ...
 def gradient_gram(
     gram: NDArray[np.float64],
     a: NDArray[Any],

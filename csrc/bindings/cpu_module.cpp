@@ -294,6 +294,7 @@ PYBIND11_MODULE(_native, m) {
         "See spectral_fast.kernels.numpy_kernels.orthogonalize.");
   m.def("recombine", &recombine, py::arg("basis").noconvert(), py::arg("m"), py::arg("s").noconvert(), py::arg("into").noconvert(),
         py::kw_only(), py::arg("level") = py::none(), py::arg("threads") = 0, "See spectral_fast.kernels.numpy_kernels.recombine.");
+  sf::bind_class_moments(m);
   sf::bind_gradient_gram(m);
   // shared numerics, for their tests
   m.def("exp_neg", &sf::exp_neg, py::arg("t"), "exp(-t), t >= 0");

@@ -24,6 +24,7 @@ void without_gil(const Work& work) {
   if (cancelled) throw py::error_already_set();
 }
 
+void bind_class_moments(py::module_& m);
 void bind_gradient_gram(py::module_& m);
 
 }  // namespace sf

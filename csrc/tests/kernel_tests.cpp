@@ -26,6 +26,7 @@ constexpr Test kTests[] = {
     {"low_rank", sf::tests::test_low_rank},
     {"decode", sf::tests::test_decode},
     {"krylov", sf::tests::test_krylov},
+    {"class_moments", sf::tests::test_class_moments},
     {"gradient_gram", sf::tests::test_gradient_gram},
 };
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import advice_panels, panels, survey_panels
+from . import advice_panels, depth_panel, panels, survey_panels
 from .learning_sections import collapse_rows
 from .sections import by_severity
 from .trajectory_sections import chosen_series, draw_series
@@ -136,8 +136,13 @@ def _trace(t: TraceResult) -> Figure:
 
 
 def _collapse(c: NeuralCollapse) -> Figure:
-    figure, (ax,) = _figure(1, 1, (6.8, 4.6))
-    panels.collapse_bars(ax, collapse_rows(c), c)
+    if not c.by_layer:
+        figure, (ax,) = _figure(1, 1, (6.8, 4.6))
+        panels.collapse_bars(ax, collapse_rows(c), c)
+        return figure
+    figure, (left, right) = _figure(1, 2, (12.0, 4.6))
+    panels.collapse_bars(left, collapse_rows(c), c)
+    depth_panel.collapse_by_depth(right, c.by_layer)
     return figure
 
 

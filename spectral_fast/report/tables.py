@@ -47,7 +47,8 @@ def to_frame(result: Result) -> pd.DataFrame:
 
     WeightSpectra: a row per matrix and per skipped tensor (status "skipped"). MatrixSpectrum: a row per singular value. GradientSpectrum,
     EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts.
-    LowRankSVD: a row per triplet. SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure.
+    LowRankSVD: a row per triplet. SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure,
+    then those of each layer.
     Ablation: a row per cut. Trajectory: a row per step, a column per series. Advice, Survey: a row per matrix. ScanPlan: a row per shape.
     Diagnosis: a row per finding, severe first.
     Raises ImportError without pandas, TypeError for another class.
@@ -204,7 +205,13 @@ def _trace(t: TraceResult) -> Made:
 
 def _collapse(c: NeuralCollapse) -> Made:
     rows: list[Row] = [{"measure": short, "value": value, "collapsed": at, "what": what} for short, what, value, at in collapse_rows(c)]
-    return rows, ("measure", "value", "collapsed", "what")
+    if not c.by_layer:
+        return rows, ("measure", "value", "collapsed", "what")
+    for row in rows:
+        row["layer"] = ""
+    measures = ("nc1", "cdnv", "nc2_norms", "nc2_angles", "nc2_etf", "nc3", "spread", "effective_rank", "participation_ratio", "feature_dim")
+    rows += [{"layer": name, "measure": measure, "value": float(getattr(v, measure))} for name, v in c.by_layer.items() for measure in measures]
+    return rows, ("layer", "measure", "value", "collapsed", "what")
 
 
 def _trajectory(t: Trajectory) -> Made:
