@@ -16,6 +16,7 @@ _HOMES = {
     "EigenResult": "linalg.eigsh",
     "Finding": "findings",
     "GGN": "curvature",
+    "GradientCovariance": "gradients",
     "GradientSpectrum": "gradients",
     "Hessian": "curvature",
     "LowRankSVD": "linalg.lowrank",

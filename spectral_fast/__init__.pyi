@@ -8,6 +8,7 @@ from .curvature.analysis import curvature as curvature_spectra
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
 from .findings import Finding as Finding
+from .gradients import GradientCovariance as GradientCovariance
 from .gradients import GradientSpectrum as GradientSpectrum
 from .gradients import gradient_covariance as gradient_covariance
 from .kernels.select import show_config as show_config
@@ -56,6 +57,7 @@ __all__ = [
     "EigenResult",
     "Finding",
     "GGN",
+    "GradientCovariance",
     "GradientSpectrum",
     "Hessian",
     "LowRankSVD",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-__all__ = ["Concentration", "NoiseScale", "Spectrum", "concentration", "gram_spectrum", "moment_spectrum", "noise_scale"]
+__all__ = ["Concentration", "NoiseScale", "Spectrum", "concentration", "gram_spectrum", "gram_vectors", "moment_spectrum", "noise_scale"]
 
 F64 = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
@@ -75,6 +75,26 @@ def gram_spectrum(gram: F64, weights: F64, n_params: int, *, centered: bool, gra
     count = min(n - 1 if centered else n, n_params)
     floor = _rounding_floor(_largest_uncentred(gram, p, float(evals[0]) * scale, centered), second_moment_trace, n, n_params, gradient_eps) / scale
     return Spectrum(np.maximum(evals[:count], 0.0), floor, trace)
+
+
+def gram_vectors(gram: F64, weights: F64, k: int, *, centered: bool) -> tuple[F64, F64]:
+    """The k largest eigenvalues of C, or of the second moment, and coefficients c (k, N) whose combinations sum_n c_n g_n are its unit eigenvectors.
+
+    With X = P^½ J G/sqrt(1 - s2) and X Xᵀ a = lambda a the eigenvector is Xᵀ a/sqrt(lambda) = Gᵀ Jᵀ P^½ a/sqrt(lambda (1 - s2)). Zeros for lambda <= 0.
+    """
+    p = weights / weights.sum()
+    root = np.sqrt(p)
+    scale = 1.0 - float(p @ p) if centered else 1.0
+    matrix = gram
+    if centered:
+        rows = gram @ p
+        matrix = gram - rows[:, None] - rows[None, :] + float(p @ rows)
+    values, vectors = np.linalg.eigh(root[:, None] * matrix * root[None, :] / scale)
+    values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k].T * root
+    if centered:
+        vectors = vectors - vectors.sum(axis=1, keepdims=True) * p
+    safe = np.where(values > 0.0, values, math.inf)
+    return np.maximum(values, 0.0), vectors / np.sqrt(scale * safe)[:, None]
 
 
 def _largest_uncentred(gram: F64, p: F64, largest: float, centered: bool) -> float:
