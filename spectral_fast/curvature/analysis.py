@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ..probing.memory import memory_limit
 from ..progress import Progress, ProgressOption, progress_reporter
 from ..results import Status
 from .basis_plan import BasisPlan, plan_basis
+from .layer_mass import layer_mass
 from .operators import GGN, GRAPH_SHARE, Hessian
 from .preflight import Preflight, preflight
 from .reporting import Reporting
@@ -209,6 +210,12 @@ class _Parts:
         if how["interrupted"]:
             raise KeyboardInterrupt
 
+    def _value_floor(self, parts: Mapping[str, EigenResult]) -> float:
+        """Noise as the checks measured it, or as the runs met it since, whichever is larger."""
+        if self.preflight is None:
+            return math.nan
+        return max(self.preflight.value_floor, *(pairs.symmetry_defect * pairs.scale for pairs in parts.values() if len(pairs)), 0.0)
+
     def interrupted(self) -> None:
         """Eigenvalues as they stood, where the probes were interrupted before the eigensolver had its turn."""
         kry, self.run.basis = self.run.basis, None
@@ -219,7 +226,7 @@ class _Parts:
         if self.run.parts:
             self.found["density"], self.found["trace"] = density_of(self.run), trace_of(self.run)
         if status == "ok" and self.preflight is not None and self.preflight.status != "ok":
-            status, reason = self.preflight.status, self.preflight.notes[0]
+            status, reason = self.preflight.status, self.preflight.reason
         if status == "ok":
             for name in ("hessian_top", "ggn_top"):
                 part = self.found.get(name)
@@ -227,9 +234,12 @@ class _Parts:
                     status, reason = part.status, f"{name}: {part.reason}"
                     break
         op = self.hessian
+        parts = {name: self.found[name] for name in ("hessian_top", "hessian_bottom", "ggn_top") if self.found.get(name) is not None}
         return CurvatureSpectra(
             **self.found,
             preflight=self.preflight,
+            value_floor=self._value_floor(parts),
+            by_layer={name: layer_mass(pairs, op.blocks, self._share(pairs)) for name, pairs in parts.items() if len(pairs)},
             n_params=self.n,
             n_samples=op.n_samples,
             loss_name=op.loss.name,
