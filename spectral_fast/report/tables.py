@@ -184,10 +184,11 @@ def _curvature(c: CurvatureSpectra) -> Made:
     rows: list[Row] = []
     for operator, end, pairs in (("hessian", "top", c.hessian_top), ("hessian", "bottom", c.hessian_bottom), ("ggn", "top", c.ggn_top)):
         if pairs is not None:
-            rows += [{"operator": operator, "quantity": f"{end} eigenvalue", **row} for row in _eigen_rows(pairs)]
+            what = {"operator": operator, "quantity": f"{end} eigenvalue"}
+            rows += [{**what, **row, "unresolved": bool(noise)} for row, noise in zip(_eigen_rows(pairs), c.unresolved(pairs), strict=True)]
     if c.trace is not None:
         rows += [{"operator": "hessian", "quantity": "trace", **row} for row in _trace(c.trace)[0]]
-    return rows, ("operator", "quantity", "index", "eigenvalue", "residual", "converged")
+    return rows, ("operator", "quantity", "index", "eigenvalue", "residual", "converged", "unresolved")
 
 
 def _density(d: SpectralDensity) -> Made:
