@@ -1,15 +1,16 @@
 """Gradient covariance: how the gradients of single samples differ, as an exact spectrum.
 
-The N x N Gram matrix of per-sample gradients has the nonzero eigenvalues of the P x P covariance; it is summed over layers in
-float64, layer by layer and tile by tile, so G (N x P) need not fit in memory. Cost: about N² P flops in float64, N backward
-passes while the gradients fit, N (b + 1)/2 in b blocks of samples otherwise (metrics.gram_plan predicts both).
+The N x N Gram matrix of per-sample gradients has the nonzero eigenvalues of the P x P covariance. It is summed over layers in float64 from their
+inputs and the gradients of their outputs, which one backward pass gives for all samples of a batch: G (N x P) is never formed (probing.ghost_gram). A model
+for which that cannot be done, and unit="batch", have their gradients formed one by one (probing.per_sample).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..metrics.gradient_noise import Concentration, Spectrum, concentration, gram_spectrum, moment_spectrum, noise_scale
-from ..metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram
+from ..metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram, samples_that_fit
 from ..probing.batches import Batches
 from ..probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
+from ..probing.ghost_gram import GhostGram
 from ..probing.gradient_gram import GradientGram
+from ..probing.layer_grams import gram_kernel
 from ..probing.losses import Loss, resolve_loss
 from ..probing.memory import memory_limit
 from ..probing.operator import compute_dtype
@@ -95,28 +98,56 @@ def gradient_covariance(
         sizes = {name: (p.numel(), p.element_size()) for name, p in functional.parameters.items()}
         limit = memory_limit(max_memory, where)
         job = _Job(unit, centered, k, resolved.name, sum(p for p, _ in sizes.values()), started)
+        single = unit == "sample"
         try:
-            plan = plan_gram(_affordable(len(units), job.n_params, max_samples), sizes, limit)
+            affordable = _affordable(len(units), job.n_params, max_samples)
+            # single samples' gradients are not formed: only their products have to fit
+            fitting = samples_that_fit(affordable, limit) if single else plan_gram(affordable, sizes, limit).n_samples
         except MemoryError as error:
             return _empty(job, "skipped", str(error), notes)
-        _say_plan(plan, len(units), job.n_params, unit, notes)
-        if plan.n_samples < len(units):
-            kept = np.sort(np.random.default_rng(seed).choice(len(units), plan.n_samples, replace=False))
+        if fitting < len(units):
+            why = f"memory or n² P flops with P = {job.n_params}; max_samples and max_memory decide"
+            notes.append(f"{fitting} of {len(units)} {unit} gradients taken at random: {why}")
+            kept = np.sort(np.random.default_rng(seed).choice(len(units), fitting, replace=False))
             units = [units[i] for i in kept]
-        engine = PerSampleGradients(functional, batches, resolved, vectorise=min(64, plan.chunk), seed=seed)
-        widths = {name: p for name, (p, _) in sizes.items()}
-        sums = GradientGram(units, widths, where, hold=plan.hold, chunk=plan.chunk, layer_spectra=plan.layer_spectra, column_bytes=COLUMN_TILE)
-        interrupted = False
-        try:
-            with twice_differentiable(model):
-                sums.run(engine, report)
-                _compare_with_batch(engine, units, unit, notes)
-        except KeyboardInterrupt:
-            interrupted = True
-        notes += engine.notes
-        result = _result(job, sums, units, batches, functional, engine.losses, notes)
+        with ExitStack() as forming:
+
+            def formed() -> tuple[GradientGram, PerSampleGradients]:
+                fits = plan_gram(len(units), sizes, limit)
+                if fits.n_samples < len(units):
+                    raise MemoryError(f"{len(units)} gradients of {job.n_params} parameters do not fit, {fits.n_samples} would (max_samples, max_memory)")
+                _say_plan(fits, unit, notes)
+                forming.enter_context(twice_differentiable(model))
+                engine = PerSampleGradients(functional, batches, resolved, vectorise=min(64, fits.chunk), seed=seed)
+                widths = {name: p for name, (p, _) in sizes.items()}
+                return GradientGram(units, widths, where, hold=fits.hold, chunk=fits.chunk, layer_spectra=fits.layer_spectra, column_bytes=COLUMN_TILE), engine
+
+            kernel, backend = gram_kernel()
+            sums = GhostGram(units, functional, batches, resolved, kernel, limit=limit, fallback=formed, seed=seed) if single else None
+            interrupted = False
+            made: GhostGram | GradientGram
+            try:
+                if sums is not None:
+                    made = sums
+                    sums.run(report)
+                    losses = sums.losses
+                else:
+                    made, engine = formed()
+                    losses = engine.losses
+                    made.run(engine, report)
+                    notes += engine.notes
+                _compare_with_batch(functional, batches, resolved, losses, units, unit, notes)
+            except MemoryError as error:
+                return _empty(job, "skipped", str(error), notes)
+            except KeyboardInterrupt:
+                interrupted = True
+                losses = losses if sums is None else sums.losses
+        if sums is not None:
+            notes += sums.notes
+        how = f"torch, {backend}" if sums is not None and sums.engine == "ghost" else "torch"
+        result = _result(job, made, units, batches, functional, losses, notes, how)
         if interrupted:
-            done = f"interrupted after {sums.done} of {len(units)} {unit} gradients"
+            done = f"interrupted after {made.done} of {len(units)} {unit} gradients"
             result = replace(result, status="incomplete", reason=done if result.status == "ok" else f"{done}; {result.reason}")
         return replace(result, seconds=time.perf_counter() - started)
 
@@ -150,25 +181,25 @@ def _affordable(n: int, n_params: int, max_samples: int | None) -> int:
     return min(n, DEFAULT_SAMPLES, max(int(math.sqrt(DEFAULT_FLOPS / n_params)), 2))
 
 
-def _say_plan(plan: GramPlan, n: int, n_params: int, unit: str, notes: list[str]) -> None:
-    if plan.n_samples < n:
-        notes.append(f"{plan.n_samples} of {n} {unit} gradients taken at random: memory or n² P flops with P = {n_params}; max_samples and max_memory decide")
+def _say_plan(plan: GramPlan, unit: str, notes: list[str]) -> None:
     if plan.hold < plan.n_samples:
         notes.append(f"gradients computed in blocks of {plan.hold}: {plan.evaluations} evaluations for {plan.n_samples} (max_memory)")
     if not plan.layer_spectra:
         notes.append("no eigenvalues per layer: their Gram matrices do not fit (max_memory)")
 
 
-def _compare_with_batch(engine: PerSampleGradients, units: list[Unit], unit: str, notes: list[str]) -> None:
+def _compare_with_batch(
+    functional: FunctionalModel, batches: Batches, loss: Loss, losses: Mapping[int, float], units: list[Unit], unit: str, notes: list[str]
+) -> None:
     """Is the loss of a batch the mean of its samples' own losses? Where it is not (summed losses, in-batch negatives), say it."""
-    first = engine.batches[units[0].batch]
+    first = batches[units[0].batch]
     own = [i for i, u in enumerate(units) if u.batch == units[0].batch]
     if unit == "batch" or len(own) != first.size:
         return
     with torch.no_grad():
-        whole = float(engine.loss.batch(engine.functional, first))
+        whole = float(loss.batch(functional, first))
     w = np.array([units[i].weight for i in own])
-    mean = float(w @ np.array([engine.losses[i] for i in own]) / w.sum())
+    mean = float(w @ np.array([losses[i] for i in own]) / w.sum())
     if math.isfinite(whole) and abs(whole - mean) > 1e-3 * max(abs(whole), abs(mean)):
         notes.append(f"the loss of the first batch is {whole:.6g}, the mean of its samples' own losses {mean:.6g}: it is not a mean over independent samples")
 
@@ -184,7 +215,14 @@ def _empty(job: _Job, status: Any, reason: str, notes: list[str], gram: F64 | No
 
 
 def _result(
-    job: _Job, sums: GradientGram, units: list[Unit], batches: Batches, functional: FunctionalModel, losses: dict[int, float], notes: list[str]
+    job: _Job,
+    sums: GhostGram | GradientGram,
+    units: list[Unit],
+    batches: Batches,
+    functional: FunctionalModel,
+    losses: Mapping[int, float],
+    notes: list[str],
+    backend: str,
 ) -> GradientSpectrum:
     n = sums.done
     gram, w = sums.full(sums.gram), sums.weights[:n]
@@ -207,7 +245,7 @@ def _result(
     shares = concentration(main.evals)
     zero = not main.trace > 0.0
     return GradientSpectrum(
-        status="unresolved" if zero else "ok", reason=_why_zero(gram) if zero else "", backend="torch",
+        status="unresolved" if zero else "ok", reason=_why_zero(gram) if zero else "", backend=backend,
         eigenvalues=main.evals[: job.k], other=other.evals[: job.k], centered=job.centered, unit=job.unit, trace=main.trace,
         effective_rank=shares.effective_rank, participation_ratio=shares.participation_ratio, top_share=shares.top_share,
         noise_scale=noise.value * per_unit, noise_scale_interval=(noise.interval[0] * per_unit, noise.interval[1] * per_unit),
@@ -221,21 +259,30 @@ def _why_zero(gram: F64) -> str:
     return "all gradients are zero" if not np.any(gram) else "all gradients are equal"
 
 
-def _layer(name: str, sums: GradientGram, w: F64, job: _Job, eps: float, per_unit: float) -> LayerGradient:
-    total = float(w.sum())
+def _layer(name: str, sums: GhostGram | GradientGram, w: F64, job: _Job, eps: float, per_unit: float) -> LayerGradient:
     n_params = sums.sizes[name]
-    mean = sums.mean[name].double().cpu().numpy() / total
-    p = w / total
-    s2, mean2 = float(p @ p), float(mean @ mean)
-    trace = max((sums.second[name] / total - mean2) / (1.0 - s2), 0.0)
+    second, mean2 = sums.layer_moments(name)
+    p = w / w.sum()
+    s2 = float(p @ p)
+    trace = max((second - mean2) / (1.0 - s2), 0.0)
     norm2 = mean2 - s2 * trace
     scale = NAN if trace == 0.0 and mean2 == 0.0 else trace / norm2 * per_unit if norm2 > 0.0 else math.inf
     spectrum, shares = Spectrum(np.zeros(0), NAN, NAN), Concentration(NAN, NAN, NAN)
     if name in sums.moments:
-        moment = sums.moments[name].double().cpu().numpy() / total
+        moment, mean = sums.layer_moment(name)
         spectrum = moment_spectrum(moment, mean, w, centered=job.centered, gradient_eps=eps)
     elif name in sums.grams:
         spectrum = gram_spectrum(sums.full(sums.grams[name]), w, n_params, centered=job.centered, gradient_eps=eps)
     if len(spectrum.evals):
         shares = concentration(spectrum.evals)
-    return LayerGradient(spectrum.evals[: job.k], trace if job.centered else sums.second[name] / total, scale, shares.effective_rank, n_params)
+    algorithm, flops = sums.routes.get(name, ("", NAN))
+    return LayerGradient(
+        spectrum.evals[: job.k],
+        trace if job.centered else second,
+        scale,
+        shares.effective_rank,
+        n_params,
+        algorithm,
+        flops,
+        sums.seconds.get(name, NAN),
+    )

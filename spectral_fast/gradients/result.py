@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,13 +17,19 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """One parameter tensor's share: eigenvalues of its own block of the covariance (descending; empty where they did not fit in memory)."""
+    """One parameter tensor's share: eigenvalues of its own block of the covariance (descending; empty where they did not fit in memory).
+
+    algorithm, flops, seconds: how its Gram matrix was made ("positions", "gradients" or "rows" of kernels' gradient_gram, "per-sample" where its gradients
+    were formed one by one; "" for all of a model's), the predicted number of operations and the time it took."""
 
     eigenvalues: F64
     trace: float
     noise_scale: float
     effective_rank: float
     n_params: int = 0
+    algorithm: str = ""
+    flops: float = math.nan
+    seconds: float = math.nan
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["GramPlan", "plan_gram"]
+__all__ = ["GramPlan", "plan_gram", "samples_that_fit"]
 
 WORKING_COPIES = 5  # N x N float64 arrays alive while eigenvalues are computed: K, its centred and scaled copies, LAPACK's own
 COLUMN_TILE = 8 << 20  # bytes of float64 columns converted at once
@@ -31,6 +31,14 @@ class GramPlan:
 def evaluations_of(n: int, hold: int) -> int:
     """Block k of `hold` samples is met by all samples from its own start on."""
     return sum(n - start for start in range(0, n, hold))
+
+
+def samples_that_fit(n_samples: int, limit: int) -> int:
+    """How many samples' Gram matrix and its eigenvalues take half of ``limit`` bytes. Raises MemoryError where not even two do."""
+    n = math.isqrt(max(limit, 0) // (2 * 8 * WORKING_COPIES))
+    if n < 2:
+        raise MemoryError(f"needs {2 * 8 * WORKING_COPIES * 4} bytes for the products of two gradients, {limit} allowed (max_memory)")
+    return min(n_samples, n)
 
 
 def plan_gram(n_samples: int, layers: Mapping[str, tuple[int, int]], limit: int) -> GramPlan:

@@ -340,6 +340,11 @@ class GhostGram:
             return self.second[name] / total, float(mean @ mean)
         return self.second[name] / total, max(2.0 * float(w @ self._before[name][: self.done]) / total**2, 0.0)
 
+    def layer_moment(self, name: str) -> tuple[F64, F64]:
+        """(weighted mean of g gᵀ, of g) of one of ``moments``."""
+        total = float(self.weights[: self.done].sum())
+        return self.moments[name] / total, self.means[name] / total
+
     def full(self, gram: F64) -> F64:
         """The lower triangle of what is done, mirrored."""
         lower = np.tril(gram[: self.done, : self.done])

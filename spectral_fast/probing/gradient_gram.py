@@ -39,6 +39,8 @@ class GradientGram:
         spectra = list(sizes) if layer_spectra else []
         self.moments = {name: torch.zeros((sizes[name], sizes[name]), dtype=self.exact, device=device) for name in spectra if sizes[name] < n}
         self.grams = {name: np.zeros((n, n)) for name in spectra if sizes[name] >= n}
+        self.routes: dict[str, tuple[str, float]] = {}
+        self.seconds: dict[str, float] = {}
         self.bad: dict[int, str] = {}  # unit -> first layer whose gradient is not finite
 
     def run(self, engine: PerSampleGradients, report: Callable[[int, int, str], None]) -> None:
@@ -102,6 +104,17 @@ class GradientGram:
             y = left.to(self.exact)
             self.moments[name] += y.T @ (weights[:, None] * y)
         return np.asarray(total.cpu().numpy(), dtype=np.float64)
+
+    def layer_moments(self, name: str) -> tuple[float, float]:
+        """(weighted mean of |g|², |weighted mean of g|²) of one parameter over the units that are done, weights of sum 1."""
+        total = float(self.weights[: self.done].sum())
+        mean = self.mean[name].double().cpu().numpy() / total
+        return self.second[name] / total, float(mean @ mean)
+
+    def layer_moment(self, name: str) -> tuple[F64, F64]:
+        """(weighted mean of g gᵀ, of g) of one of ``moments``."""
+        total = float(self.weights[: self.done].sum())
+        return self.moments[name].double().cpu().numpy() / total, self.mean[name].double().cpu().numpy() / total
 
     def full(self, gram: F64) -> F64:
         """The lower triangle of what is done, mirrored."""

@@ -6,7 +6,7 @@ samples' own gradients of this one weight, a tile at a time. Every Gram is added
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..kernels.select import select
 from .parameter_uses import Part, Region
 from .sample_layout import Layout
 
-__all__ = ["Contribution", "ConvSum", "GramKernel", "MatrixSum", "Rows", "Tokens", "contribution"]
+__all__ = ["Contribution", "ConvSum", "GramKernel", "MatrixSum", "Rows", "Tokens", "contribution", "gram_kernel"]
 
 F64 = NDArray[np.float64]
 TILE_BYTES = 16 << 20  # of unfolded inputs, or of gradients written out, at once
@@ -30,6 +31,26 @@ class GramKernel(Protocol):
     and b with themselves, the whole symmetric matrix. b None: a (n, P) are rows. algorithm: "positions", "gradients" or "auto"."""
 
     def __call__(self, gram: F64, a: Any, b: Any = None, a2: Any = None, b2: Any = None, *, algorithm: str = "auto") -> Any: ...
+
+
+def gram_kernel(backend: str = "auto") -> tuple[GramKernel, str]:
+    """The kernel and its backend's name; "auto" is whatever takes fewer operations."""
+    compute, name = select("gradient_gram", backend)
+
+    def kernel(gram: F64, a: Any, b: Any = None, a2: Any = None, b2: Any = None, *, algorithm: str = "auto") -> None:
+        if algorithm == "auto":
+            algorithm = cheaper(a, b, a2) if b is not None else "gradients"
+        target = np.ascontiguousarray(gram)
+        compute(target, a, b, a2, b2, algorithm=algorithm)
+        if target is not gram:
+            gram[:] = target
+
+    def cheaper(a: Any, b: Any, a2: Any) -> str:
+        t = a.shape[1] if a.ndim == 3 else 1
+        m, s = (None, t) if a2 is None else (len(a2), a2.shape[1] if a2.ndim == 3 else 1)
+        return min(("positions", "gradients"), key=lambda name: flops_of(name, len(a), t, m, s, a.shape[-1], b.shape[-1]))
+
+    return kernel, name
 
 
 def array(t: Tensor) -> NDArray[Any]:
