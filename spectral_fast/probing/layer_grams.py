@@ -6,7 +6,7 @@ samples' own gradients of this one weight, a tile at a time. Every Gram is added
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
