@@ -132,8 +132,8 @@ class GhostGram:
                 except (Refused, RuntimeError, ValueError, TypeError, NotImplementedError, IndexError) as error:
                     if isinstance(error, torch.OutOfMemoryError):
                         raise
-                    why = str(error).strip().splitlines()
-                    self._fall_back(f"{why[0][:200] if why else type(error).__name__}", report)
+                    lines = str(error).strip().splitlines()
+                    self._fall_back(lines[0][:200] if lines else type(error).__name__, report)
                     break
         if self.engine == "ghost":
             for name, why in self.slow.items():
@@ -247,13 +247,16 @@ class GhostGram:
                 kept[name] = gradient
 
         def receive(call: Call, gradient: Tensor) -> None:
-            names = [p.name for p in call.parts]
+            parts = [p for p in call.parts if p.name not in self.slow]
+            if not parts:
+                return
+            names = [p.name for p in parts]
             layout = found.layouts.get(call.key)
             if layout is None:
                 raise _Changed(names, f"a call of {call.key[0]} that was not seen before")
             if not found.certain[call.key] and bool(gradient.any()):
                 raise _Changed(names, f"its samples could not be told apart in {call.key[0]}")
-            for part in call.parts:
+            for part in parts:
                 try:
                     collected.setdefault(part.name, []).append(contribution(part, gradient, layout, n, detached[part.name].shape))
                 except (RuntimeError, ValueError) as error:
@@ -265,11 +268,11 @@ class GhostGram:
                 if pending[part.name] == 0:
                     finish(part.name)
 
-        watched = {name: p for name, p in detached.items() if name not in self.slow}
-        uses = ParameterUses(watched, shared=found.shared, cloned=found.cloned, receive=receive)
+        uses = ParameterUses(detached, shared=found.shared, cloned=found.cloned, receive=receive)
         own = forward(self.functional, self.loss, batch, uses, detached)
-        if uses.unknown:
-            raise _Changed(list(uses.unknown), f"used by {next(iter(uses.unknown.values()))}")
+        for name, function in uses.unknown.items():
+            if name not in self.slow:
+                raise _Changed([name], f"used by {function}")
         for call in uses.calls:
             for part in call.parts:
                 pending[part.name] = pending.get(part.name, 0) + 1

@@ -6,6 +6,7 @@ of the output along which samples may lie. None: this call is not one of the kno
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["KNOWN", "Draft"]
+__all__ = ["Draft", "drafts_of"]
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,16 @@ def _conv(out: Tensor, input: Tensor, weight: Tensor, bias: Any = None, stride: 
 
 
 def _embedding(
-    out: Tensor, input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: Any = None, norm_type: float = 2.0, scale: bool = False, *rest: Any, **more: Any
-) -> Drafts:  # fmt: skip
-    if max_norm is not None or scale or more.get("scale_grad_by_freq"):
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Drafts:
+    if max_norm is not None or scale_grad_by_freq:
         return None
     padding = None if padding_idx is None else padding_idx % weight.shape[0]
     return [Draft(weight, "tokens", input, (0, 1), options={"padding": padding})], tuple(range(out.ndim - 1))
@@ -118,21 +126,36 @@ def _group_norm(out: Tensor, input: Tensor, num_groups: int, weight: Any = None,
 
 
 def _batch_norm(
-    out: Tensor, input: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5
+    out: Tensor,
+    input: Tensor,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> Drafts:
-    if training or mean is None or var is None:
+    if training or running_mean is None or running_var is None:
         return None  # statistics of the batch: samples are not independent
-    return _normalised(out, weight, bias, input, lambda x: F.batch_norm(x, mean, var, eps=eps), -1)
+    return _normalised(out, weight, bias, input, lambda x: F.batch_norm(x, running_mean, running_var, eps=eps), -1)
 
 
 def _instance_norm(
-    out: Tensor, input: Tensor, mean: Any = None, var: Any = None, weight: Any = None, bias: Any = None, use_input_stats: bool = True,
-    momentum: float = 0.1, eps: float = 1e-5,
-) -> Drafts:  # fmt: skip
+    out: Tensor,
+    input: Tensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Drafts:
     if input.ndim < 3:
         return None
     if not use_input_stats:
-        return _batch_norm(out, input, mean, var, weight, bias, False, momentum, eps)
+        return _batch_norm(out, input, running_mean, running_var, weight, bias, False, momentum, eps)
     return _normalised(out, weight, bias, input, lambda x: F.instance_norm(x, eps=eps), -1)
 
 
@@ -142,7 +165,7 @@ def _prelu(out: Tensor, input: Tensor, weight: Tensor) -> Drafts:
 
 def _pair(out: Tensor, a: Any, b: Any, signs: tuple[float, float] | None) -> Drafts:
     """A sum of two (signs), or a product (None). Which of the two is the parameter is found out by the caller: the other draft's view is none."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not isinstance(out, Tensor):
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return None
     if signs is not None:
         return [_trailing(a, out, sign=signs[0]), _trailing(b, out, sign=signs[1])], tuple(range(out.ndim))
@@ -172,6 +195,18 @@ def _expand(out: Tensor, input: Tensor, *_: Any, **__: Any) -> Drafts:
     return [_trailing(input, out)], tuple(range(out.ndim))
 
 
+def drafts_of(func: Any, out: Tensor, args: Any, kwargs: Any) -> Drafts:
+    """What a call means to its parameters; None where the function, or this way of calling it, is not known."""
+    entry = KNOWN.get(func)
+    if entry is None or not isinstance(out, Tensor):
+        return None
+    try:
+        bound = _SIGNATURES[entry].bind(out, *args, **kwargs)
+    except TypeError:
+        return None
+    return entry(*bound.args, **bound.kwargs)
+
+
 _T = torch.Tensor
 KNOWN: dict[Any, Callable[..., Drafts]] = {
     F.linear: _linear,
@@ -191,3 +226,4 @@ KNOWN: dict[Any, Callable[..., Drafts]] = {
     **dict.fromkeys((torch.mul, _T.mul, _T.__mul__, _T.__rmul__), _mul),
     **dict.fromkeys((_T.expand, _T.expand_as, torch.broadcast_to, _T.broadcast_to), _expand),
 }
+_SIGNATURES = {entry: inspect.signature(entry) for entry in KNOWN.values()}

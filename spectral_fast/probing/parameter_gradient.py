@@ -34,6 +34,27 @@ def _meet(a: Region, b: Region, n_params: int) -> bool:
     return bool(b.of(seen).any())
 
 
+def _refined(found: Sequence[Contribution]) -> list[Contribution]:
+    """Outer products for overlapping ranges of a weight's rows (keys and values, keys alone) cut at each other's ends."""
+    ranges: dict[tuple[int, tuple[int, int], int], list[MatrixSum]] = {}
+    rest: list[Contribution] = []
+    for c in found:
+        step = c.region.dims[0][1] if isinstance(c, MatrixSum) else 0
+        if isinstance(c, MatrixSum) and step > 1:
+            ranges.setdefault((step, c.region.dims[1], c.region.offset % step), []).append(c)
+        else:
+            rest.append(c)
+    for (step, columns, _), members in ranges.items():
+        cuts = sorted({row for c in members for row in (c.region.offset // step, c.region.offset // step + c.region.dims[0][0])})
+        for c in members:
+            first, last = c.region.offset // step, c.region.offset // step + c.region.dims[0][0]
+            inner = [row for row in cuts if first <= row <= last]
+            for a, b in zip(inner[:-1], inner[1:], strict=True):
+                region = Region(c.region.offset + (a - first) * step, ((b - a, step), columns))
+                rest.append(c if (a, b) == (first, last) else MatrixSum(c.left[..., a - first : b - first], c.right, region))
+    return rest
+
+
 class ParameterGradient:
     """Gradients of n samples with respect to one parameter, as a sum of contributions to regions of it that do not meet.
 
@@ -44,7 +65,7 @@ class ParameterGradient:
         self.n_params = n_params
         self.n = found[0].n
         groups: dict[tuple[type, Region], list[Contribution]] = {}
-        for c in found:
+        for c in _refined(found):
             groups.setdefault((type(c), c.region), []).append(c)
         rows = [k for k in groups if k[0] is Rows]
         if any(_meet(a[1], b[1], n_params) for i, a in enumerate(rows) for b in rows[:i]):

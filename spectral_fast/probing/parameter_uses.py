@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .known_functions import KNOWN, Draft
+from .known_functions import Draft, drafts_of
 from .recurrent_cells import CELLS, LAYERS, unrolled, unrolled_cell
 
 __all__ = ["Call", "CallKey", "Part", "ParameterUses", "Region", "once_differentiable"]
@@ -172,13 +172,14 @@ class ParameterUses(TorchFunctionMode):
 
     def region(self, view: Tensor, target: _Target, dims: tuple[int, ...]) -> tuple[Region, tuple[int, ...]] | None:
         """The region of these dimensions of a view, and the order in which it has them. None where numbers are repeated."""
-        order = tuple(sorted(dims, key=lambda d: (-view.stride(d), -view.shape[d])))
-        sizes = tuple((view.shape[d], view.stride(d)) for d in order)
+        shape, strides = view.shape, view.stride()
+        order = tuple(sorted(dims, key=lambda d: (-strides[d], -shape[d])))
+        sizes = tuple((shape[d], strides[d]) for d in order)
         if any(step == 0 and size > 1 for size, step in sizes):
             return None
         # a dimension of one entry has a stride that means nothing
         kept = tuple((size, step if size > 1 else 1) for size, step in sizes)
-        return Region(view.storage_offset() - target.tensor.storage_offset(), kept), order
+        return Region(int(view.storage_offset() - target.tensor.storage_offset()), kept), order
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -205,7 +206,7 @@ class ParameterUses(TorchFunctionMode):
         tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         if not tensors:
             return out  # a shape, a dtype
-        drafts = KNOWN[func](out, *args, **kwargs) if func in KNOWN and torch.is_grad_enabled() else None
+        drafts = drafts_of(func, out, args, kwargs) if torch.is_grad_enabled() else None
         recorded = None if drafts is None else self._record(func, out, found, *drafts)
         if recorded is not None:
             return recorded

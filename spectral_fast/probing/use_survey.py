@@ -80,10 +80,7 @@ def survey(
     result = Survey(slow=dict(slow), probed=batch.size)
     detached = {name: p.detach() for name, p in functional.parameters.items()}
     for _ in range(ROUNDS):
-        leaves = {name: p for name, p in detached.items() if name not in result.slow}
-        if not leaves:
-            raise Refused("; ".join(f"{name} ({why})" for name, why in list(result.slow.items())[:3]))
-        uses = ParameterUses(leaves, shared=result.shared, cloned=result.cloned)
+        uses = ParameterUses(detached, shared=result.shared, cloned=result.cloned)
         own = _look(functional, loss, batch, uses, detached, result)
         if _settled(uses, batch.size, detached, result, sample_factors(batch.size, own)):
             _verify(functional, loss, batch, own, kernel, result, algorithm)
@@ -123,6 +120,8 @@ def _settled(uses: ParameterUses, n: int, shapes: Mapping[str, Tensor], result: 
     found: dict[str, list[Contribution]] = {}
     shared, cloned = set(result.shared), set(result.cloned)
     for call in uses.calls:
+        if all(p.name in result.slow for p in call.parts):
+            continue
         layout, certain = _layout(call, n, factors)
         if layout is None:
             if call.key[0] == "embedding" and call.key[2] == 0 and call.key not in shared:
