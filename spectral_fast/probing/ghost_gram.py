@@ -306,8 +306,9 @@ class GhostGram:
             norms2 = np.diagonal(tile)
             self.second[name] += float(w[lo:hi] @ norms2)
             before[lo:hi] += np.tril(tile, -1) @ w[lo:hi] + 0.5 * w[lo:hi] * norms2
+            order = list(self.sizes)
             for i in np.flatnonzero(~np.isfinite(norms2)).tolist():
-                self.bad.setdefault(lo + i, name)
+                self.bad[lo + i] = min(name, self.bad.get(lo + i, name), key=order.index)
             if name in self.moments:
                 g = self._written_rows(gradient)
                 self.moments[name] += g.T @ (w[lo:hi, None] * g)

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -115,6 +117,25 @@ class Loss:
             return float(targets.numel())
         labels = targets[..., 1:] if self.shifted else targets
         return float((labels != IGNORE_INDEX).sum())
+
+    def terms_of_each(self, batch: Batch) -> NDArray[np.float64] | None:
+        """(size,): ``terms`` of every sample of the batch alone; None where they have to be asked for one by one."""
+        targets, n = batch.targets, batch.size
+        if not isinstance(targets, Tensor) or targets.ndim == 0 or targets.shape[0] != n or n == 0:
+            return None
+        if self._counts_classes():
+            if getattr(self.fn, "weight", None) is not None:
+                return None
+            if targets.is_floating_point():
+                return np.full(n, float(targets[0].numel() / targets.shape[1]) if targets.ndim > 1 else 1.0)
+            valid = targets != getattr(self.fn, "ignore_index", IGNORE_INDEX)
+        elif self.fn is not None and self.form is None:
+            return np.ones(n)
+        elif self.form in ("mse", "bce") or targets.is_floating_point():
+            return np.full(n, float(targets[0].numel()))
+        else:
+            valid = (targets[..., 1:] if self.shifted else targets) != IGNORE_INDEX
+        return np.asarray(valid.reshape(n, -1).sum(1).cpu().numpy(), dtype=np.float64)
 
     def _counts_classes(self) -> bool:
         """Is the callable one of torch's own, whose mean is known to be one over valid (weighted) targets?"""

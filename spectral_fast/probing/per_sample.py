@@ -54,18 +54,23 @@ def samples_of(batches: Batches, loss: Loss) -> tuple[list[Unit], int]:
     """One unit per sample, and the number of samples left out because none of their targets is valid (weight 0)."""
     units, empty = [], 0
     for b, batch in enumerate(batches):
+        terms = loss.terms_of_each(batch)
         for row in range(batch.size):
-
-            def own(t: Tensor, row: int = row, size: int = batch.size) -> Tensor:
-                return t[row : row + 1] if _per_sample(t, size) else t
-
-            # the number of terms is a matter of the targets alone
-            weight = loss.terms(Batch(None, pytree.tree_map_only(Tensor, own, batch.targets), 1, batch.label_key))
+            weight = _terms_alone(loss, batch, row) if terms is None else float(terms[row])
             if weight > 0:
                 units.append(Unit(b, row, weight))
             else:
                 empty += 1
     return units, empty
+
+
+def _terms_alone(loss: Loss, batch: Batch, row: int) -> float:
+    """The number of terms, which is a matter of the targets alone."""
+
+    def own(t: Tensor) -> Tensor:
+        return t[row : row + 1] if _per_sample(t, batch.size) else t
+
+    return loss.terms(Batch(None, pytree.tree_map_only(Tensor, own, batch.targets), 1, batch.label_key))
 
 
 class PerSampleGradients:

@@ -238,3 +238,28 @@ def test_losses_that_add_up_are_refused():
         resolve_loss(model, batches, loss_fn=total)
     resolve_loss(model, batches, loss_fn=lambda o, t: ((o - t) ** 2).mean())
     resolve_loss(model, batches, loss_fn=lambda o, t: o.sum() * 0)
+
+
+@pytest.mark.parametrize(
+    "targets, loss",
+    [
+        (torch.tensor([0, 2, 1, -100]), "cross_entropy"),
+        (torch.tensor([[0, -100, 2], [1, 1, 1], [-100, -100, -100], [2, -100, 0]]), "cross_entropy"),
+        (torch.tensor([[0, -100, 2], [1, 1, 1], [-100, -100, -100], [2, -100, 0]]), nn.CrossEntropyLoss(ignore_index=1)),
+        (torch.tensor([0, 2, 1, 1]), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.0]))),
+        (torch.rand(4, 3), nn.CrossEntropyLoss()),
+        (torch.rand(4, 3, 5), nn.CrossEntropyLoss()),
+        (torch.rand(4, 3), "mse"),
+        (torch.rand(4), "bce"),
+        (torch.tensor([0, 2, 1, 1]), lambda o, t: o.mean()),
+    ],
+)
+def test_terms_of_each_sample_are_those_of_it_alone(targets, loss):
+    made = Loss(loss) if isinstance(loss, str) else Loss("own", loss)
+    batch = Batch(None, targets, 4)
+    alone = [made.terms(Batch(None, targets[i : i + 1], 1)) for i in range(4)]
+    found = made.terms_of_each(batch)
+    if found is None:
+        assert getattr(loss, "weight", None) is not None
+    else:
+        assert found.tolist() == alone
