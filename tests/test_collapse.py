@@ -301,6 +301,23 @@ def test_formulas_on_plain_arrays() -> None:
     assert list(nearest_mean(m + 1e6, np.full(6, 1e6), m)) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("n_classes", [2, 50, 1500])
+def test_cdnv_of_close_and_distant_means(n_classes: int) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((n_classes, 3))
+    a[: n_classes // 2] = 5.0 + 1e-5 * a[: n_classes // 2]  # products alone would leave nothing of these distances
+    a -= a.mean(axis=0)
+    counts = rng.integers(1, 9, n_classes)
+    spread = rng.random(n_classes) * counts
+    total, exact = np.longdouble(0), a.astype(np.longdouble)
+    var = spread.astype(np.longdouble) / counts
+    for c in range(n_classes - 1):
+        total += ((var[c + 1 :] + var[c]) / (2 * ((exact[c + 1 :] - exact[c]) ** 2).sum(axis=1))).sum()
+    assert cdnv(spread, counts, a) == pytest.approx(float(total / (n_classes * (n_classes - 1) / 2)), rel=1e-10)
+    a[-1] = a[0]
+    assert cdnv(spread, counts, a) == math.inf
+
+
 class _CausalLM(torch.nn.Module):
     """Predicts token t + 1 from token t, with the shift inside, as causal language models on a hub do."""
 

@@ -33,7 +33,8 @@ __all__ = [
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-_TILE = 1024  # rows of a C x C matrix held at once
+_TILE, _TILE_NUMBERS = 1024, 1 << 22  # rows of a C x C matrix held at once, and numbers, at most
+_CLOSE = 1e-3  # of |a|² + |b|²: three digits of |a - b|² are lost in products, no more
 _BLOCK_ROWS = 8192  # merged at once, at most
 
 
@@ -185,17 +186,22 @@ def nc1(scatter: F64, n_samples: int, centred_means: F64, tolerance: float, *, p
 def cdnv(spread: F64, counts: I64, centred_means: F64) -> float:
     """Class-distance normalized variance: mean over pairs of (var_c + var_c')/(2 |mu_c - mu_c'|²) (Galanti, Gyorgy & Hutter 2021).
 
-    Differences are taken directly, not from a Gram matrix, so close means keep their digits. inf when two means coincide.
+    Distances come from products of the means; those of close means, which would lose digits, from their differences. inf when two means coincide.
     """
-    var = spread / counts
-    n_classes = len(var)
-    total = 0.0
-    for c in range(n_classes - 1):
-        diff = centred_means[c + 1 :] - centred_means[c]
-        distance2 = np.einsum("ij,ij->i", diff, diff)
-        if not np.all(distance2 > 0.0):
+    var, squares = spread / counts, np.einsum("ij,ij->i", centred_means, centred_means)
+    n_classes, total = len(var), 0.0
+    for rows in _tiles(n_classes):
+        later = slice(rows.start, n_classes)
+        scale = squares[rows, None] + squares[later]
+        distance2 = scale - 2.0 * (centred_means[rows] @ centred_means[later].T)
+        pairs = np.triu(np.ones(distance2.shape, dtype=bool), 1)  # a pair once
+        first, second = np.nonzero(pairs & ~(distance2 > _CLOSE * scale))
+        for some in (slice(k, k + _TILE) for k in range(0, len(first), _TILE)):
+            difference = centred_means[rows.start + first[some]] - centred_means[rows.start + second[some]]
+            distance2[first[some], second[some]] = np.einsum("ij,ij->i", difference, difference)
+        if not np.all(distance2[pairs] > 0.0):
             return math.inf
-        total += float(np.sum((var[c + 1 :] + var[c]) / (2.0 * distance2)))
+        total += float(np.sum((var[rows, None] + var[later])[pairs] / (2.0 * distance2[pairs])))
     return total / (n_classes * (n_classes - 1) / 2)
 
 
@@ -266,7 +272,8 @@ def nc2(centred_means: F64) -> NC2:
 
 
 def _tiles(n: int) -> Iterator[slice]:
-    return (slice(i, min(i + _TILE, n)) for i in range(0, n, _TILE))
+    rows = min(_TILE, max(16, _TILE_NUMBERS // max(n, 1)))
+    return (slice(i, min(i + rows, n)) for i in range(0, n, rows))
 
 
 def nc3(classifier: F64, centred_means: F64) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,8 +37,8 @@ def collapse_by_depth(ax: Axes, layers: Mapping[str, LayerCollapse]) -> None:
     ax.set_yscale("log")
     step = -(-len(layers) // _NAMES)
     names = [label(name, 16) for name in list(layers)[::step]]
-    slanted: dict[str, Any] = {"rotation": 60, "ha": "right"} if len(names) > 4 else {}
-    ax.set_xticks(x[::step], names, **slanted)
+    crowded = len(names) > 6
+    ax.set_xticks(x[::step], names, rotation=60 if crowded else 0, ha="right" if crowded else "center")
     ax.set_xlabel("inputs of")
     legend(ax)
     dress(ax)
