@@ -31,6 +31,7 @@ _HOMES = {
     "SpectralNorm": "linalg.spectral_norm",
     "Survey": "weights.surveyed",
     "TraceResult": "linalg.trace",
+    "Trajectory": "trajectory",
     "WeightSpectra": "weights.spectra",
     "ablate": "weights.ablate",
     "advise": "weights.advise",

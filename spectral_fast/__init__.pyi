@@ -33,6 +33,7 @@ from .metrics.power_law import fit_power_law as power_law
 from .metrics.rank import matrix_rank as matrix_rank
 from .metrics.tikhonov import tikhonov as tikhonov
 from .results import Skipped as Skipped
+from .trajectory import Trajectory as Trajectory
 from .weights.ablate import Ablation as Ablation
 from .weights.ablate import ablate as ablate
 from .weights.advise import Advice as Advice
@@ -71,6 +72,7 @@ __all__ = [
     "SpectralNorm",
     "Survey",
     "TraceResult",
+    "Trajectory",
     "WeightSpectra",
     "__version__",
     "ablate",

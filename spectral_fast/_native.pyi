@@ -51,6 +51,29 @@ def decode(
     level: str | None = None,
     threads: int = 0,
 ) -> None: ...
+def class_moments(
+    features: NDArray[Any],
+    *,
+    format: str,
+    labels: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    means: NDArray[np.float64],
+    scatter: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    level: str | None = None,
+    threads: int = 0,
+) -> None: ...
+def gradient_gram(
+    gram: NDArray[np.float64],
+    a: NDArray[Any],
+    b: NDArray[Any] | None = None,
+    a2: NDArray[Any] | None = None,
+    b2: NDArray[Any] | None = None,
+    *,
+    algorithm: str,
+    level: str | None = None,
+    threads: int = 0,
+) -> None: ...
 def orthogonalize(
     basis: NDArray[Any],
     t: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -17,13 +18,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
-from spectral_fast.curvature import GGN, Hessian
+from spectral_fast.curvature import GGN, Hessian, curvature
 from spectral_fast.curvature.preflight import preflight
 from spectral_fast.curvature.sampling import sampling_errors
+from spectral_fast.curvature.sharpness import preconditioned
 from spectral_fast.linalg.density import ProbeRun, run_probes, spectral_density
 from spectral_fast.linalg.eigsh import eigsh, extreme_pairs, pairs_so_far
 from spectral_fast.linalg.restart import Ends
 from spectral_fast.linalg.trace import trace
+
+eigsh_module = importlib.import_module("spectral_fast.linalg.eigsh")  # the package has a function of that name
 
 DEEP = ("classes", "tokens")
 Shards = list[list[tuple[Any, Any]]]  # batches by rank
@@ -162,6 +166,30 @@ def more(op: Hessian, loader: Any, group: Any, how: dict[str, Any]) -> dict[str,
     return out
 
 
+def analysed(rank: int = 0, group: Any = None) -> dict[str, Any]:
+    """The analysis in one call, with eigenvectors put together and left in parts, and an optimizer whose threshold is about P^-1 H."""
+    model, shards, _ = classes()
+    loader = shards[rank] if group is not None else [batch for shard in shards for batch in shard]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for p in model.parameters():
+        optimizer.state[p] = {"step": torch.tensor(3.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.linspace(0.1, 2, p.numel()).view(p.shape).to(p)}
+    assert (preconditioned(Hessian(model, loader, process_group=group), np.ones(83)).sharded is None) == (group is None)
+    out: dict[str, Any] = {}
+    for name, gathered in (("whole", eigsh_module.GATHERED), ("parts", 0)):
+        before, eigsh_module.GATHERED = eigsh_module.GATHERED, gathered
+        try:
+            c = curvature(model, loader, k=4, k_bottom=2, probes=2, steps=20, tol=1e-8, optimizer=optimizer, process_group=group, progress=False)
+        finally:
+            eigsh_module.GATHERED = before
+        assert c.status == "ok" and c.sharpness is not None, (c.reason, c.notes)
+        width = None if c.hessian_top.columns is None else c.hessian_top.columns[1] - c.hessian_top.columns[0]
+        assert (width is not None) == (group is not None and name == "parts") and c.hessian_top.vectors.shape == (width or 83, 4)
+        assert (c.sampling is None) == (width is not None) == any("spread over the ranks" in note for note in c.notes)
+        out |= {f"{name} top": c.hessian_top.values, f"{name} bottom": c.hessian_bottom.values, f"{name} ggn": c.ggn_top.values}
+        out |= {f"{name} share": c.gradient_in_top, f"{name} sharpness": c.sharpness.value}
+    return out
+
+
 def raised(work: Callable[[], Any]) -> str:
     try:
         work()
@@ -233,6 +261,7 @@ def main(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     with np.errstate(all="raise", under="ignore"):
         results = {f"{case}/{name}": value for case in CASES for name, value in found(case, rank, dist.group.WORLD).items()}
+    results |= {f"analysis/{name}": value for name, value in analysed(rank, dist.group.WORLD).items()}
     results |= {f"troubles/{name}": value for name, value in troubles(rank).items()}
     spread = Hessian(classes()[0], classes()[1][rank], process_group="world").sharded
     assert spread is not None

@@ -178,12 +178,14 @@ def test_every_threshold_names_its_source() -> None:
 
 
 def eigen(values: list[float], converged: bool = True) -> SimpleNamespace:
-    return SimpleNamespace(values=np.array(values), converged=np.full(len(values), converged), residuals=np.full(len(values), 0.5), tol=1e-3)
+    of_all = {"converged": np.full(len(values), converged), "residuals": np.full(len(values), 0.5)}
+    return SimpleNamespace(values=np.array(values), **of_all, tol=1e-3, status="ok", reason="")
 
 
 def curvature(top: list[float], low: float = 0.0, converged: bool = True, ggn: SimpleNamespace | None = None) -> SimpleNamespace:
     density = SimpleNamespace(nodes=np.array([0.0, top[0]]), weights=np.array([0.99, 0.01]), trace=0.01 * top[0] * 1000)
-    return SimpleNamespace(hessian_top=eigen(top, converged), hessian_bottom=eigen([low]), density=density, n_params=1000, ggn_top=ggn, sharpness=None)
+    whole = {"hessian_top": eigen(top, converged), "hessian_bottom": eigen([low]), "ggn_top": ggn, "density": density, "n_params": 1000, "sharpness": None}
+    return SimpleNamespace(**whole, preflight=None, value_floor=0.0)
 
 
 def test_curvature_patterns() -> None:

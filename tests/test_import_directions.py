@@ -157,6 +157,10 @@ def test_the_rules_bite(tmp_path, module, source, wrong):
     assert any(violations(i) for i in imports_of(path, tmp_path)) == wrong
 
 
+# The Gram matrix of rows that a callback makes, for other ops too.
+LENT_HEADERS = {"singular_values/two_stage.h"}
+
+
 def test_cpp_includes_go_to_the_right():
     # bindings, tests -> op -> core; an op's CPU and CUDA sources meet in headers only
     csrc = PACKAGE.parent / "csrc"
@@ -164,7 +168,7 @@ def test_cpp_includes_go_to_the_right():
         own = path.parent.name
         for target in re.findall(r'#include "([^"]+)"', path.read_text(encoding="utf-8")):
             room = target.split("/")[0]
-            assert room in {own, "core"} or own in {"bindings", "tests"}, f"{path.relative_to(csrc)} includes {target}"
+            assert room in {own, "core"} or own in {"bindings", "tests"} or target in LENT_HEADERS, f"{path.relative_to(csrc)} includes {target}"
             assert target.endswith(".h"), f"{path.relative_to(csrc)} includes the source {target}"
 
 

@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "bindings/arrays.h"
+#include "bindings/ops.h"
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "decode/decode.h"
@@ -24,6 +24,7 @@
 namespace {
 
 namespace py = pybind11;
+using sf::without_gil;
 
 // glibc keeps what it gets back while anything lies above it. In a scan, where blocks of megabytes come and go between the small objects of
 // the results, 80 MB were held after twenty matrices of 8192 x 512 that need 5 MB each.
@@ -31,25 +32,6 @@ void release_memory() {
 #if defined(__GLIBC__)
   malloc_trim(0);
 #endif
-}
-
-// Runs `work(interrupted)` without the GIL; Ctrl-C becomes KeyboardInterrupt.
-template <class Work>
-void without_gil(const Work& work) {
-  const auto interrupted = [] {
-    const py::gil_scoped_acquire gil;
-    return PyErr_CheckSignals() != 0;
-  };
-  bool cancelled = false;
-  {
-    const py::gil_scoped_release nogil;
-    try {
-      work(interrupted);
-    } catch (const sf::Cancelled&) {
-      cancelled = true;
-    }
-  }
-  if (cancelled) throw py::error_already_set();
 }
 
 py::tuple power_law(const py::array& values, const py::array& offsets, const std::optional<std::string>& level, int threads) {
@@ -312,6 +294,8 @@ PYBIND11_MODULE(_native, m) {
         "See spectral_fast.kernels.numpy_kernels.orthogonalize.");
   m.def("recombine", &recombine, py::arg("basis").noconvert(), py::arg("m"), py::arg("s").noconvert(), py::arg("into").noconvert(),
         py::kw_only(), py::arg("level") = py::none(), py::arg("threads") = 0, "See spectral_fast.kernels.numpy_kernels.recombine.");
+  sf::bind_class_moments(m);
+  sf::bind_gradient_gram(m);
   // shared numerics, for their tests
   m.def("exp_neg", &sf::exp_neg, py::arg("t"), "exp(-t), t >= 0");
   m.def("log_ratio", &sf::log_ratio, py::arg("a"), py::arg("b"), "ln(b/a), 0 < a <= b");

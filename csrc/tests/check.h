@@ -49,5 +49,7 @@ void test_complex();
 void test_low_rank();
 void test_decode();
 void test_krylov();
+void test_class_moments();
+void test_gradient_gram();
 
 }  // namespace sf::tests

@@ -14,10 +14,20 @@ struct Test {
 };
 
 constexpr Test kTests[] = {
-    {"threads", sf::tests::test_threads},   {"power_law", sf::tests::test_power_law}, {"lanes", sf::tests::test_lanes},
-    {"families", sf::tests::test_families}, {"views", sf::tests::test_views},         {"scales", sf::tests::test_scales},
-    {"large", sf::tests::test_large},       {"largest", sf::tests::test_largest},     {"complex", sf::tests::test_complex},
-    {"low_rank", sf::tests::test_low_rank}, {"decode", sf::tests::test_decode},       {"krylov", sf::tests::test_krylov},
+    {"threads", sf::tests::test_threads},
+    {"power_law", sf::tests::test_power_law},
+    {"lanes", sf::tests::test_lanes},
+    {"families", sf::tests::test_families},
+    {"views", sf::tests::test_views},
+    {"scales", sf::tests::test_scales},
+    {"large", sf::tests::test_large},
+    {"largest", sf::tests::test_largest},
+    {"complex", sf::tests::test_complex},
+    {"low_rank", sf::tests::test_low_rank},
+    {"decode", sf::tests::test_decode},
+    {"krylov", sf::tests::test_krylov},
+    {"class_moments", sf::tests::test_class_moments},
+    {"gradient_gram", sf::tests::test_gradient_gram},
 };
 
 bool known(const char* name) {

@@ -1,6 +1,6 @@
-"""Neural collapse at the input of a classifier."""
+"""Neural collapse at the input of a classifier, and of any other layers."""
 
 from .analysis import GLOBAL_MEANS, neural_collapse
-from .result import NeuralCollapse
+from .result import LayerCollapse, NeuralCollapse
 
-__all__ = ["GLOBAL_MEANS", "NeuralCollapse", "neural_collapse"]
+__all__ = ["GLOBAL_MEANS", "LayerCollapse", "NeuralCollapse", "neural_collapse"]

@@ -7,7 +7,7 @@ finished means: from features kept in their own dtype where they fit, by a secon
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,8 @@ from ..probing.state import eval_notes, leave_no_trace
 from ..progress import ProgressOption, progress_reporter
 from ..results import Status
 from .features import CannotAnalyse, FeaturePass, check_targets
-from .result import F64, I64, NAN, NeuralCollapse
+from .layers import LayerPass, classifier_rows, layer_numbers, layers_named
+from .result import F64, I64, NAN, LayerCollapse, NeuralCollapse
 
 __all__ = ["GLOBAL_MEANS", "neural_collapse"]
 
@@ -39,6 +40,7 @@ def neural_collapse(
     loader: Any,
     *,
     layer: str | None = None,
+    layers: str | Sequence[str] | None = None,
     global_mean: str = "classes",
     per_class: bool = True,
     max_batches: int | None = None,
@@ -51,17 +53,26 @@ def neural_collapse(
 
     layer: the module whose input is looked at; None: the linear layer whose output is the model's output. global_mean: of "classes"
     or of "samples". per_class=False: NC1 without the division by C. max_memory: bytes, None: 60 % of what is free; decides whether
-    features are kept for NC4. Targets are class indices of the model; those of -100 are left out; (B, T) targets with (B, T, d) features count per
-    position.
+    features are kept for NC4, and how many of ``layers`` there is room for. Targets are class indices of the model; those of -100 are
+    left out; (B, T) targets with (B, T, d) features count per position.
+
+    layers: a glob on the names of modules, or several: the same numbers for the input of each of them, ``by_layer``, from the same pass
+    over the data: collapse by depth, and along how many dimensions the features of a layer spread. What an input has beyond one vector
+    for each target, the positions of an image or a sequence, is averaged; of modules with the very same input the first is listed.
+    Layers that do not fit into max_memory (3 d² + 2 C d numbers each) or have no such input are in ``skipped``, with the reason.
+
+    The numbers are those of the samples given, about their own class means, as Papyan, Han & Donoho (2020) have them for training data
+    and Galanti, Gyorgy & Hutter (2021) for test data and new classes: to compare train with test, call this once with each loader.
 
     Targets that are no classes, models without such a layer and fewer than two classes give status "skipped" with the reason.
-    Raises ValueError for an unknown layer or global_mean and for targets outside the model's classes. Ctrl-C returns what the
-    samples seen so far give, status "incomplete".
+    Raises ValueError for an unknown layer, layers that match nothing, an unknown global_mean and targets outside the model's classes.
+    Ctrl-C returns what the samples seen so far give, status "incomplete".
     """
     started = time.perf_counter()
     if global_mean not in GLOBAL_MEANS:
         raise ValueError(f"global_mean: unknown {global_mean!r}; known: {', '.join(GLOBAL_MEANS)}")
     model = unwrap(model)
+    names = [] if layers is None else layers_named(model, layers)
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     where = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
     limit = memory_limit(max_memory, torch.device("cpu"))
@@ -89,6 +100,8 @@ def neural_collapse(
                 raise CannotAnalyse(str(error)) from error
             seen = FeaturePass(model, run, name, module, batches, limit)
             seen.shifted = _shifted(model, run, batches)
+            if layers is not None:
+                seen.layers = LayerPass(model, names, name, limit // 2)
             interrupted = seen.run(report)
             return _numbers(seen, global_mean, per_class, interrupted, notes, started)
         except CannotAnalyse as error:
@@ -125,15 +138,17 @@ def _numbers(seen: FeaturePass, global_mean: str, per_class: bool, interrupted: 
     two = nc2(a)
     w = _classifier_rows(seen, present, notes)
     nc4, stopped = _nc4(seen, centre, a, present, notes)
+    by_layer = _by_layer(seen, global_mean, per_class, notes)
     status: Status = "incomplete" if interrupted or stopped else "unresolved" if one.rank == 0 else "ok"
     reason = {"incomplete": f"interrupted: {seen.done} of {len(seen.batches)} batches", "unresolved": "the class means are equal to rounding", "ok": ""}[status]
     return NeuralCollapse(
-        status=status, reason=reason, backend="numpy", nc1=one.value, nc1_rank=one.rank, nc1_tolerance=one.tolerance,
+        status=status, reason=reason, backend=moments.backend, nc1=one.value, nc1_rank=one.rank, nc1_tolerance=one.tolerance,
         mean_values=one.values, spread=relative_spread(moments.scatter, means, counts),
         cdnv=cdnv(moments.spread[present], counts, a), nc2_norms=two.norms, nc2_norms_classifier=NAN if w is None else norm_spread(w),
         nc2_angles=two.angles, nc2_etf=two.etf, nc3=NAN if w is None else nc3(w, a), nc4=nc4,
         accuracy=seen.correct / seen.n_samples if seen.decided else NAN, n_classes=n_present, n_samples=seen.n_samples, feature_dim=dim,
         layer=seen.name, etf_exists=n_present <= dim + 1, class_counts=moments.counts, means=means, global_mean=global_mean,
+        by_layer=by_layer, skipped=seen.layers.skipped if seen.layers is not None else (),
         seconds=time.perf_counter() - started, notes=tuple(notes),
     )  # fmt: skip
 
@@ -151,19 +166,30 @@ def _say_classes(seen: FeaturePass, n_present: int, dim: int, counts: I64, notes
 
 
 def _classifier_rows(seen: FeaturePass, present: NDArray[np.intp], notes: list[str]) -> F64 | None:
-    """Rows (C, d) of the classes that occur, or None where the layer's weight is no C x d matrix."""
-    weight = getattr(seen.module, "weight", None)
     dim = seen.moments.means.shape[1] if seen.moments is not None else 0
-    shape = tuple(weight.shape) if isinstance(weight, Tensor) else None
-    if not isinstance(weight, Tensor) or shape != (seen.n_classes, dim):
+    rows = classifier_rows(seen.module, seen.n_classes, dim, present)
+    if rows is None:
+        weight = getattr(seen.module, "weight", None)
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else None
         notes.append(f"NC3 and the classifier's norms need a weight of shape ({seen.n_classes}, {dim}); {seen.name!r} has {shape}")
-        return None
-    rows = weight.detach().double().cpu().numpy()[present]
-    if len(present) < seen.n_classes:
-        # the means of the classes that occur are centred among themselves; only rows centred likewise can match them
-        rows = rows - rows.mean(axis=0)
+    elif len(present) < seen.n_classes:
         notes.append("NC3 and the classifier's norms: rows of the classes that occur, centred among themselves")
-    return np.asarray(rows)
+    return rows
+
+
+def _by_layer(seen: FeaturePass, global_mean: str, per_class: bool, notes: list[str]) -> dict[str, LayerCollapse]:
+    if seen.layers is None or seen.moments is None:
+        return {}
+    others = seen.layers
+    if others.same:
+        named = ", ".join(f"{name} = {other}" for name, other in list(others.same.items())[:8]) + (", .." if len(others.same) > 8 else "")
+        notes.append(f"layers with the very same input are listed once: {named}")
+    found = {
+        name: layer_numbers(moments, others.module(name), others.eps[name], global_mean, per_class)
+        for name, moments in others.moments.items()
+        if np.count_nonzero(moments.counts) >= 2
+    }
+    return {**found, seen.name: layer_numbers(seen.moments, seen.module, seen.eps, global_mean, per_class)}
 
 
 def _nc4(seen: FeaturePass, centre: F64, a: F64, present: NDArray[np.intp], notes: list[str]) -> tuple[float, bool]:

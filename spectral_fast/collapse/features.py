@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..probing.capture import capture_inputs
 from ..probing.losses import IGNORE_INDEX
 from ..progress import Progress
 from ..results import Status
+from .layers import LayerPass
 
 __all__ = ["CannotAnalyse", "FeaturePass", "Labelled", "check_targets"]
 
@@ -47,12 +49,19 @@ class Labelled:
     decisions: I64
 
 
+def as_array(features: Tensor) -> NDArray[Any]:
+    """On the CPU, in place where numpy and the kernels know the format, else as float32, which holds bfloat16."""
+    return np.asarray(features.numpy() if features.dtype in (torch.float64, torch.float32) else features.float().numpy())
+
+
 class FeaturePass:
     """The model run over the batches: moments of the features, and the features themselves while they fit."""
 
     def __init__(self, model: nn.Module, run: Callable[..., Any], name: str, module: nn.Module, batches: Batches, limit: int) -> None:
         self.model, self.run_model, self.name, self.module, self.batches, self.limit = model, run, name, module, batches, limit
         self.shifted = False  # a target belongs to the position before it
+        self.layers: LayerPass | None = None  # others, watched during the first pass
+        self._labels: I64 = np.zeros(0, dtype=np.int64)  # of all rows of the last batch
         self.moments: ClassMoments | None = None
         self.n_classes = 0
         self.kept: list[Labelled] | None = []
@@ -68,16 +77,17 @@ class FeaturePass:
         """True when interrupted."""
         try:
             for i in range(len(self.batches)):
-                self._add(self._labelled(i))
+                self._add(self._labelled(i, self.layers))
                 report(i + 1, len(self.batches), "class moments")
         except KeyboardInterrupt:
             return True
         return False
 
-    def _labelled(self, i: int) -> Labelled:
+    def _labelled(self, i: int, layers: LayerPass | None = None) -> Labelled:
         batch = self.batches[i]
         check_targets(batch)
-        with capture_inputs(self.model, self.name) as inputs:
+        others = nullcontext() if layers is None else layers.watching(batch.targets, self.shifted)
+        with capture_inputs(self.model, self.name) as inputs, others:
             outputs = call_model(self.run_model, batch)
         if len(inputs) != 1:
             raise CannotAnalyse(f"layer {self.name!r} is called {len(inputs)} times in one forward pass; its input is not one feature per sample")
@@ -94,6 +104,7 @@ class FeaturePass:
         labels = targets.reshape(-1).to(torch.int64).cpu()
         decisions = self._decisions(outputs, targets)
         valid = labels != IGNORE_INDEX
+        self._labels = labels.numpy()
         flat = features.reshape(-1, features.shape[-1]).cpu()
         return Labelled(flat[valid], labels[valid].numpy(), decisions[valid].numpy())
 
@@ -124,13 +135,17 @@ class FeaturePass:
             raise ValueError(f"loader: target {bad[0]} is outside the model's {self.n_classes} classes (0 .. {self.n_classes - 1})")
         if self.moments is None:
             dim = part.features.shape[1]
-            need = 8 * (2 * dim * dim + 2 * self.n_classes * dim)  # scatter, a block's scatter, means
+            need = ClassMoments.nbytes(self.n_classes, dim)
             if need > self.limit:
                 raise CannotAnalyse(f"needs {need / 1e9:.3g} GB for the scatter of {dim} features, {self.limit / 1e9:.3g} GB allowed (max_memory)")
             self.moments = ClassMoments(self.n_classes, dim)
+            if self.layers is not None:
+                self.layers.limit -= need
         if not bool(torch.isfinite(part.features).all()):
             raise CannotAnalyse(f"the input of {self.name!r} holds NaN or Inf in batch {self.done}", "failed")
-        self.moments.add(part.features.double().numpy(), part.targets)
+        self.moments.add(as_array(part.features), part.targets)
+        if self.layers is not None:
+            self.layers.add(self._labels, self.n_classes, self.done)
         self.done += 1
         self.n_samples += len(part.targets)
         self.correct += int(np.count_nonzero(part.targets == part.decisions))

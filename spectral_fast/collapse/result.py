@@ -8,13 +8,38 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..results import Result
+from ..results import Result, Skipped
 
-__all__ = ["NeuralCollapse"]
+__all__ = ["LayerCollapse", "NeuralCollapse"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 NAN = math.nan
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerCollapse:
+    """The numbers of one layer's inputs, as in :class:`NeuralCollapse`; nc3 is NaN but where the layer is a classifier, with a row for each class.
+
+    eigenvalues: (d,) of the covariance of all features, descending: sum (h - mu)(h - mu)ᵀ / N over all samples, whatever their class. effective_rank:
+    exp(-sum q ln q), q = eigenvalues / their sum (Roy & Vetterli 2007); far below feature_dim the representation has collapsed to few dimensions.
+    participation_ratio: 1 / sum q². NaN where all features are one point.
+    """
+
+    nc1: float = NAN
+    nc1_rank: int = 0
+    nc1_tolerance: float = NAN
+    cdnv: float = NAN
+    nc2_norms: float = NAN
+    nc2_angles: float = NAN
+    nc2_etf: float = NAN
+    nc3: float = NAN
+    spread: float = NAN
+    feature_dim: int = 0
+    etf_exists: bool = False
+    effective_rank: float = NAN
+    participation_ratio: float = NAN
+    eigenvalues: F64 = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -30,6 +55,8 @@ class NeuralCollapse(Result):
     square distance of the features to their mean over the length of that mean, 0 where all samples give one point.
     nc3: distance of the normalised classifier and class means. nc4: share of samples where the model's decision differs from the
     nearest class mean. accuracy: share decided right. means: (C, d) float64 class means of the classes that occur.
+    by_layer: with ``layers=``, the numbers of every layer by name, in the order of the forward pass, the classifier's last. skipped: layers without numbers,
+    and why.
     """
 
     nc1: float = NAN
@@ -53,5 +80,7 @@ class NeuralCollapse(Result):
     spread: float = NAN
     means: F64 = field(default_factory=lambda: np.zeros((0, 0)), repr=False)  # repr=False: too large for to_dict
     global_mean: str = "classes"
+    by_layer: dict[str, LayerCollapse] = field(default_factory=dict)
+    skipped: tuple[Skipped, ...] = ()
     seconds: float = 0.0
     notes: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg.density import ProbeRun, density_of, run_probes
-from ..linalg.eigsh import basis_dtype_for, extreme_pairs, pairs_so_far, result_of
+from ..linalg.eigsh import EigenResult, basis_dtype_for, extreme_pairs, pairs_so_far, result_of
 from ..linalg.krylov import Krylov
 from ..linalg.pairs import Pairs
 from ..linalg.restart import Ends, basis_size
+from ..linalg.share import Share
 from ..linalg.trace import trace_of
 from ..probing.functional import ParameterFilter
 from ..probing.losses import Loss
@@ -23,6 +24,7 @@ from ..probing.memory import memory_limit
 from ..progress import Progress, ProgressOption, progress_reporter
 from ..results import Status
 from .basis_plan import BasisPlan, plan_basis
+from .layer_mass import layer_mass
 from .operators import GGN, GRAPH_SHARE, Hessian
 from .preflight import Preflight, preflight
 from .reporting import Reporting
@@ -94,7 +96,7 @@ class _Parts:
         if how["defect"] > 0.1 * self.tol:
             self.notes.append(f"products are symmetric to {how['defect']:.1g} of the largest eigenvalue only; dtype=torch.float64 shows less")
         self._keep_hessian(found, how)
-        self.found["gradient_in_top"] = gradient_share(self.found["hessian_top"].vectors, gradient)
+        self.found["gradient_in_top"] = gradient_share(self.found["hessian_top"].vectors, gradient, self._share(self.found["hessian_top"]))
         del gradient
         if how["interrupted"]:
             raise KeyboardInterrupt
@@ -123,6 +125,11 @@ class _Parts:
         self.found["hessian_top"] = result_of(found, how, slice(max(0, count - self.k), None), self.k)
         self.found["hessian_bottom"] = result_of(found, how, slice(0, min(self.k_bottom, count)), self.k_bottom)
 
+    def _share(self, pairs: EigenResult) -> Share | None:
+        """Of which of all ranks' entries the vectors are; None: whole vectors."""
+        spread = None if pairs.columns is None else self.hessian.sharded
+        return None if spread is None else spread.share
+
     def _sharpness(self, reporting: Reporting) -> None:
         """lambda_1 as the optimizer's stability is about it."""
         if self.optimizer is None:
@@ -145,6 +152,9 @@ class _Parts:
         """What the data being a sample does to the top eigenvalues, from the batches' own products."""
         top = self.found["hessian_top"]
         if not self.data_errors or not np.isfinite(top.vectors).all():
+            return
+        if top.columns is not None:
+            self.notes.append("standard errors from the data left out: the eigenvectors are spread over the ranks (more than 1 GiB of them)")
             return
         if 8 * top.vectors.size + self.plan.bytes > self.limit:
             self.notes.append("standard errors from the data left out (max_memory)")
@@ -188,14 +198,23 @@ class _Parts:
         self.ggn.graph_memory = like.graph_memory
         try:
             found, how = self._pairs(reporting.of(self.ggn, "GGN"), Ends(top=self.k))
-        except (NotImplementedError, TypeError) as why:
-            self.notes.append(f"GGN skipped: {why}")
+        except ArithmeticError:
+            raise
+        except Exception as why:  # the Hessian's results stay, whatever a model's output or a caller's loss did
+            told = "" if isinstance(why, (NotImplementedError, TypeError)) else f"{type(why).__name__}: "
+            self.notes.append(f"GGN skipped: {told}{why}")
             return
         finally:
             self.ggn.release()
         self.found["ggn_top"] = result_of(found, how, slice(None), self.k)
         if how["interrupted"]:
             raise KeyboardInterrupt
+
+    def _value_floor(self, parts: Mapping[str, EigenResult]) -> float:
+        """Noise as the checks measured it, or as the runs met it since, whichever is larger."""
+        if self.preflight is None:
+            return math.nan
+        return max(self.preflight.value_floor, *(pairs.symmetry_defect * pairs.scale for pairs in parts.values() if len(pairs)), 0.0)
 
     def interrupted(self) -> None:
         """Eigenvalues as they stood, where the probes were interrupted before the eigensolver had its turn."""
@@ -207,7 +226,7 @@ class _Parts:
         if self.run.parts:
             self.found["density"], self.found["trace"] = density_of(self.run), trace_of(self.run)
         if status == "ok" and self.preflight is not None and self.preflight.status != "ok":
-            status, reason = self.preflight.status, self.preflight.notes[0]
+            status, reason = self.preflight.status, self.preflight.reason
         if status == "ok":
             for name in ("hessian_top", "ggn_top"):
                 part = self.found.get(name)
@@ -215,9 +234,12 @@ class _Parts:
                     status, reason = part.status, f"{name}: {part.reason}"
                     break
         op = self.hessian
+        parts = {name: self.found[name] for name in ("hessian_top", "hessian_bottom", "ggn_top") if self.found.get(name) is not None}
         return CurvatureSpectra(
             **self.found,
             preflight=self.preflight,
+            value_floor=self._value_floor(parts),
+            by_layer={name: layer_mass(pairs, op.blocks, self._share(pairs)) for name, pairs in parts.items() if len(pairs)},
             n_params=self.n,
             n_samples=op.n_samples,
             loss_name=op.loss.name,

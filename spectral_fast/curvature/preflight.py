@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..linalg.share import PIECE, Share
 from ..probing.operator import ModelOperator
 from ..results import Status
 from .operators import Hessian
@@ -30,7 +31,6 @@ DIFFERENCE = 0.1
 
 
 Vector = NDArray[Any]
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,8 @@ class Preflight:
     losses: of the first batch, twice. repeat: ||Hu - Hu again||. symmetry: |uᵀHv - vᵀHu| against ||Hu||, which for random signs is what
     an uᵀHv is expected to be, ||H||_F. linearity: ||H(u + 2v) - Hu - 2Hv||. difference: ||Hv - central difference of the gradient||;
     difference_noise: what rounding may do to that. kinks: functions called whose derivative jumps.
-    noise_floor: the largest of repeat, symmetry, linearity and eps: what one product is uncertain by. noise: the same for a vector of length 1, absolute.
+    noise_floor: the largest of repeat, symmetry, linearity and eps: what one product is uncertain by. noise: the same for a vector of length 1, absolute (see
+    ``value_floor``).
     tol_floor: the least residual that can be reached, relative to the length of such a product; relative to the largest eigenvalue see ``tolerance``.
     products, gradients: the cost. failed: names of the checks that failed: "determinism", "repeat",
     "linearity", "symmetry", "noise", "difference". notes: a sentence for each, and for kinks; empty when all is well.
@@ -64,16 +65,26 @@ class Preflight:
     @property
     def status(self) -> Status:
         """ "unresolved" where the products are not those of the loss's second derivative."""
-        return "unresolved" if {"linearity", "symmetry", "noise", "difference"} & set(self.failed) else "ok"
+        return "unresolved" if self.reason else "ok"
+
+    @property
+    def reason(self) -> str:
+        """The sentence about the first check whose failure makes the products another matrix's; "" where there is none."""
+        told = dict(zip(self.failed, self.notes, strict=False))
+        return next((told[name] for name in ("noise", "linearity", "symmetry", "difference") if name in told), "")
 
     def tolerance(self, tol: float, largest: float | None = None) -> float:
         """tol, raised to what the products can give: relative to an eigenvalue ``largest`` in magnitude, or to the length of a product with random signs."""
         return max(tol, self.tol_floor if largest is None else NOISE_FACTOR * self.noise / largest if largest > 0.0 else 0.0)
 
+    @property
+    def value_floor(self) -> float:
+        """Absolute: an eigenvalue no larger than this cannot be told from zero, nor its sign."""
+        return NOISE_FACTOR * self.noise
+
     def unresolved(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which eigenvalues are below the noise of a product, measured against the largest of them."""
-        size = np.abs(values)
-        return np.asarray(size <= self.tol_floor * size.max(initial=0.0))
+        """Which eigenvalues are below the noise of a product (``value_floor``)."""
+        return np.asarray(np.abs(values) <= self.value_floor)
 
 
 def _two_losses(op: ModelOperator) -> tuple[float, float]:
@@ -226,8 +237,8 @@ def _relative(difference: float, size: float) -> float:
 
 def _dot(a: Vector, b: Vector) -> float:
     """In float64, a million entries at a time."""
-    return float(sum(np.dot(a[i : i + CHUNK].astype(np.float64), b[i : i + CHUNK].astype(np.float64)) for i in range(0, len(a), CHUNK)))
+    return float(sum(np.dot(a[i : i + PIECE].astype(np.float64), b[i : i + PIECE].astype(np.float64)) for i in range(0, len(a), PIECE)))
 
 
 def _norm(a: Vector) -> float:
-    return math.sqrt(_dot(a, a))
+    return Share(len(a)).norm(a)

@@ -16,19 +16,18 @@ is then too large, not too small.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..kernels.counters import random_words
 from ..linalg.arrays import as_float64
 from ..linalg.trace import student_interval
-from ..probing.batches import Batch, Batches
+from ..probing.batches import Batch, Batches, chosen_samples
 from ..probing.distributed import Ranks
 from ..probing.operator import ModelOperator
 
@@ -71,17 +70,6 @@ def jackknife(theta: F64, without: F64, weights: F64) -> F64:
     return np.asarray(np.sqrt(np.mean((pseudo - centre) ** 2 / (h - 1.0), axis=0)))
 
 
-def _rows(x: Any, size: int, index: Tensor) -> Any:
-    """Those samples of a nested structure."""
-    if isinstance(x, Tensor):
-        return x[index.to(x.device)] if x.ndim and x.shape[0] == size else x
-    if isinstance(x, Mapping):
-        return {key: _rows(value, size, index) for key, value in x.items()}
-    if isinstance(x, (tuple, list)):
-        return tuple(_rows(value, size, index) for value in x)
-    return x
-
-
 def random_pieces(batches: Sequence[Batch], wanted: int, seed: int = 0) -> list[list[Batch]]:
     """All samples dealt at random to ``wanted`` pieces of equal size (fewer where there are fewer samples), each a list of parts of batches.
     At random over all batches, because data sets come sorted by class."""
@@ -93,8 +81,7 @@ def random_pieces(batches: Sequence[Batch], wanted: int, seed: int = 0) -> list[
         for batch, start, stop in zip(batches, bounds, bounds[1:], strict=False):
             inside = np.sort(members[(members >= start) & (members < stop)]) - start
             if len(inside):
-                index = torch.from_numpy(inside)
-                piece.append(Batch(_rows(batch.inputs, batch.size, index), _rows(batch.targets, batch.size, index), len(inside), batch.label_key))
+                piece.append(chosen_samples(batch, torch.from_numpy(inside)))
         pieces.append(piece)
     return pieces
 

@@ -18,7 +18,7 @@ below 1, so nothing crosses elsewhere. This holds for different learning rates, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from ..linalg.arrays import as_float64, as_numpy
 from ..linalg.products import check_operator, vector_product
-from ..linalg.share import PIECE
+from ..linalg.share import PIECE, Share
+from ..linalg.spread import Spread, spread_of
 from ..linalg.trace_methods import block_product, takes_blocks
 
 __all__ = ["Preconditioned", "StabilityRule", "gradient_share", "preconditioned", "stability_rule"]
@@ -51,6 +52,12 @@ class Preconditioned:
         self.running = getattr(op, "running", nullcontext)
         self._apply = vector_product(op)
 
+    @property
+    def sharded(self) -> Spread | None:
+        """As that of ``op``: every process holds its columns of the Krylov basis."""
+        spread = spread_of(self.op)
+        return None if spread is None else _SpreadPreconditioned(spread, self.scale, self.shift)
+
     def __matmul__(self, v: Any) -> F64:
         x = as_float64(v)
         if x.ndim not in (1, 2) or x.shape[0] != self.shape[0]:
@@ -63,6 +70,27 @@ class Preconditioned:
         else:
             w = np.stack([self._apply(scaled[:, j]) for j in range(x.shape[1])], axis=1) if x.shape[1] else np.zeros(x.shape)
         return np.asarray(self.scale[:, None] * w + self.shift[:, None] * x)
+
+
+class _SpreadPreconditioned:
+    """Products of a Preconditioned for the columns of ``spread``: rows (b, width) -> (b, width), float64."""
+
+    def __init__(self, spread: Spread, scale: F64, shift: F64) -> None:
+        self.share, self._spread = spread.share, spread
+        self._scale, self._shift = scale[self.share.columns], shift[self.share.columns]
+
+    def __call__(self, v: NDArray[Any], /) -> NDArray[Any]:
+        x = v.astype(np.float64)
+        return np.asarray(self._scale * self._spread(self._scale * x) + self._shift * x)
+
+    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+        return self._spread.gather(rows)
+
+    def least(self, x: int) -> int:
+        return self._spread.least(x)
+
+    def one_interrupt(self) -> AbstractContextManager[None]:
+        return self._spread.one_interrupt()
 
 
 def preconditioned(op: Any, p: Any, shift: Any = 0.0) -> Preconditioned:
@@ -82,13 +110,16 @@ def preconditioned(op: Any, p: Any, shift: Any = 0.0) -> Preconditioned:
     return Preconditioned(op, diagonal, add)
 
 
-def gradient_share(vectors: Any, gradient: Any) -> float:
+def gradient_share(vectors: Any, gradient: Any, share: Share | None = None) -> float:
     """||P g||² / ||g||², the share of the gradient in the span of ``vectors`` (Gur-Ari, Roberts & Dyer 2018), between 0 and 1.
 
-    vectors: (n, k), orthonormal columns; gradient: (n,), whose squares fit in float64. NaN for a gradient of zero and for vectors with NaN.
+    vectors: (n, k), orthonormal columns; gradient: (n,), whose squares fit in float64. share: where ``vectors`` are only those of the n rows that this
+    process holds (EigenResult.columns); all processes get the same number. NaN for a gradient of zero and for vectors with NaN.
     Raises ValueError naming the argument.
     """
     g = as_numpy(gradient)
+    if share is not None and g.shape == (share.n,):
+        g = g[share.columns]
     if len(vectors.shape) != 2 or g.shape != tuple(vectors.shape[:1]):
         raise ValueError(f"vectors, gradient: wanted shapes (n, k) and (n,), got {tuple(vectors.shape)} and {g.shape}")
     inside, size = np.zeros(vectors.shape[1]), 0.0
@@ -96,6 +127,9 @@ def gradient_share(vectors: Any, gradient: Any) -> float:
         piece = g[a : a + PIECE].astype(np.float64)
         inside += piece @ as_float64(vectors[a : a + PIECE])
         size += float(piece @ piece)
+    if share is not None and share.reduce is not None:
+        share.reduce(sums := np.array([*inside, size]))
+        inside, size = sums[:-1], float(sums[-1])
     return min(1.0, float(inside @ inside) / size) if size > 0.0 and np.isfinite(inside).all() else float("nan")
 
 

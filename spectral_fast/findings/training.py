@@ -24,10 +24,12 @@ def curvature_findings(c: CurvatureSpectra, stability: Stability | None = None) 
     """Findings of the loss landscape. stability: the threshold of the optimizer in use, where known."""
     if c.hessian_top is None or not len(c.hessian_top.values):
         return ()
+    if (c.preflight is not None and c.preflight.status == "unresolved") or c.hessian_top.status == "unresolved":
+        return (_unresolved(c),)
     values = c.hessian_top.values
     top = float(values[0])
     found = [_unconverged(c)] if not np.all(c.hessian_top.converged) else []
-    if top <= 0:
+    if top <= 0 or top <= c.value_floor:
         return tuple(found)
     stable = 2.0 / top
     if c.sharpness is not None:
@@ -82,7 +84,8 @@ def curvature_findings(c: CurvatureSpectra, stability: Stability | None = None) 
             )
     if c.hessian_bottom is not None and len(c.hessian_bottom.values):
         low = float(c.hessian_bottom.values[-1])
-        if low < -value_of("negative") * top:
+        # within the noise of the products a sign is not known
+        if low < -value_of("negative") * top and not low >= -c.value_floor:
             found.append(
                 Finding(
                     severity="info",
@@ -96,6 +99,21 @@ def curvature_findings(c: CurvatureSpectra, stability: Stability | None = None) 
                 )
             )
     return tuple(found)
+
+
+def _unresolved(c: CurvatureSpectra) -> Finding:
+    """In place of all others: what is said of the eigenvalues of another matrix would not be said of the loss."""
+    assert c.hessian_top is not None
+    return Finding(
+        severity="warning",
+        where=_LOSS,
+        title="the Hessian's eigenvalues are unresolved",
+        evidence=(c.preflight.reason if c.preflight is not None else "") or c.hessian_top.reason,
+        comparison="products are checked for repeats, linearity, symmetry and against differences of the gradient",
+        advice="mend or replace the layer that is named, or run it in float64",
+        source="ours",
+        analysis="curvature",
+    )
 
 
 def _unconverged(c: CurvatureSpectra) -> Finding:

@@ -19,6 +19,8 @@ __all__ = [
     "decode",
     "default_level",
     "levels",
+    "class_moments",
+    "gradient_gram",
     "marchenko_pastur",
     "orthogonalize",
     "power_law",
@@ -75,6 +77,53 @@ def decode(
 ) -> None:
     """See :func:`spectral_fast.kernels.numpy_kernels.decode`."""
     _native.decode(raw, out, format=format, steps=steps, byteorder=byteorder, level=level, threads=threads)
+
+
+def class_moments(
+    features: NDArray[Any],
+    labels: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    means: NDArray[np.float64],
+    scatter: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    *,
+    bits: str | None = None,
+    level: str | None = None,
+    threads: int = 0,
+) -> None:
+    """See :func:`spectral_fast.kernels.numpy_kernels.class_moments`; also bfloat16, as uint16 with ``bits="bfloat16"``.
+
+    Rows are read in place, at any distance from one another; features whose rows are not of adjacent elements are copied.
+    """
+    a = _readable(features, bits)
+    if a.ndim == 2 and a.shape[1] > 1 and a.strides[1] != a.itemsize:
+        a = np.ascontiguousarray(a)
+    _native.class_moments(
+        a[None],
+        format=bits or _NAMES.get(a.dtype.char) or a.dtype.name,
+        labels=labels,
+        counts=counts,
+        means=means,
+        scatter=scatter,
+        spread=spread,
+        level=level,
+        threads=threads,
+    )
+
+
+def gradient_gram(
+    gram: NDArray[np.float64],
+    a: NDArray[Any],
+    b: NDArray[Any] | None = None,
+    a2: NDArray[Any] | None = None,
+    b2: NDArray[Any] | None = None,
+    *,
+    algorithm: str,
+    level: str | None = None,
+    threads: int = 0,
+) -> None:
+    """See :func:`spectral_fast.kernels.numpy_kernels.gradient_gram`."""
+    _native.gradient_gram(gram, a, b, a2, b2, algorithm=algorithm, level=level, threads=threads)
 
 
 def orthogonalize(

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .numpy_bulk import marchenko_pastur, marchenko_pastur_law
+from .numpy_class_moments import class_moments
 from .numpy_decode import decode
 from .numpy_entries import EntryCounts, storage_noise
+from .numpy_gradient_gram import gradient_gram
 from .numpy_krylov import Orthogonalized, orthogonalize, recombine
 from .numpy_lowrank import LowRank, plan, randomized_svd
 
@@ -17,7 +19,9 @@ __all__ = [
     "EntryCounts",
     "LowRank",
     "Orthogonalized",
+    "class_moments",
     "decode",
+    "gradient_gram",
     "marchenko_pastur",
     "marchenko_pastur_law",
     "orthogonalize",

@@ -11,7 +11,9 @@ __all__ = ["BACKENDS", "OPS", "select", "show_config", "why_not"]
 
 # op -> the backends that have it; "auto" takes the first one of the device's list that has the op and can be used
 OPS: dict[str, tuple[str, ...]] = {
+    "class_moments": ("numpy", "native"),
     "decode": ("numpy", "native"),
+    "gradient_gram": ("numpy", "native"),
     "marchenko_pastur": ("numpy", "native"),
     "orthogonalize": ("numpy", "native"),
     "power_law": ("numpy", "native", "cuda"),

@@ -1,4 +1,4 @@
-"""Class moments in one pass, and the neural-collapse numbers made from them (numpy only).
+"""Class moments in one pass, and the neural-collapse numbers made from them.
 
 Notation: N samples, C classes that occur, features h (N x d); A (C x d) the class means minus the global mean; W the classifier.
 Nothing of size C x d x d or N x N is formed; C x C matrices are swept in tiles of rows.
@@ -7,17 +7,34 @@ Nothing of size C x d x d or N x N is formed; C x C matrices are swept in tiles 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ClassMoments", "NC1", "NC2", "between_rank_tolerance", "cdnv", "nc1", "nc2", "nc3", "nearest_mean", "norm_spread", "relative_spread"]
+from ..kernels.select import select
+
+__all__ = [
+    "ClassMoments",
+    "NC1",
+    "NC2",
+    "between_rank_tolerance",
+    "cdnv",
+    "feature_covariance",
+    "nc1",
+    "nc2",
+    "nc3",
+    "nearest_mean",
+    "norm_spread",
+    "relative_spread",
+]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 _TILE = 1024  # rows of a C x C matrix held at once
+_BLOCK_ROWS = 8192  # merged at once, at most
 
 
 class ClassMoments:
@@ -25,48 +42,104 @@ class ClassMoments:
 
     counts (C,), means (C, d), scatter (d, d) = sum_n (h - mu_c)(h - mu_c)ᵀ pooled over classes, spread (C,) = sum |h - mu_c|²
     per class. Each block is centred by its own class means before anything is squared, so a common shift of the features costs
-    no digits; raw second moments are never formed.
+    no digits; raw second moments are never formed. Small batches are gathered to blocks of 2 d rows, no larger than the scatter.
+    backend: of the kernel ``class_moments``; see :func:`spectral_fast.kernels.select.select`.
     """
 
-    def __init__(self, n_classes: int, dim: int) -> None:
-        self.counts: I64 = np.zeros(n_classes, dtype=np.int64)
-        self.means: F64 = np.zeros((n_classes, dim))
-        self.scatter: F64 = np.zeros((dim, dim))
-        self.spread: F64 = np.zeros(n_classes)
+    def __init__(self, n_classes: int, dim: int, *, backend: str = "auto") -> None:
+        self._kernel, self.backend = select("class_moments", backend)
+        self._state: tuple[I64, F64, F64, F64] = (np.zeros(n_classes, dtype=np.int64), np.zeros((n_classes, dim)), np.zeros((dim, dim)), np.zeros(n_classes))
+        self._rows = min(2 * dim, _BLOCK_ROWS)
+        self._block = np.zeros((0, dim))
+        self._labels = np.zeros(self._rows, dtype=np.int64)
+        self._filled = 0
 
-    def add(self, features: F64, targets: I64) -> None:
-        """features (B, d) float64, targets (B,) in [0, C)."""
-        if len(targets) == 0:
+    @staticmethod
+    def nbytes(n_classes: int, dim: int) -> int:
+        """Bytes at most at any time: scatter, the products of a block and its rows, means and those of a block."""
+        return 8 * (3 * dim * dim + 2 * n_classes * dim)
+
+    def add(self, features: NDArray[Any], targets: I64) -> None:
+        """features (B, d) float64, float32 or float16; targets (B,) int64 in [0, C), negative ones left out. Raises ValueError for others."""
+        n_classes, dim = self._state[1].shape
+        if features.shape != (len(targets), dim):
+            raise ValueError(f"features: wanted {(len(targets), dim)}, got {features.shape}")
+        if len(targets) and targets.max() >= n_classes:
+            raise ValueError(f"targets: wanted classes below {n_classes}, got {targets.max()}")
+        if self._filled and (features.dtype != self._block.dtype or self._filled + len(targets) > self._rows):
+            self._merge_block()
+        if len(targets) >= self._rows:
+            self._kernel(features, np.ascontiguousarray(targets, dtype=np.int64), *self._state)
             return
-        present, local = np.unique(targets, return_inverse=True)
-        n_new = np.bincount(local).astype(np.float64)
-        # the sum is taken after removing one member of each class: sums of equal vectors then come out exactly
-        first = features[_first_rows(local, len(present))]
-        block_means = first + _class_sums(features - first[local], local, len(present)) / n_new[:, None]
-        centred = features - block_means[local]
-        self.scatter += centred.T @ centred
-        self.spread[present] += np.bincount(local, weights=np.einsum("ij,ij->i", centred, centred))
-        n_old = self.counts[present].astype(np.float64)
-        total = n_old + n_new
-        delta = block_means - self.means[present]
-        weighted = np.sqrt(n_old * n_new / total)[:, None] * delta
-        self.scatter += weighted.T @ weighted
-        self.spread[present] += np.einsum("ij,ij->i", weighted, weighted)
-        # exact for a first block, where n_new / total = 1 must not round
-        self.means[present] = np.where((n_old == 0)[:, None], block_means, self.means[present] + delta * (n_new / total)[:, None])
-        self.counts[present] += n_new.astype(np.int64)
+        if features.dtype != self._block.dtype or len(self._block) == 0:
+            self._block = np.empty((self._rows, dim), dtype=features.dtype)
+        place = slice(self._filled, self._filled + len(targets))
+        self._block[place], self._labels[place] = features, targets
+        self._filled = place.stop
 
+    def _merge_block(self) -> None:
+        filled, self._filled = self._filled, 0
+        if filled:
+            self._kernel(self._block[:filled], self._labels[:filled], *self._state)
 
-def _first_rows(local: NDArray[np.intp], n: int) -> NDArray[np.intp]:
-    rows = np.zeros(n, dtype=np.intp)
-    rows[local[::-1]] = np.arange(len(local) - 1, -1, -1)
-    return rows
+    @property
+    def counts(self) -> I64:
+        self._merge_block()
+        return self._state[0]
 
+    @property
+    def means(self) -> F64:
+        self._merge_block()
+        return self._state[1]
 
-def _class_sums(x: F64, local: NDArray[np.intp], n: int) -> F64:
-    order = np.argsort(local, kind="stable")
-    starts = np.searchsorted(local[order], np.arange(n))
-    return np.asarray(np.add.reduceat(x[order], starts, axis=0))
+    @property
+    def scatter(self) -> F64:
+        self._merge_block()
+        return self._state[2]
+
+    @property
+    def spread(self) -> F64:
+        self._merge_block()
+        return self._state[3]
+
+    def merge(self, other: ClassMoments) -> None:
+        """Add the samples of ``other`` (of the same C and d), by the same formula: as if they had been added here. Raises ValueError for other shapes."""
+        if other.means.shape != self.means.shape:
+            raise ValueError(f"other: wanted means of shape {self.means.shape}, got {other.means.shape}")
+        old, new = self.counts, other.counts
+        factor = np.sqrt(old * (new / np.maximum(old + new, 1)))
+        for rows in _tiles(len(old)):
+            step = np.where(((old[rows] > 0) & (new[rows] > 0))[:, None], other.means[rows] - self.means[rows], 0.0)
+            self._add_steps(rows, factor[rows], step)
+            share = (new[rows] / np.maximum(old[rows] + new[rows], 1))[:, None]
+            self.means[rows] = np.where((old[rows] == 0)[:, None], other.means[rows], self.means[rows] + share * step)
+        self.scatter[...] += other.scatter
+        self.spread[...] += other.spread
+        old += new
+
+    def add_over(self, reduce: Callable[[NDArray[Any]], None]) -> None:
+        """Merge the samples of all processes, each of which calls this: afterwards all hold the moments of all of them.
+
+        reduce: adds up an array, float64 or int64, over all processes, in place. Shards may be of any size and empty. Each process takes its share of the
+        scatter about the common means, so that here too everything is centred before it is squared, and no process holds more than its own and the sum.
+        """
+        mine, means = self.counts.copy(), self.means.copy()
+        reduce(self.counts)
+        total = np.maximum(self.counts, 1)[:, None]
+        self.means[...] *= mine[:, None] / total
+        reduce(self.means)
+        left = (means - self.means) * (mine[:, None] / total)  # what rounding of the large means left out
+        reduce(left)
+        self.means[...] += left
+        for rows in _tiles(len(mine)):
+            self._add_steps(rows, np.sqrt(mine[rows]), np.where((mine[rows] > 0)[:, None], means[rows] - self.means[rows], 0.0))
+        reduce(self.scatter)
+        reduce(self.spread)
+
+    def _add_steps(self, rows: slice, factor: F64, step: F64) -> None:
+        weighted = factor[:, None] * step
+        self.scatter[...] += weighted.T @ weighted
+        self.spread[rows] += np.einsum("ij,ij->i", weighted, weighted)
 
 
 @dataclass(frozen=True)
@@ -137,6 +210,17 @@ def relative_spread(scatter: F64, means: F64, counts: I64) -> float:
     distance = math.sqrt(max(0.0, float(np.trace(scatter) + between) / n_samples))
     length = float(np.linalg.norm(centre))
     return 0.0 if distance == 0.0 else distance / length if length > 0.0 else math.inf
+
+
+def feature_covariance(scatter: F64, means: F64, counts: I64) -> F64:
+    """sum over all samples of (h - mu)(h - mu)ᵀ / N (d, d), within and between the classes; arguments as in :func:`relative_spread`."""
+    n_samples = int(counts.sum())
+    centred = means - (counts / n_samples) @ means
+    weighted = np.sqrt(counts)[:, None] * centred
+    covariance: F64 = weighted.T @ weighted
+    covariance += scatter
+    covariance /= n_samples
+    return covariance
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ and random augmentation cannot disturb it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .state import keep_rng
 
-__all__ = ["Batch", "Batches", "LABEL_KEYS", "call_model", "logits_of", "to_tensors"]
+__all__ = ["Batch", "Batches", "LABEL_KEYS", "call_model", "chosen_samples", "logits_of", "put_logits", "to_tensors"]
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 # Batches of a whole data set (X, y): as many samples as make this many bytes of inputs, within these numbers. Small samples in large batches keep
@@ -68,15 +69,21 @@ def _tensors(x: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _head(x: Any, size: int, keep: int) -> Any:
-    """The first ``keep`` of ``size`` samples of a nested structure."""
+def _picked(x: Any, size: int, which: slice | Tensor) -> Any:
+    """Those of ``size`` samples of a nested structure; tensors of another length are shared by all samples."""
     if isinstance(x, Tensor):
-        return x[:keep] if x.ndim and x.shape[0] == size else x
+        return x[which.to(x.device) if isinstance(which, Tensor) else which] if x.ndim and x.shape[0] == size else x
     if isinstance(x, Mapping):
-        return {key: _head(value, size, keep) for key, value in x.items()}
+        return {key: _picked(value, size, which) for key, value in x.items()}
     if isinstance(x, (tuple, list)):
-        return tuple(_head(value, size, keep) for value in x)
+        return tuple(_picked(value, size, which) for value in x)
     return x
+
+
+def chosen_samples(batch: Batch, which: slice | Tensor) -> Batch:
+    """Some samples of a batch: a slice, or their numbers (int64) in any order."""
+    count = len(which) if isinstance(which, Tensor) else len(range(*which.indices(batch.size)))
+    return Batch(_picked(batch.inputs, batch.size, which), _picked(batch.targets, batch.size, which), count, batch.label_key)
 
 
 def _split(item: Any, unpack: Callable[[Any], tuple[Any, Any]] | None) -> tuple[Any, Any | None, str | None]:
@@ -210,7 +217,7 @@ class Batches:
             if left is not None:
                 if batch.size > left:
                     self.truncated = True
-                    batch = Batch(_head(batch.inputs, batch.size, left), _head(batch.targets, batch.size, left), left, batch.label_key)
+                    batch = chosen_samples(batch, slice(left))
                 left -= batch.size
             self._batches.append(batch)
             if self.truncated:
@@ -256,3 +263,31 @@ def logits_of(outputs: Any) -> Tensor:
     if isinstance(outputs, (tuple, list)) and sum(isinstance(x, Tensor) for x in outputs) == 1:
         return next(x for x in outputs if isinstance(x, Tensor))
     raise TypeError(f"model: wanted a tensor or an output with .logits, got {type(outputs).__name__}; wrap the model so that it returns one tensor")
+
+
+def put_logits(outputs: Any, z: Tensor) -> Any:
+    """``outputs`` with ``z`` where :func:`logits_of` finds the tensor: a shallow copy of the same type, all else in it as it was, for a loss that
+    takes the model's whole output. Raises TypeError for outputs that cannot be made anew."""
+    if isinstance(outputs, Tensor):
+        return z
+    old = logits_of(outputs)
+    made: Any = outputs
+    try:
+        if isinstance(outputs, (tuple, list)):
+            swapped = [z if x is old else x for x in outputs]
+            made = type(outputs)._make(swapped) if hasattr(outputs, "_make") else type(outputs)(swapped)
+        elif isinstance(outputs, Mapping):
+            made = copy.copy(outputs) if isinstance(outputs, MutableMapping) else dict(outputs)
+            for key in [key for key, value in outputs.items() if value is old]:
+                made[key] = z
+        else:
+            made = copy.copy(outputs)
+            for key in [key for key, value in getattr(outputs, "__dict__", {"logits": old}).items() if value is old]:
+                object.__setattr__(made, key, z)
+    except (AttributeError, TypeError, ValueError):
+        made = outputs
+    if made is outputs or logits_of(made) is not z:
+        raise TypeError(
+            f"model: its output of type {type(outputs).__name__} cannot be made anew with other logits; wrap the model so that it returns one tensor"
+        )
+    return made

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .state import _listed as listed
+from .state import listed
 
 __all__ = ["Calls", "watched_calls"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import Batch, Batches, call_model, logits_of
+from .batches import Batch, Batches, call_model, logits_of, put_logits
+from .loss_checks import form_of, refuse_sums, same_as
 from .loss_hessians import bce_hessian_, cross_entropy_hessian_, mse_hessian_, working
 from .state import leave_no_trace
 
@@ -109,7 +109,7 @@ class Loss:
             valid = targets[targets != getattr(self.fn, "ignore_index", IGNORE_INDEX)].long()
             weight = getattr(self.fn, "weight", None)
             return float(valid.numel() if weight is None else weight[valid.to(weight.device)].double().sum())
-        if self.fn is not None:
+        if self.fn is not None and self.form is None:
             return float(batch.size)
         if self.form in ("mse", "bce") or targets.is_floating_point():
             return float(targets.numel())
@@ -136,15 +136,16 @@ class Loss:
             raise ValueError("loader: no valid targets in the sample set")
         return [t / sum(terms) for t in terms]
 
-    def output_hessian(self, outputs: Tensor, targets: Any, u: Tensor) -> Tensor:
+    def output_hessian(self, outputs: Tensor, targets: Any, u: Tensor, whole: Any = None) -> Tensor:
         """(d² mean loss / d outputs²) u for u in the shape of the outputs; u stays as it is. See output_hessian_."""
-        return self.output_hessian_(outputs, targets, u.clone(memory_format=torch.contiguous_format))
+        return self.output_hessian_(outputs, targets, u.clone(memory_format=torch.contiguous_format), whole)
 
-    def output_hessian_(self, outputs: Tensor, targets: Any, u: Tensor) -> Tensor:
+    def output_hessian_(self, outputs: Tensor, targets: Any, u: Tensor, whole: Any = None) -> Tensor:
         """(d² mean loss / d outputs²) u, in the memory of u for the closed forms, with temporaries of some MB however large the vocabulary.
 
         Cross-entropy: p (u - <p, u>) per term, centred so that a saturated softmax gives 0 and not rounding noise; MSE: 2 u;
         BCE: p (1 - p) u; each divided by the number of terms. Anything else: double backward on the outputs.
+        whole: what the model returned with ``outputs`` in it, where a caller's own loss wants more than the tensor.
         """
         z = outputs.detach()
         if self.form == "mse":
@@ -160,7 +161,7 @@ class Loss:
             return u
         with torch.enable_grad():
             zz = outputs.detach().requires_grad_(True)
-            value = self.of_outputs(zz, targets)
+            value = self.of_outputs(zz if whole is None else put_logits(whole, zz), targets)
             (g,) = torch.autograd.grad(value, zz, create_graph=True)
             if not g.requires_grad:
                 return torch.zeros_like(u)
@@ -197,51 +198,42 @@ def _takes_labels(model: Any) -> bool:
         return False
 
 
+def _loss_in(outputs: Any) -> Any:
+    return outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+
+
 def _model_loss(model: nn.Module, first: Batch, run: Callable[..., Any]) -> Loss | None:
     """The loss a model computes itself from ``labels``, or None. Where it equals the cross-entropy of its logits on the first
     batch, its form is known and analyses that need the loss as a function of the logits can run."""
     if not (isinstance(first.inputs, Mapping) and first.label_key == "labels" and _takes_labels(model)):
         return None
-    with leave_no_trace(model), torch.no_grad():
-        outputs = run(**first.inputs, labels=first.targets)
-    value = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
-    if not isinstance(value, Tensor):
-        return None
-    loss = Loss("model", shifted=bool(_SHIFTED.search(type(model).__name__)), from_model=True)
-    if isinstance(first.targets, Tensor) and not first.targets.is_floating_point():
-        for shifted in (loss.shifted, not loss.shifted):
-            try:
-                guess = Loss("cross_entropy", shifted=shifted).of_outputs(outputs, first.targets)
-            except (TypeError, ValueError, IndexError, RuntimeError):
-                continue  # logits and labels do not fit a cross-entropy: the form stays unknown
-            if torch.isclose(guess.double(), value.double(), rtol=1e-3, atol=1e-5):
-                loss.shifted, loss.form = shifted, "cross_entropy"
-                break
+    with leave_no_trace(model):
+        with torch.no_grad():
+            if not isinstance(_loss_in(run(**first.inputs, labels=first.targets)), Tensor):
+                return None
+        loss = Loss("model", shifted=bool(_SHIFTED.search(type(model).__name__)), from_model=True)
+        if isinstance(first.targets, Tensor) and not first.targets.is_floating_point():
+            for shifted in (loss.shifted, not loss.shifted):
+                guess = Loss("cross_entropy", shifted=shifted)
+                if same_as(guess, lambda outputs, _: _loss_in(outputs), first, lambda batch: run(**batch.inputs, labels=batch.targets)):
+                    loss.shifted, loss.form = shifted, "cross_entropy"
+                    break
     return loss
 
 
-def _refuse_sums(loss: Loss, model: nn.Module, first: Batch, run: Callable[..., Any]) -> None:
-    """ValueError for a loss that adds over the samples instead of averaging: its value over a batch is that of the two halves together."""
-    half = first.size // 2
-    if half == 0 or not isinstance(first.targets, Tensor) or first.targets.shape[:1] != (first.size,):
-        return
-    try:
-        with leave_no_trace(model), torch.no_grad():
-            z = logits_of(call_model(run, first))
-            if z.shape[:1] != (first.size,):
-                return
-            parts = [(z, first.targets), (z[:half], first.targets[:half]), (z[half:], first.targets[half:])]
-            whole, one, two = (float(loss.of_outputs(outputs, targets)) for outputs, targets in parts)
-    except (TypeError, ValueError, IndexError, RuntimeError, NotImplementedError):
-        return  # what is wrong with this loss shows, and is told, where it is used
-    if (
-        whole != 0
-        and math.isclose(whole, one + two, rel_tol=1e-4)
-        and not math.isclose(whole, (half * one + (first.size - half) * two) / first.size, rel_tol=1e-2)
-    ):
-        raise ValueError(
-            f"loss_fn: wanted the mean over the batch; {loss.name} adds up: {whole:.4g} on {first.size} samples, {one:.4g} and {two:.4g} on their halves"
-        )
+def _callers_loss(fn: Callable[[Any, Any], Tensor], model: nn.Module, first: Batch, run: Callable[..., Any]) -> Loss:
+    """A caller's loss function, its form known where it is torch's own and behaves like it (MSELoss broadcasts targets of another shape)."""
+    reduction = getattr(fn, "reduction", "mean")
+    if reduction != "mean":
+        raise ValueError(f"loss_fn: wanted the mean over the batch, {type(fn).__name__} has reduction={reduction!r}")
+    custom = Loss(str(getattr(fn, "__name__", type(fn).__name__)), fn)
+    refuse_sums(custom, model, first, run)
+    form = form_of(fn, first.targets)
+    if form is not None:
+        with leave_no_trace(model):
+            if same_as(Loss(form), custom.of_outputs, first, lambda batch: call_model(run, batch)):
+                custom.form = form
+    return custom
 
 
 def resolve_loss(
@@ -268,12 +260,7 @@ def resolve_loss(
     if loss_fn is not None:
         if not callable(loss_fn):
             raise TypeError(f"loss_fn: wanted a callable(outputs, targets), got {type(loss_fn).__name__}")
-        reduction = getattr(loss_fn, "reduction", "mean")
-        if reduction != "mean":
-            raise ValueError(f"loss_fn: wanted the mean over the batch, {type(loss_fn).__name__} has reduction={reduction!r}")
-        custom = Loss(str(getattr(loss_fn, "__name__", type(loss_fn).__name__)), loss_fn)
-        _refuse_sums(custom, model, batches[0], run or model)
-        return custom
+        return _callers_loss(loss_fn, model, batches[0], run or model)
     if loss is not None:
         if loss not in ("cross_entropy", "mse", "bce"):
             raise ValueError(f"loss: unknown {loss!r}; choices: {CHOICES}")

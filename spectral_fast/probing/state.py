@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["eval_notes", "keep_rng", "leave_no_trace"]
+__all__ = ["eval_notes", "keep_rng", "leave_no_trace", "listed"]
 
 
 @contextmanager
@@ -103,11 +103,12 @@ def eval_notes(model: nn.Module) -> tuple[str, ...]:
             norm.append(name or type(m).__name__)
     notes = []
     if dropout:
-        notes.append(f"eval mode: dropout off in {_listed(dropout)}")
+        notes.append(f"eval mode: dropout off in {listed(dropout)}")
     if norm:
-        notes.append(f"eval mode: running statistics frozen and used in {_listed(norm)}")
+        notes.append(f"eval mode: running statistics frozen and used in {listed(norm)}")
     return tuple(notes)
 
 
-def _listed(names: list[str], most: int = 4) -> str:
+def listed(names: list[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["TITLE", "curvature_section", "density_bars", "density_section", "eigen_section", "eigen_table", "trace_section"]
 
 TITLE = "LOSS LANDSCAPE (Hessian)"
+MOST_LAYERS = 12  # rows of a table beside others; all of them are in the result
 
 
 def curvature_section(c: CurvatureSpectra, title: str = TITLE) -> Section:
@@ -37,31 +38,37 @@ def curvature_section(c: CurvatureSpectra, title: str = TITLE) -> Section:
     parts = {"H, largest": c.hessian_top, "GGN, largest": c.ggn_top, "H, smallest": c.hessian_bottom}
     found = {label: e for label, e in parts.items() if e is not None}
     if found:
-        blocks.append(eigen_table(found))
+        blocks.append(eigen_table(found, {label: c.unresolved(e) for label, e in found.items()}))
     blocks += [Note(f"eigenvalues of {label}: not computed", "skipped") for label, e in parts.items() if e is None]
     blocks += [Note(f"eigenvalues of {label}: {e.status}: {plain(e.reason)}", "note") for label, e in found.items() if e.status != "ok"]
     if c.density is not None:
         blocks.append(density_bars(c.density))
     if c.trace is not None:
         blocks += layer_traces(c.trace)
+    blocks += layer_shares(c)
     blocks += [Note(plain(n), "note") for n in c.notes]
     return Section(title, blocks, "curvature")
 
 
-def eigen_table(results: Mapping[str, EigenResult]) -> Table:
-    """Eigenvalues from the outer end inwards, each with its true residual; pairs that did not converge are marked, never hidden."""
+def eigen_table(results: Mapping[str, EigenResult], unresolved: Mapping[str, NDArray[np.bool_]] | None = None) -> Table:
+    """Eigenvalues from the outer end inwards, each with its true residual; pairs that did not converge are marked, never hidden, and so are values
+    within the noise of the products (``unresolved``)."""
     rows = max(len(e.values) for e in results.values())
     columns = [Column("#", [str(i + 1) for i in range(rows)])]
-    unconverged = False
+    unconverged = noisy = False
     for label, e in results.items():
         values, residuals, converged = np.asarray(e.values), np.asarray(e.residuals), np.asarray(e.converged, dtype=bool)
         order = np.argsort(values, kind="stable") if "smallest" in label else np.arange(values.size)
         padding = [""] * (rows - values.size)
-        columns.append(Column(label, [number(values[i], 6) for i in order] + padding))
+        noise = unresolved[label] if unresolved else np.zeros(len(values), dtype=bool)
+        mark = "  " if noise.any() else ""
+        columns.append(Column(label, [number(values[i], 6) + (" ~" if noise[i] else mark) for i in order] + padding))
+        noisy = noisy or bool(mark)
         columns.append(Column("residual", [number(residuals[i], 2) + ("  " if converged[i] else " !") for i in order] + padding))
         unconverged = unconverged or not converged.all()
     tol = next(iter(results.values())).tol
     legend = f"!: not converged to {number(tol, 2)} x the largest |eigenvalue|. " if unconverged else ""
+    legend += "~: within the noise of the products, not told from zero. " if noisy else ""
     return Table(columns, "eigenvalues", legend + "residual: ||A v - theta v||, the error bar of theta.")
 
 
@@ -113,6 +120,28 @@ def layer_traces(t: TraceResult) -> list[Block]:
                 Column("of the whole", [share(v[0] / total) if total else NOTHING for _, v in layers]),
             ),
             caption="trace by layer",
+        )
+    ]
+
+
+def layer_shares(c: CurvatureSpectra) -> list[Block]:
+    """Where the outermost eigenvectors live: the shares of their squared length by block, those of the largest eigenvalue first."""
+    top, bottom = c.by_layer.get("hessian_top"), c.by_layer.get("hessian_bottom")
+    if top is None or len(top.names) < 2:
+        return []
+    order = np.argsort(-np.nan_to_num(top.mass[:, 0]), kind="stable")
+    listed, rest = order[:MOST_LAYERS], order[MOST_LAYERS:]
+    others = [f"{integer(len(rest))} others"] if len(rest) else []
+    vectors = [(f"of vector {i + 1}", top.mass[:, i]) for i in range(min(3, top.mass.shape[1]))]
+    if bottom is not None:
+        vectors.append(("of the smallest", bottom.mass[:, -1]))
+    return [
+        Table(
+            (
+                Column("parameter", [plain(top.names[i]) for i in listed] + others, "left", shrink=24),
+                *(Column(label, [share(x[i]) for i in listed] + [share(x[rest].sum())] * len(others)) for label, x in vectors),
+            ),
+            caption="Hessian eigenvectors by layer",
         )
     ]
 

@@ -87,6 +87,7 @@ _KEYS = {
     "Ablation": "ablation",
     "Advice": "advice",
     "Survey": "survey",
+    "Trajectory": "trajectory",
 }
 
 

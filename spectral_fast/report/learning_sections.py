@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .blocks import Block, Facts, Note, Section, Table
+from .weight_sections import skipped_notes
 from .words import NOTHING, Column, integer, interval, number, pick, plain, share
 
 if TYPE_CHECKING:
@@ -94,4 +95,24 @@ def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
             Column("what it is", [r[1] for r in rows], "left", drop=2),
         )
     )
-    return Section(title, [Facts(pairs), measures, *(Note(plain(n), "note") for n in c.notes)], "collapse")
+    blocks: list[Block] = [Facts(pairs), measures]
+    if c.by_layer:
+        layers = c.by_layer.items()
+        blocks.append(
+            Table(
+                (
+                    Column("layer", [plain(n) for n, _ in layers], "left", shrink=24),
+                    Column("inputs", [integer(v.feature_dim) for _, v in layers]),
+                    Column("effective rank", [number(v.effective_rank, 3) for _, v in layers]),
+                    Column("NC1", [number(v.nc1, 3) for _, v in layers]),
+                    Column("CDNV", [number(v.cdnv, 3) for _, v in layers]),
+                    Column("NC2 norms", [number(v.nc2_norms, 3) for _, v in layers], drop=2),
+                    Column("NC2 angles", [number(v.nc2_angles, 3) for _, v in layers], drop=1),
+                    Column("NC2 ETF", [number(v.nc2_etf, 3) for _, v in layers]),
+                ),
+                caption="by layer, from the input on",
+                legend="effective rank: of the covariance of all features; far below the number of inputs they spread along few dimensions",
+            )
+        )
+    blocks += skipped_notes(c.skipped)
+    return Section(title, [*blocks, *(Note(plain(n), "note") for n in c.notes)], "collapse")

@@ -6,9 +6,10 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import advice_panels, panels, survey_panels
+from . import advice_panels, depth_panel, panels, survey_panels
 from .learning_sections import collapse_rows
 from .sections import by_severity
+from .trajectory_sections import chosen_series, draw_series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..linalg.lowrank import LowRankSVD
     from ..linalg.trace import TraceResult
     from ..results import Result
+    from ..trajectory import Trajectory
     from ..weights.ablate import Ablation
     from ..weights.advise import Advice
     from ..weights.spectra import MatrixSpectrum, WeightSpectra
@@ -31,10 +33,11 @@ if TYPE_CHECKING:
 __all__ = ["notable", "plot", "png"]
 
 
-def plot(result: Result, *, name: str | None = None) -> Figure:
+def plot(result: Result, *, name: str | None = None, names: str | Sequence[str] | None = None) -> Figure:
     """A figure of a result.
 
     name: for weights (and a diagnosis): the matrix whose eigenvalue density is drawn; None: the one that stands out most.
+    names: for a trajectory: glob or globs on its series; None: the dozen that moved most.
     Returns a matplotlib Figure on an Agg canvas (``figure.savefig(path)``). Raises KeyError for an unknown ``name``, TypeError for another class.
     """
     kind = type(result).__name__
@@ -43,6 +46,10 @@ def plot(result: Result, *, name: str | None = None) -> Figure:
         raise TypeError(f"result: got {kind}; known: {', '.join(sorted(_FIGURES))}")
     if name is not None and kind not in ("WeightSpectra", "Diagnosis"):
         raise ValueError(f"name: only weights have matrices to choose from, not {kind}")
+    if names is not None and kind != "Trajectory":
+        raise ValueError(f"names: only a trajectory has series to choose from, not {kind}")
+    if kind == "Trajectory":
+        return _trajectory(result, names)  # type: ignore[arg-type]
     figure: Figure = draw(result, name) if kind in ("WeightSpectra", "Diagnosis") else draw(result)
     return figure
 
@@ -129,8 +136,27 @@ def _trace(t: TraceResult) -> Figure:
 
 
 def _collapse(c: NeuralCollapse) -> Figure:
-    figure, (ax,) = _figure(1, 1, (6.8, 4.6))
-    panels.collapse_bars(ax, collapse_rows(c), c)
+    if not c.by_layer:
+        figure, (ax,) = _figure(1, 1, (6.8, 4.6))
+        panels.collapse_bars(ax, collapse_rows(c), c)
+        return figure
+    figure, (left, right) = _figure(1, 2, (12.0, 4.6))
+    panels.collapse_bars(left, collapse_rows(c), c)
+    depth_panel.collapse_by_depth(right, c.by_layer)
+    return figure
+
+
+def _trajectory(t: Trajectory, names: str | Sequence[str] | None = None) -> Figure:
+    shown = chosen_series(t, names)
+    columns = min(3, max(1, len(shown)))
+    rows = max(1, -(-len(shown) // columns))
+    figure, axes = _figure(rows, columns, (1.2 + 3.9 * columns, 0.6 + 2.6 * rows))
+    for ax, name in zip(axes, shown, strict=False):
+        draw_series(ax, t, name)
+    for ax in axes[len(shown) :]:
+        ax.set_axis_off()
+    if not shown:
+        panels.empty(axes[0], "trajectory", "two results of different steps are needed")
     return figure
 
 
@@ -196,6 +222,7 @@ _FIGURES: dict[str, Callable[..., Any]] = {
     "TraceResult": _trace,
     "NeuralCollapse": _collapse,
     "Ablation": _ablation,
+    "Trajectory": _trajectory,
     "Advice": _advice,
     "Survey": _survey,
 }

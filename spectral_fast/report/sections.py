@@ -13,6 +13,7 @@ from .learning_sections import COLLAPSE_TITLE, GRADIENT_TITLE, collapse_section,
 from .lowrank_sections import lowrank_section
 from .plan_sections import plan_section
 from .survey_sections import survey_sections
+from .trajectory_sections import trajectory_section
 from .weight_sections import TITLE as WEIGHT_TITLE
 from .weight_sections import matrix_section, skipped_notes, weight_section
 from .words import number, plain
@@ -138,6 +139,7 @@ _SECTIONS: dict[str, Callable[[Any, int | None], list[Section]]] = {
     "TraceResult": _one(trace_section),
     "NeuralCollapse": _one(collapse_section),
     "Ablation": _one(ablation_section),
+    "Trajectory": _one(trajectory_section),
     "Advice": _advice,
     "ScanPlan": _one(plan_section),
     "Survey": survey_sections,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ..linalg.lowrank import LowRankSVD
     from ..linalg.trace import TraceResult
     from ..results import Result
+    from ..trajectory import Trajectory
     from ..weights.ablate import Ablation
     from ..weights.advise import Advice
     from ..weights.plan import ScanPlan
@@ -45,8 +47,10 @@ def to_frame(result: Result) -> pd.DataFrame:
 
     WeightSpectra: a row per matrix and per skipped tensor (status "skipped"). MatrixSpectrum: a row per singular value. GradientSpectrum,
     EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts.
-    LowRankSVD: a row per triplet. SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure.
-    Ablation: a row per cut. Advice, Survey: a row per matrix. ScanPlan: a row per shape. Diagnosis: a row per finding, severe first.
+    LowRankSVD: a row per triplet. SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure,
+    then those of each layer.
+    Ablation: a row per cut. Trajectory: a row per step, a column per series. Advice, Survey: a row per matrix. ScanPlan: a row per shape.
+    Diagnosis: a row per finding, severe first.
     Raises ImportError without pandas, TypeError for another class.
     """
     try:
@@ -180,10 +184,11 @@ def _curvature(c: CurvatureSpectra) -> Made:
     rows: list[Row] = []
     for operator, end, pairs in (("hessian", "top", c.hessian_top), ("hessian", "bottom", c.hessian_bottom), ("ggn", "top", c.ggn_top)):
         if pairs is not None:
-            rows += [{"operator": operator, "quantity": f"{end} eigenvalue", **row} for row in _eigen_rows(pairs)]
+            what = {"operator": operator, "quantity": f"{end} eigenvalue"}
+            rows += [{**what, **row, "unresolved": bool(noise)} for row, noise in zip(_eigen_rows(pairs), c.unresolved(pairs), strict=True)]
     if c.trace is not None:
         rows += [{"operator": "hessian", "quantity": "trace", **row} for row in _trace(c.trace)[0]]
-    return rows, ("operator", "quantity", "index", "eigenvalue", "residual", "converged")
+    return rows, ("operator", "quantity", "index", "eigenvalue", "residual", "converged", "unresolved")
 
 
 def _density(d: SpectralDensity) -> Made:
@@ -201,7 +206,17 @@ def _trace(t: TraceResult) -> Made:
 
 def _collapse(c: NeuralCollapse) -> Made:
     rows: list[Row] = [{"measure": short, "value": value, "collapsed": at, "what": what} for short, what, value, at in collapse_rows(c)]
-    return rows, ("measure", "value", "collapsed", "what")
+    if not c.by_layer:
+        return rows, ("measure", "value", "collapsed", "what")
+    for row in rows:
+        row["layer"] = ""
+    measures = ("nc1", "cdnv", "nc2_norms", "nc2_angles", "nc2_etf", "nc3", "spread", "effective_rank", "participation_ratio", "feature_dim")
+    rows += [{"layer": name, "measure": measure, "value": float(getattr(v, measure))} for name, v in c.by_layer.items() for measure in measures]
+    return rows, ("layer", "measure", "value", "collapsed", "what")
+
+
+def _trajectory(t: Trajectory) -> Made:
+    return [{"step": p.step, **{name: p.values.get(name, math.nan) for name in t.names}} for p in t.points], ("step",)
 
 
 def _ablation(a: Ablation) -> Made:
@@ -255,6 +270,7 @@ _ROWS: dict[str, Callable[[Any], Made]] = {
     "TraceResult": _trace,
     "NeuralCollapse": _collapse,
     "Ablation": _ablation,
+    "Trajectory": _trajectory,
     "Advice": _advice,
     "ScanPlan": _plan,
     "Survey": _survey,

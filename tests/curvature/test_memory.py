@@ -41,7 +41,9 @@ print(json.dumps({"n": n, "alone": alone - before, "basis": basis, "eigsh": foun
 def test_peak_memory_is_one_product_and_the_basis(width, dtype):
     import json
 
-    done = run_python(PEAK + CODE % {"width": width, "dtype": dtype}, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="1000000")
+    done = run_python(
+        PEAK + CODE % {"width": width, "dtype": dtype}, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="1000000", timeout=120 if width < 4000 else 400
+    )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     print({name: value / 2**20 if name in ("alone", "basis", "eigsh", "vector") else value for name, value in seen.items()})

@@ -40,7 +40,7 @@ def test_models_that_are_well(kind, dtype):
     assert eps <= found.noise_floor < 1e3 * eps and found.tolerance(1e-3) == 1e-3
     # truncation of a central difference: step² = eps^(2/3), times third derivatives of ordinary size
     assert np.isnan(found.difference) if kind is GGN else found.difference < 100 * eps ** (2 / 3)
-    assert found.unresolved(np.array([1.0, 0.5 * found.tol_floor, -2 * found.tol_floor])).tolist() == [False, True, False]
+    assert found.unresolved(np.array([1.0, 0.5 * found.value_floor, -2 * found.value_floor])).tolist() == [False, True, False]
 
 
 def test_functional_dropout_is_one_fixed_draw():

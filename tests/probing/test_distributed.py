@@ -52,6 +52,14 @@ def test_two_ranks_equal_one_process(case: str, ranks: Found) -> None:
         assert np.abs(first[name] - x).max() <= limit * np.abs(x).max(), name
 
 
+def test_the_analysis_on_two_ranks_equals_that_on_one(ranks: Found) -> None:
+    """Eigenvectors of more than 1 GiB stay in parts: the gradient's share comes of the parts too, and the preconditioned Hessian's basis is spread."""
+    for name, value in shards.analysed().items():
+        first, second = (found[f"analysis/{name}"] for found in ranks[:2])
+        np.testing.assert_array_equal(first, second, err_msg=name)
+        assert np.abs(first - value).max() <= 1e-7 * np.abs(value).max(), name
+
+
 def test_every_rank_holds_a_part_of_the_basis(ranks: Found) -> None:
     assert [int(found["width"]) for found in ranks[:2]] == [42, 41]
     assert all(float(found["scattered"]) == 0.0 for found in ranks[:2])

@@ -7,6 +7,7 @@ import pytest
 from report import results_made as made
 from scipy import stats
 
+from spectral_fast.curvature.layer_mass import LayerMass
 from spectral_fast.report.text import summarize
 from spectral_fast.results import Skipped
 from spectral_fast.weights.scan import scan
@@ -124,6 +125,18 @@ def test_curvature_numbers_have_error_bars() -> None:
     assert "!: not converged to 0.0010 x the largest |eigenvalue|" in text
     assert text.index("b.weight 72.5 ± 2.0 64.4 %") < text.index("a.weight 40.0 ± 1.0 35.6 %")
     assert "note: eval mode: dropout off" in text
+
+
+def test_curvature_within_the_noise_is_marked_and_layers_are_named() -> None:
+    names = tuple(f"layer{i}.weight" for i in range(14))
+    mass = np.tile(np.linspace(1.0, 14.0, 14)[:, None] / 105.0, (1, 3))
+    where = {"hessian_top": LayerMass(names=names, mass=mass, rayleigh=mass, error=0 * mass)}
+    text = squeezed(summarize(made.curvature(value_floor=0.5, by_layer=where)))
+    assert "-0.750000 7.5e-5 !" in text and "-0.250000 ~ 2.5e-5" in text and "~: within the noise of the products, not told from zero" in text
+    assert "~" not in summarize(made.curvature()) and "by layer: " not in summarize(made.curvature())
+    assert "layer13.weight 13.3 % 13.3 % 13.3 %" in text and "2 others 2.9 % 2.9 % 2.9 %" in text and "layer1.weight" not in text
+    table = made.curvature(value_floor=0.5).to_pandas()
+    assert table["unresolved"].dropna().tolist() == [False, False, False, True, False, False, False, False]
 
 
 def test_density_histogram_holds_the_shares() -> None:

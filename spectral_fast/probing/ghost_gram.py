@@ -1,0 +1,346 @@
+"""The exact Gram matrix of per-sample gradients from inputs and output gradients: no sample's gradient of the whole model is ever formed.
+
+One forward and backward pass per batch, in which no parameter requires a gradient. As soon as all calls of a parameter have the gradients of their
+outputs, its Gram is added up and they are let go. Parameters for which this cannot be done are computed sample by sample and listed in ``slow``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .batches import Batches
+from .functional import FunctionalModel
+from .ghost_plan import GhostPlan, plan_ghost
+from .gradient_gram import GradientGram
+from .layer_grams import Contribution, GramKernel, Rows, contribution, whole_region
+from .losses import Loss
+from .parameter_gradient import ALGORITHMS, ParameterGradient, Route
+from .parameter_uses import Call, ParameterUses, once_differentiable
+from .per_sample import PerSampleGradients, Unit, take
+from .use_survey import Refused, Survey, forward, survey
+
+__all__ = ["GhostGram"]
+
+F64 = NDArray[np.float64]
+Report = Callable[[int, int, str], None]
+
+
+class _Changed(Exception):
+    """A parameter is used otherwise than on the samples looked at."""
+
+    def __init__(self, names: list[str], why: str) -> None:
+        super().__init__(why)
+        self.names = names
+
+
+class _Selected(FunctionalModel):
+    """A functional model whose parameters are some of another's; the others do not require gradients."""
+
+    def __init__(self, whole: FunctionalModel, names: list[str]) -> None:
+        self._whole = whole
+        self._rest = {name: p.detach() for name, p in whole.parameters.items() if name not in names}
+        self.parameters = {name: whole.parameters[name] for name in names}
+
+    def __call__(self, *args: object, leaves: object = None, **kwargs: object) -> object:
+        given = self.parameters if leaves is None else leaves
+        return self._whole(*args, leaves={**self._rest, **given}, **kwargs)  # type: ignore[dict-item]
+
+
+class GhostGram:
+    """K and, per parameter, what its spectrum and noise scale need; the first ``done`` units are complete.
+
+    gram: (n, n) float64, rows of what is done (see full). grams: name -> (n, n) of one parameter; moments: name -> sum w g gᵀ (P_l, P_l) with means: sum w g
+    (P_l), instead, for parameters of fewer numbers than samples whose gradients are formed anyway. second, mean2: see layer_moments.
+    losses: unit -> its own mean loss. routes: name -> (algorithm, predicted flops); seconds: name -> time spent on its products. slow: name -> why its
+    gradients were computed sample by sample. engine: "ghost", or "per-sample" where ``fallback`` had to do it all; notes say why.
+    """
+
+    def __init__(
+        self,
+        units: list[Unit],
+        functional: FunctionalModel,
+        batches: Batches,
+        loss: Loss,
+        kernel: GramKernel,
+        *,
+        limit: int,
+        fallback: Callable[[], tuple[GradientGram, PerSampleGradients]] | None = None,
+        layer_spectra: bool = True,
+        algorithm: str = "auto",
+        seed: int = 0,
+        vectorise: int = 64,
+    ) -> None:
+        """units: of single samples, ordered by batch. kernel: adds products to a Gram, see layer_grams.GramKernel. limit: bytes. fallback: makes the
+        accumulator and the engine that form gradients, for models this cannot be done for; None: ValueError then. layer_spectra: whether to keep Grams per
+        parameter, if they fit. vectorise: samples per vmap call of the slow route.
+        """
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm: unknown {algorithm!r}; known: {', '.join(ALGORITHMS)}")
+        if any(u.row is None for u in units):
+            raise ValueError("units: wanted single samples, got whole batches")
+        self.units, self.functional, self.batches, self.loss, self.kernel = units, functional, batches, loss, kernel
+        self.limit, self.fallback, self.layer_spectra, self.algorithm = limit, fallback, layer_spectra, algorithm
+        self.seed, self.vectorise = seed, vectorise
+        self.sizes = {name: p.numel() for name, p in functional.parameters.items()}
+        self.weights = np.array([u.weight for u in units])
+        self.notes: list[str] = []
+        self.engine = "ghost"
+        self.slow: dict[str, str] = {}
+        self.plan: GhostPlan | None = None
+        self._start()
+
+    def _start(self) -> None:
+        n = len(self.units)
+        self.done = 0
+        self.gram = np.zeros((n, n))
+        self.grams: dict[str, F64] = {}
+        self.moments: dict[str, F64] = {}
+        self.means: dict[str, F64] = {}
+        self.second = dict.fromkeys(self.sizes, 0.0)
+        self._before = {name: np.zeros(n) for name in self.sizes}  # sum over j < i of w_j K_ij, and half of w_i K_ii
+        self.bad: dict[int, str] = {}  # unit -> first parameter whose gradient is not finite
+        self.losses: dict[int, float] = {}
+        self.routes: dict[str, Route] = {}
+        self.seconds = dict.fromkeys(self.sizes, 0.0)
+        self._written: set[str] = set()
+
+    def run(self, report: Report) -> None:
+        """Use inside leave_no_trace(model). report(done, total, what) is called after each batch."""
+        with once_differentiable():
+            while True:
+                try:
+                    found = survey(self.functional, self.batches, self.loss, self.units, self.kernel, self.slow, self.algorithm)
+                    self.slow = found.slow
+                    if len(self.slow) == len(self.sizes):
+                        raise Refused("; ".join(f"{name}: {why}" for name, why in list(self.slow.items())[:3]))
+                    self._route(found)
+                    self._run(found, report)
+                    break
+                except _Changed as changed:
+                    names = [name for name in changed.names if name not in self.slow]
+                    if not names:
+                        self._fall_back(str(changed), report)
+                        break
+                    self.slow.update(dict.fromkeys(names, str(changed)))
+                    self._start()
+                except (Refused, RuntimeError, ValueError, TypeError, NotImplementedError, IndexError) as error:
+                    if isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    why = str(error).strip().splitlines()
+                    self._fall_back(f"{why[0][:200] if why else type(error).__name__}", report)
+                    break
+        if self.engine == "ghost":
+            for name, why in self.slow.items():
+                self.notes.append(f"gradients of {name} computed sample by sample: {why}")
+
+    def _fall_back(self, why: str, report: Report) -> None:
+        if self.fallback is None:
+            raise ValueError(f"model: per-sample products cannot be had from one backward pass: {why}")
+        self._start()
+        self.engine, self.slow = "per-sample", dict.fromkeys(self.sizes, why)
+        self.notes.append(f"per-sample gradients formed one by one, not from inputs and output gradients: {why}")
+        sums, engine = self.fallback()
+        try:
+            sums.run(engine, report)
+        finally:
+            self.notes += engine.notes
+            self.losses, self.done, self.gram, self.bad, self.second = engine.losses, sums.done, sums.gram, sums.bad, sums.second
+            self.grams = sums.grams
+            self.moments = {name: m.double().cpu().numpy() for name, m in sums.moments.items()}
+            self.means = {name: m.double().cpu().numpy() for name, m in sums.mean.items()}
+
+    def _route(self, found: Survey) -> None:
+        """Algorithms, what is kept in which form, and the plan."""
+        n = len(self.units)
+        held = 0.0
+        for name, gradient in found.gradients.items():
+            self.routes[name] = gradient.route(n, self.algorithm)
+            # gradients that are fewer numbers than what they are made of
+            if self.routes[name][0] == "gradients" and gradient.numbers() <= max(n - 1, gradient.nbytes // (8 * found.probed)):
+                self._written.add(name)
+                held += 8.0 * gradient.numbers()
+            else:
+                held += gradient.nbytes / found.probed
+        per_number = max(p.element_size() for p in self.functional.parameters.values())
+        slow = sum(self.sizes[name] for name in self.slow)
+        held += slow * per_number
+        self.routes.update({name: ("per-sample", float(n) * (n + 1) * self.sizes[name]) for name in self.slow})
+        few = [name for name, p in self.sizes.items() if p < n and self._forms_rows(name, found)]
+        self.plan = plan_ghost(
+            n, [min(p, n) if name in few else n for name, p in self.sizes.items()], self.limit, found.run_bytes + held, held, self.layer_spectra
+        )
+        if self.plan.hold < n:
+            self.notes.append(
+                f"inputs and output gradients kept in blocks of {self.plan.hold} samples: {self.plan.evaluations} samples run for {n} (max_memory)"
+            )
+        if self.layer_spectra and not self.plan.layer_spectra:
+            self.notes.append("no eigenvalues per layer: their Gram matrices do not fit (max_memory)")
+        if self.plan.layer_spectra:
+            self.grams = {name: np.zeros((n, n)) for name in self.sizes if name not in few}
+            self.moments = {name: np.zeros((self.sizes[name], self.sizes[name])) for name in few}
+            self.means = {name: np.zeros(self.sizes[name]) for name in few}
+
+    def _forms_rows(self, name: str, found: Survey) -> bool:
+        if name in self.slow or name in self._written:
+            return True
+        return name in found.gradients and found.gradients[name].are_rows and found.gradients[name].numbers() == self.sizes[name]
+
+    def _run(self, found: Survey, report: Report) -> None:
+        assert self.plan is not None
+        n, evaluated = len(self.units), 0
+        detached = {name: p.detach() for name, p in self.functional.parameters.items()}
+        slow_engine = None
+        if self.slow:
+            slow_engine = PerSampleGradients(_Selected(self.functional, list(self.slow)), self.batches, self.loss, vectorise=self.vectorise, seed=self.seed)
+        for start in range(0, n, self.plan.hold):
+            stop = min(start + self.plan.hold, n)
+            held: list[tuple[int, int, dict[str, ParameterGradient]]] = []
+            lo = start
+            while lo < n:
+                hi = self._until(lo, stop)
+                kept: dict[str, ParameterGradient] | None = {} if hi < n and lo < stop else None
+                self._chunk(found, detached, slow_engine, held, start, lo, hi, lo < stop, kept)
+                if kept is not None:
+                    held.append((lo, hi, kept))
+                if lo < stop:
+                    self.done = hi
+                evaluated += hi - lo
+                report(evaluated, self.plan.evaluations, "per-sample gradients")
+                lo = hi
+        if slow_engine is not None:
+            self.notes += slow_engine.notes
+
+    def _until(self, lo: int, stop: int) -> int:
+        """The end of the chunk from ``lo``: samples of one batch, within a block, as many as are run at once."""
+        assert self.plan is not None
+        hi, last = lo + 1, stop if lo < stop else len(self.units)
+        while hi < last and self.units[hi].batch == self.units[lo].batch and hi - lo < self.plan.chunk:
+            hi += 1
+        return hi
+
+    def _chunk(
+        self, found: Survey, detached: dict[str, Tensor], slow_engine: PerSampleGradients | None, held: list[tuple[int, int, dict[str, ParameterGradient]]],
+        start: int, lo: int, hi: int, inside: bool, kept: dict[str, ParameterGradient] | None,
+    ) -> None:  # fmt: skip
+        n = hi - lo
+        whole = self.batches[self.units[lo].batch]
+        rows = [u.row for u in self.units[lo:hi] if u.row is not None]
+        batch = whole if rows == list(range(whole.size)) else take(whole, rows)
+        collected: dict[str, list[Contribution]] = {}
+        pending: dict[str, int] = {}
+
+        def finish(name: str) -> None:
+            try:
+                gradient = ParameterGradient(collected.pop(name), self.sizes[name])
+            except ValueError as error:
+                raise _Changed([name], str(error)) from None
+            if name in self._written:
+                gradient.written_out()
+            self._products(name, gradient, held, start, lo, hi, inside)
+            if kept is not None:
+                kept[name] = gradient
+
+        def receive(call: Call, gradient: Tensor) -> None:
+            names = [p.name for p in call.parts]
+            layout = found.layouts.get(call.key)
+            if layout is None:
+                raise _Changed(names, f"a call of {call.key[0]} that was not seen before")
+            if not found.certain[call.key] and bool(gradient.any()):
+                raise _Changed(names, f"its samples could not be told apart in {call.key[0]}")
+            for part in call.parts:
+                try:
+                    collected.setdefault(part.name, []).append(contribution(part, gradient, layout, n, detached[part.name].shape))
+                except (RuntimeError, ValueError) as error:
+                    if isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    raise _Changed([part.name], str(error).splitlines()[0][:160]) from None
+                part.x = None
+                pending[part.name] -= 1
+                if pending[part.name] == 0:
+                    finish(part.name)
+
+        watched = {name: p for name, p in detached.items() if name not in self.slow}
+        uses = ParameterUses(watched, shared=found.shared, cloned=found.cloned, receive=receive)
+        own = forward(self.functional, self.loss, batch, uses, detached)
+        if uses.unknown:
+            raise _Changed(list(uses.unknown), f"used by {next(iter(uses.unknown.values()))}")
+        for call in uses.calls:
+            for part in call.parts:
+                pending[part.name] = pending.get(part.name, 0) + 1
+        uses.calls.clear()
+        self.losses.update(zip(range(lo, hi), own.detach().double().tolist(), strict=True))
+        if own.requires_grad:
+            torch.autograd.grad(own.sum(), uses.token, allow_unused=True)
+        for name in list(collected):
+            finish(name)  # some of its calls do not lead to the loss
+        if slow_engine is not None:
+            found_rows: dict[str, list[Tensor]] = {}
+            for _, gradients in slow_engine.rows(self.units, lo, hi):
+                for name, g in gradients.items():
+                    found_rows.setdefault(name, []).append(g)
+            for name, parts in found_rows.items():
+                collected[name] = [Rows(torch.cat(parts), whole_region((self.sizes[name],)))]
+                finish(name)
+
+    def _products(
+        self, name: str, gradient: ParameterGradient, held: list[tuple[int, int, dict[str, ParameterGradient]]], start: int, lo: int, hi: int, inside: bool
+    ) -> None:
+        """The gradients lo .. hi of one parameter with themselves (inside the block) and with those that are held."""
+        began = time.perf_counter()
+        algorithm = self.routes[name][0] if name in self.routes else "auto"
+        algorithm = algorithm if algorithm in ALGORITHMS else "auto"
+        w, before = self.weights, self._before[name]
+        if inside:
+            tile = np.zeros((hi - lo, hi - lo))
+            gradient.gram(tile, None, self.kernel, algorithm)
+            self._add(name, tile, lo, lo)
+            norms2 = np.diagonal(tile)
+            self.second[name] += float(w[lo:hi] @ norms2)
+            before[lo:hi] += np.tril(tile, -1) @ w[lo:hi] + 0.5 * w[lo:hi] * norms2
+            for i in np.flatnonzero(~np.isfinite(norms2)).tolist():
+                self.bad.setdefault(lo + i, name)
+            if name in self.moments:
+                g = self._written_rows(gradient)
+                self.moments[name] += g.T @ (w[lo:hi, None] * g)
+                self.means[name] += w[lo:hi] @ g
+        for a, b, gradients in held:
+            if name in gradients:
+                tile = np.zeros((hi - lo, b - a))
+                try:
+                    gradient.gram(tile, gradients[name], self.kernel, algorithm)
+                except ValueError as error:
+                    raise _Changed([name], str(error)) from None
+                self._add(name, tile, lo, a)
+                before[lo:hi] += tile @ w[a:b]
+        self.seconds[name] += time.perf_counter() - began
+
+    def _written_rows(self, gradient: ParameterGradient) -> F64:
+        rows = sum(p.embedded(gradient.n_params) if p.region.numel != gradient.n_params else p.values for p in gradient.parts if isinstance(p, Rows))
+        assert isinstance(rows, Tensor)
+        return np.asarray(rows.double().cpu().numpy())
+
+    def _add(self, name: str, tile: F64, row: int, column: int) -> None:
+        where = (slice(row, row + tile.shape[0]), slice(column, column + tile.shape[1]))
+        self.gram[where] += tile
+        if name in self.grams:
+            self.grams[name][where] = tile
+
+    def layer_moments(self, name: str) -> tuple[float, float]:
+        """(weighted mean of |g|², |weighted mean of g|²) of one parameter over the units that are done, weights of sum 1."""
+        w = self.weights[: self.done]
+        total = float(w.sum())
+        if self.engine == "per-sample":
+            mean = self.means[name] / total
+            return self.second[name] / total, float(mean @ mean)
+        return self.second[name] / total, max(2.0 * float(w @ self._before[name][: self.done]) / total**2, 0.0)
+
+    def full(self, gram: F64) -> F64:
+        """The lower triangle of what is done, mirrored."""
+        lower = np.tril(gram[: self.done, : self.done])
+        return np.asarray(lower + np.tril(lower, -1).T)

@@ -1,0 +1,192 @@
+"""A look at how a model uses its parameters, on a few samples: which calls, which rows belong to which sample, what has to be computed another way.
+
+What is found is checked against plain gradients of two samples, parameter by parameter, before anything is built on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .batches import Batch, Batches, call_model
+from .functional import FunctionalModel
+from .layer_grams import Contribution, GramKernel, contribution
+from .losses import Loss
+from .own_losses import own_losses
+from .parameter_gradient import ParameterGradient
+from .parameter_uses import Call, CallKey, ParameterUses
+from .per_sample import Unit, take
+from .sample_layout import Layout, find_layout, sample_factors
+
+__all__ = ["Refused", "Survey", "forward", "survey"]
+
+PROBED = 4  # samples looked at
+ROUNDS = 8
+
+
+class Refused(Exception):
+    """Gradients cannot be had from one backward pass over the batch; the message says why."""
+
+
+@dataclass
+class Survey:
+    """layouts: where samples lie in the outputs of a call; certain: False where its gradients were zero. slow: parameter -> why its gradients
+    have to be computed sample by sample. shared, cloned: see ParameterUses. gradients: of the samples looked at. run_bytes: per sample, what a forward and
+    backward pass holds."""
+
+    layouts: dict[CallKey, Layout] = field(default_factory=dict)
+    certain: dict[CallKey, bool] = field(default_factory=dict)
+    slow: dict[str, str] = field(default_factory=dict)
+    shared: frozenset[CallKey] = frozenset()
+    cloned: frozenset[CallKey] = frozenset()
+    gradients: dict[str, ParameterGradient] = field(default_factory=dict)
+    run_bytes: float = 0.0
+    probed: int = 1
+
+
+def forward(functional: FunctionalModel, loss: Loss, batch: Batch, uses: ParameterUses, leaves: Mapping[str, Tensor]) -> Tensor:
+    """(n,) own losses of the batch's samples; the model sees ``leaves``, watched by ``uses``."""
+    with uses:
+        outputs = call_model(lambda *args, **kwargs: functional(*args, leaves=leaves, **kwargs), batch)
+    return own_losses(loss, outputs, batch.targets, batch.size)
+
+
+def _largest(batches: Batches, units: list[Unit]) -> tuple[int, list[int]]:
+    """The batch to look at, and indices of some of its units."""
+    members: dict[int, list[int]] = {}
+    for i, u in enumerate(units):
+        members.setdefault(u.batch, []).append(i)
+
+    def numbers(b: int) -> int:
+        return sum(t.numel() for t in pytree.tree_leaves(batches[b].inputs) if isinstance(t, Tensor))
+
+    best = max(members, key=lambda b: (min(len(members[b]), PROBED), numbers(b) / batches[b].size))
+    some = members[best]
+    return best, [some[i] for i in sorted({round(k * (len(some) - 1) / max(PROBED - 1, 1)) for k in range(PROBED)})]
+
+
+def survey(
+    functional: FunctionalModel, batches: Batches, loss: Loss, units: list[Unit], kernel: GramKernel, slow: Mapping[str, str], algorithm: str = "auto"
+) -> Survey:
+    """slow: what is known already to be computed another way. Raises Refused."""
+    best, some = _largest(batches, units)
+    batch = take(batches[best], [u.row for i in some if (u := units[i]).row is not None])
+    result = Survey(slow=dict(slow), probed=batch.size)
+    detached = {name: p.detach() for name, p in functional.parameters.items()}
+    for _ in range(ROUNDS):
+        leaves = {name: p for name, p in detached.items() if name not in result.slow}
+        if not leaves:
+            raise Refused("; ".join(f"{name} ({why})" for name, why in list(result.slow.items())[:3]))
+        uses = ParameterUses(leaves, shared=result.shared, cloned=result.cloned)
+        own = _look(functional, loss, batch, uses, detached, result)
+        if _settled(uses, batch.size, detached, result, sample_factors(batch.size, own)):
+            _verify(functional, loss, batch, own, kernel, result, algorithm)
+            return result
+    raise Refused("its calls differ from run to run")
+
+
+def _look(functional: FunctionalModel, loss: Loss, batch: Batch, uses: ParameterUses, detached: Mapping[str, Tensor], result: Survey) -> Tensor:
+    held: dict[int, int] = {}
+    own_memory = {t.untyped_storage().data_ptr() for t in detached.values()}
+
+    def count(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own_memory:
+            held[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        own = forward(functional, loss, batch, uses, detached)
+    for call in uses.calls:
+        for part in call.parts:
+            if part.x is not None:
+                count(part.x)
+    result.run_bytes = 2.0 * sum(held.values()) / batch.size
+    if own.shape != (batch.size,):
+        raise Refused(f"own losses of shape {tuple(own.shape)}, not ({batch.size},)")
+    if own.requires_grad:
+        torch.autograd.grad(own.sum(), uses.token, allow_unused=True, retain_graph=True)
+        torch.autograd.grad((own * sample_factors(batch.size, own)).sum(), uses.token, allow_unused=True)
+    return own.detach()
+
+
+def _settled(uses: ParameterUses, n: int, shapes: Mapping[str, Tensor], result: Survey, factors: Tensor) -> bool:
+    """Reads the calls into ``result``; False where the model has to be run again with something else watched."""
+    result.slow.update({name: f"used by {function}" for name, function in uses.unknown.items()})
+    result.layouts, result.certain, result.gradients = {}, {}, {}
+    found: dict[str, list[Contribution]] = {}
+    shared, cloned = set(result.shared), set(result.cloned)
+    for call in uses.calls:
+        layout, certain = _layout(call, n, factors)
+        if layout is None:
+            if call.key[0] == "embedding" and call.key[2] == 0 and call.key not in shared:
+                shared.add(call.key)  # rows that are the same for all samples: positions
+            else:
+                result.slow.update({p.name: f"its samples cannot be told apart in {call.key[0]}" for p in call.parts if p.name not in result.slow})
+            continue
+        result.layouts[call.key], result.certain[call.key] = layout, certain
+        for part in call.parts:
+            if part.name in result.slow or not call.gradients:
+                continue
+            try:
+                found.setdefault(part.name, []).append(contribution(part, call.gradients[0], layout, n, shapes[part.name].shape))
+            except RuntimeError as error:
+                if part.x is None or part.x._version == part.version:
+                    result.slow[part.name] = str(error).splitlines()[0][:160]
+                cloned.add(call.key)
+    again = shared != set(result.shared) or cloned != set(result.cloned)
+    result.shared, result.cloned = frozenset(shared), frozenset(cloned)
+    for name, parts in found.items():
+        if name not in result.slow:
+            try:
+                result.gradients[name] = ParameterGradient(parts, shapes[name].numel())
+            except ValueError as error:
+                result.slow[name] = str(error)
+    return not again
+
+
+def _layout(call: Call, n: int, factors: Tensor) -> tuple[Layout | None, bool]:
+    if len(call.gradients) != 2:
+        return (Layout(call.axes[0]) if call.axes else None), False
+    return find_layout(call.gradients[0], call.gradients[1], factors, call.axes)
+
+
+def _verify(functional: FunctionalModel, loss: Loss, batch: Batch, own: Tensor, kernel: GramKernel, result: Survey, algorithm: str) -> None:
+    """Norms and a product of the plain gradients of two samples against what was found; a parameter that fails is slow."""
+    leaves = functional.parameters
+    pair = [k for k in (0, batch.size - 1) if torch.isfinite(own[k])]
+    pair = sorted(set(pair))
+    tolerance = 1e3 * max(torch.finfo(p.dtype).eps for p in leaves.values())
+    plain: list[dict[str, Tensor]] = []
+    for k in pair:
+        value = loss.batch(functional, take(batch, [k]))
+        if abs(float(value.detach()) - float(own[k])) > tolerance * max(abs(float(own[k])), 1e-3):
+            raise Refused(f"a sample's loss alone is {float(value.detach()):.6g}, in its batch {float(own[k]):.6g}")
+        gradients: Any = torch.autograd.grad(value, tuple(leaves.values()), allow_unused=True) if value.requires_grad else [None] * len(leaves)
+        plain.append({name: g.detach().flatten() for name, g in zip(leaves, gradients, strict=True) if g is not None})
+    total = np.array([np.sqrt(sum(float(g.double().square().sum()) for g in one.values())) for one in plain])
+    for name in leaves:
+        if name in result.slow or not pair:
+            continue
+        want = np.zeros((len(pair), len(pair)))
+        for i, one in enumerate(plain):
+            for j, two in enumerate(plain[: i + 1]):
+                if name in one and name in two:
+                    want[i, j] = want[j, i] = float(one[name].double() @ two[name].double())
+        got = np.zeros((batch.size, batch.size))
+        if name in result.gradients:
+            gradient = result.gradients[name]
+            gradient.gram(got, None, kernel, gradient.route(batch.size, algorithm)[0])
+        got = got[np.ix_(pair, pair)]
+        norms = np.sqrt(np.maximum(np.diagonal(want), np.diagonal(got)))
+        # gradients that are zero but for rounding (biases of keys) are compared with the whole gradient
+        room = tolerance * np.outer(norms, norms) + tolerance**2 * np.outer(total, total)
+        if np.isfinite(want).all() and not (np.abs(got - want) <= room).all():
+            result.slow[name] = "its products differ from those of plain gradients"
+            result.gradients.pop(name, None)
