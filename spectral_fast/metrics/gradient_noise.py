@@ -18,7 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-__all__ = ["Concentration", "NoiseScale", "Spectrum", "concentration", "gram_spectrum", "gram_vectors", "moment_spectrum", "noise_scale"]
+__all__ = [
+    "ClassParts",
+    "Concentration",
+    "NoiseScale",
+    "Spectrum",
+    "class_parts",
+    "concentration",
+    "gram_spectrum",
+    "gram_vectors",
+    "moment_spectrum",
+    "noise_scale",
+    "signal_share",
+]
 
 F64 = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
@@ -137,7 +149,9 @@ def noise_scale(norms2: F64, rows: F64, weights: F64, *, level: float = 0.95) ->
     norms2: (N,) the diagonal of K. rows: (N,) K p with p = weights / sum. weights: (N,).
     The mean gradient of N samples has E|ĝ|² = |g|² + s2 tr C, so that |ĝ|² - s2 tr C estimates |g|² without bias; it may be
     negative, which is reported with value inf. The interval is a jackknife over samples (O(N): leaving one out changes the
-    sums above by known terms) of |g|²/tr C, whose denominator is well away from 0, turned over at the end.
+    sums above by known terms) of the ratio |g|²/tr C, whose denominator is well away from 0, laid on the logarithm's scale: symmetric
+    intervals of the ratio itself are too long at one end and too short at the other. Where the ratio is within its half-width of 0 the
+    upper end is inf, for a mean gradient of 0 is not excluded.
     """
     n = len(norms2)
     p = weights / weights.sum()
@@ -174,11 +188,63 @@ def _jackknife(norms2: F64, rows: F64, p: F64, second: float, mean2: float, s2: 
     trace = (second - mean2) / (1.0 - s2)
     centre = (mean2 - s2 * trace) / trace
     half = float(stdtrit(n - 1, 0.5 + level / 2.0)) * stderr
-    return (_inverse(centre + half), _inverse(centre - half))
+    # an unresolved ratio has the lower end of the smallest resolved one
+    least = max(centre, half)
+    if half == 0.0:
+        return (1.0 / least, 1.0 / least) if least > 0.0 else (0.0, math.inf)
+    return (math.exp(-half / least) / least, math.exp(half / least) / least if centre > half else math.inf)
 
 
-def _inverse(ratio: float) -> float:
-    return 1.0 / ratio if ratio > 0.0 else math.inf
+def signal_share(noise: NoiseScale) -> tuple[float, tuple[float, float]]:
+    """(|g|²/E|g_n|², its jackknife interval): the part of a single gradient's mean square that all samples have in common.
+
+    E|g_n|² = |g|² + tr C, so that the share is 1/(1 + noise scale), and so are the ends of the interval. Both parts debiased; below 0 where the mean
+    gradient is not resolved. NaN without gradients that differ or are not zero.
+    """
+    whole = noise.gradient_norm2 + noise.trace
+    low, high = noise.interval
+    return (noise.gradient_norm2 / whole if whole > 0.0 else math.nan), (1.0 / (1.0 + high), 1.0 / (1.0 + low))
+
+
+@dataclass(frozen=True)
+class ClassParts:
+    """tr C of samples with classes = between + within. between: of the classes' mean gradients, weighted by their shares p_c; within: of the gradients
+    around the mean of their class. Both debiased (one-way random effects), so that between may be negative where classes do not differ.
+    n_classes: with at least one sample; n_single of them with just one, whose scatter is taken to be that of the others."""
+
+    between: float
+    within: float
+    n_classes: int
+    n_single: int
+
+    @property
+    def between_share(self) -> float:
+        return self.between / (self.between + self.within) if self.between + self.within > 0.0 else math.nan
+
+
+def class_parts(gram: F64, weights: F64, classes: NDArray[np.int64]) -> ClassParts | None:
+    """The parts of the covariance's trace between and within classes, from K (N, N), weights (N,) and class indices (N,) alone.
+
+    With q = p/p_c in class c and m_c = sum q g_n: W_c = (sum q |g_n|² - |m_c|²)/(1 - sum q²) is unbiased for the scatter within; sum_c p_c |m_c|² -
+    |sum_c p_c m_c|² for the scatter between has the bias sum_c p_c (1 - p_c) (sum q²) W_c, which is taken off. None for one class, or for classes of
+    one sample each: nothing tells the parts apart there.
+    """
+    p = weights / weights.sum()
+    _, index, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    member = np.zeros((len(counts), len(p)))
+    member[index, np.arange(len(p))] = p
+    share = member.sum(axis=1)  # p_c
+    q = member / share[:, None]
+    means = np.einsum("cn,nm,dm->cd", q, gram, q, optimize=True)  # <m_c, m_d>
+    own, s2 = np.diagonal(means), (q * q).sum(axis=1)
+    several = s2 < 1.0 - 1e-12
+    if len(counts) < 2 or not several.any():
+        return None
+    scatter = np.zeros(len(counts))
+    scatter[several] = np.maximum(q @ np.diagonal(gram) - own, 0.0)[several] / (1.0 - s2[several])
+    scatter[~several] = share[several] @ scatter[several] / share[several].sum()
+    between = float(share @ own - share @ means @ share - (share * (1.0 - share) * s2) @ scatter)
+    return ClassParts(between, float(share @ scatter), len(counts), int(np.count_nonzero(~several)))
 
 
 @dataclass(frozen=True)
