@@ -21,10 +21,13 @@ from .strategy import BATCHED, FAILURES, FORWARD, KEPT, REBUILT, Chooser, timed
 
 __all__ = ["GRAPH_SHARE", "GraphOperator", "Roots", "batched_grad", "live_roots"]
 
-# A kept graph holds the forward pass's saved tensors, those of the backward pass through it, and what a product makes on its way.
+# A kept graph holds the forward pass's saved tensors, those of the backward pass through it, and what a product makes on its way. Measured on the CPU in
+# units of the first (perceptrons with tanh and relu, conv nets, a transformer): 1.7 to 2.6 stay, the peak of the first product is 2.8 to 5.2.
 GRAPH_FACTOR = 4.0
 # Forward mode holds the forward pass's saved tensors and their derivatives.
 FORWARD_FACTOR = 2.0
+# Of the memory that is free when the first product is asked for: what asks for it, an eigensolver say, has most of its basis still to fill, some ten times
+# the model at least, and nobody tells the operator how large it will be.
 GRAPH_SHARE = 0.25
 SAMPLES = 4  # of the first batch: a way of computing products is compared with the double backward on them before it is used
 # Their relative difference, in units of the dtype's epsilon: far above rounding in a deep net, far below a wrong derivative.

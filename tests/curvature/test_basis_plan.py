@@ -66,7 +66,8 @@ def test_a_large_model_gives_up_in_the_written_order():
     assert 256 * RESNET * 8 < plenty.bytes
     single = plan_basis(RESNET, 10, 3, 4, 64, 10**12, dtype="float32")
     assert single.dtype == "float32" and single.bytes < 0.51 * plenty.bytes and single.notes == ()
-    order = ["float64", "float32", "rows", "bfloat16", "bfloat16 rows", "k", "none"]
+    # all rows in bfloat16 take more than the fewest in float32: bfloat16 comes with fewer rows from the start
+    order = ["float64", "float32", "rows", "bfloat16 rows", "k", "none"]
     seen = []
     for gigabytes in np.arange(60.0, 0.0, -0.25):
         try:
@@ -75,12 +76,13 @@ def test_a_large_model_gives_up_in_the_written_order():
             assert f"{gigabytes:.3g} GB allowed" in str(why) and "needs" in str(why)
             seen.append("none")
             continue
-        assert plan.bytes <= gigabytes * 1e9 and plan.rows >= plan.k + plan.k_bottom + 6 or plan.k < 10
+        assert plan.bytes <= gigabytes * 1e9
+        assert plan.rows >= plan.k + plan.k_bottom + 6
         short = plan.rows < 256
         seen.append("k" if plan.k < 10 else plan.dtype if plan.dtype == "float64" or not short else f"{plan.dtype} rows".replace("float32 ", "").strip())
         for word, wanted in ((plan.dtype, plan.dtype != "float64"), ("rows instead", short and plan.k == 10), ("k = ", plan.k < 10)):
             assert any(word in note for note in plan.notes) or not wanted
-    assert list(dict.fromkeys(seen)) == [s for s in order if s in seen] and {"float64", "float32", "rows", "k", "none"} <= set(seen)
+    assert list(dict.fromkeys(seen)) == order
 
 
 def test_memory_taken_anyway_counts():
