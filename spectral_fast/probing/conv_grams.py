@@ -23,13 +23,16 @@ TILE_BYTES = 16 << 20  # of unfolded inputs, or of gradients written out, at onc
 
 
 def windows(x: Tensor, options: Any, out: Sequence[int]) -> Tensor:
-    """(n, C, sizes...) -> (n, T, C k): what the kernel of a convolution sees at each of the T = prod(out) positions."""
+    """(n, C, sizes...) -> (n, T, k C): what the kernel of a convolution sees at each of the T = prod(out) positions.
+
+    Channels come last: what is copied is then contiguous over a row of the kernel.
+    """
     pads = [p for pair in reversed(options["pads"]) for p in pair]
-    x = F.pad(x, pads) if any(pads) else x
-    n, c, strides = x.shape[0], x.shape[1], x.stride()
-    steps = [s * st for s, st in zip(strides[2:], options["stride"], strict=True)]
-    within = [s * d for s, d in zip(strides[2:], options["dilation"], strict=True)]
-    seen = x.as_strided((n, *out, c, *options["kernel"]), (strides[0], *steps, strides[1], *within))
+    x = (F.pad(x, pads) if any(pads) else x).movedim(1, -1).contiguous()
+    n, c, strides = x.shape[0], x.shape[-1], x.stride()
+    steps = [s * st for s, st in zip(strides[1:-1], options["stride"], strict=True)]
+    within = [s * d for s, d in zip(strides[1:-1], options["dilation"], strict=True)]
+    seen = x.as_strided((n, *out, *options["kernel"], c), (strides[0], *steps, *within, 1))
     return seen.reshape(n, math.prod(out), -1)
 
 
@@ -62,7 +65,7 @@ class ConvSum(Contribution):
         return groups * flops_of(algorithm, n or self.n, t, None, 0, p, q)
 
     def _inputs(self, start: int, stop: int) -> Tensor:
-        """(n, T, c k) of the input channels start .. stop."""
+        """(n, T, k c) of the input channels start .. stop."""
         parts = [
             windows(x[:, start:stop], options, b.shape[2:]).reshape(self.samples, -1, (stop - start) * math.prod(options["kernel"]))
             for x, b, options in self.calls
@@ -107,21 +110,24 @@ class ConvSum(Contribution):
             kernel(gram, found[0], None, found[1] if other is not None else None)
 
     def _group_rows(self, start: int, stop: int) -> Tensor:
+        """(n, P') gradients of the groups start .. stop."""
         _, p, q, groups = self._sizes
         channels = self.calls[0][0].shape[1] // groups
-        k, c = self.samples, stop - start
-        right = self._inputs(start * channels, stop * channels).view(k, -1, c, p).transpose(1, 2).reshape(k * c, -1, p)
-        left = self._outputs(start * q, stop * q).view(k, -1, c, q).permute(0, 2, 3, 1).reshape(k * c, q, -1)
-        return torch.bmm(left, right).view(k, -1)
+        n, c = self.samples, stop - start
+        right = self._inputs(start * channels, stop * channels).view(n, -1, p // channels, c, channels)
+        right = right.permute(0, 3, 1, 2, 4).reshape(n * c, -1, p)
+        left = self._outputs(start * q, stop * q).view(n, -1, c, q).permute(0, 2, 3, 1).reshape(n * c, q, -1)
+        return torch.bmm(left, right).view(n, -1)
 
     def rows(self) -> Tensor:
-        groups = self._sizes[3]
+        _, p, q, groups = self._sizes
         if groups > 1:
             return self._group_rows(0, groups)
-        x = self.calls[0][0]
-        left, step = self._outputs(0, self.calls[0][1].shape[1]).transpose(1, 2), self._step(x.shape[1])
-        found = [torch.bmm(left, self._inputs(c, min(c + step, x.shape[1]))) for c in range(0, x.shape[1], step)]
-        return (found[0] if len(found) == 1 else torch.cat(found, 2)).flatten(1)
+        channels = self.calls[0][0].shape[1]
+        left, step = self._outputs(0, q).transpose(1, 2), self._step(channels)
+        tiles = [torch.bmm(left, self._inputs(c, min(c + step, channels))) for c in range(0, channels, step)]
+        # the order of a gradient's numbers must not depend on how many channels a tile has
+        return torch.cat([t.view(self.samples, q, p // channels, -1) for t in tiles], 3).flatten(1)
 
     @staticmethod
     def merged(parts: Sequence[ConvSum]) -> ConvSum:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -189,15 +190,16 @@ def _verify(functional: FunctionalModel, loss: Loss, batch: Batch, own: Tensor, 
         with _refusing():
             gradients: Any = torch.autograd.grad(value, tuple(leaves.values()), allow_unused=True) if value.requires_grad else [None] * len(leaves)
         plain.append({name: g.detach().flatten() for name, g in zip(leaves, gradients, strict=True) if g is not None})
-    total = np.array([np.sqrt(sum(float(g.double().square().sum()) for g in one.values())) for one in plain])
-    for name in leaves:
+
+    def products(name: str) -> NDArray[np.float64]:
+        rows = [one.get(name) for one in plain]
+        return np.array([[0.0 if g is None or h is None else float(torch.dot(g, h)) for h in rows] for g in rows]).reshape(len(rows), len(rows))
+
+    plain_products = {name: products(name) for name in leaves}
+    total = np.sqrt(np.diagonal(sum(plain_products.values(), np.zeros((len(pair), len(pair))))))
+    for name, want in plain_products.items():
         if name in result.slow or not pair:
             continue
-        want = np.zeros((len(pair), len(pair)))
-        for i, one in enumerate(plain):
-            for j, two in enumerate(plain[: i + 1]):
-                if name in one and name in two:
-                    want[i, j] = want[j, i] = float(one[name].double() @ two[name].double())
         got = np.zeros((batch.size, batch.size))
         if name in result.gradients:
             gradient = result.gradients[name]
