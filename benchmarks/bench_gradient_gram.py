@@ -133,7 +133,7 @@ def ours(model: Any, x: Any, y: Any, algorithm: str = "auto") -> Any:
     from spectral_fast.probing.batches import Batches
     from spectral_fast.probing.functional import FunctionalModel, select_parameters
     from spectral_fast.probing.ghost_gram import GhostGram
-    from spectral_fast.probing.layer_grams import gram_kernel
+    from spectral_fast.probing.gram_kernel import gram_kernel
     from spectral_fast.probing.losses import resolve_loss
     from spectral_fast.probing.per_sample import samples_of
     from spectral_fast.probing.state import leave_no_trace

@@ -37,9 +37,16 @@ def convs(d: int) -> Maker:
         conv, norm = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[d - 1], (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[d - 1]
         body = nn.Sequential(
             # the tanh: a bias that only moves what is normalised afterwards has no gradient but rounding
-            conv(2, 6, 3, padding="same", dilation=2), norm(6), nn.ReLU(inplace=True), conv(6, 6, 3, groups=6, padding=1, bias=False), nn.GroupNorm(3, 6), nn.Tanh(),
-            conv(6, 8, 2, stride=2, groups=2, padding_mode="circular", padding=1), nn.Flatten(2), nn.InstanceNorm1d(8, affine=True),
-        )  # fmt: skip
+            conv(2, 6, 3, padding="same", dilation=2),
+            norm(6),
+            nn.ReLU(inplace=True),
+            conv(6, 6, 3, groups=6, padding=1, bias=False),
+            nn.GroupNorm(3, 6),
+            nn.Tanh(),
+            conv(6, 8, 2, stride=2, groups=2, padding_mode="circular", padding=1),
+            nn.Flatten(2),
+            nn.InstanceNorm1d(8, affine=True),
+        )
         return Wrap(body, 8, lambda out: (out * torch.linspace(0, 1, out.shape[2]).to(out)).sum(2)), torch.randn(N, 2, *([6] * d)), classes(N)
 
     return make

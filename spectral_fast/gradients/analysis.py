@@ -25,7 +25,7 @@ from ..probing.batches import Batches
 from ..probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
 from ..probing.ghost_gram import GhostGram
 from ..probing.gradient_gram import GradientGram
-from ..probing.layer_grams import gram_kernel
+from ..probing.gram_kernel import gram_kernel
 from ..probing.losses import Loss, resolve_loss
 from ..probing.memory import memory_limit
 from ..probing.operator import compute_dtype

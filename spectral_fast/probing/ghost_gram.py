@@ -7,27 +7,30 @@ outputs, its Gram is added up and they are let go. Parameters for which this can
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .batches import Batches
+from .contributions import contribution
 from .functional import FunctionalModel
 from .ghost_plan import GhostPlan, plan_ghost
 from .gradient_gram import GradientGram
-from .layer_grams import Contribution, GramKernel, Rows, contribution, whole_region
+from .layer_grams import Contribution, GramKernel, Rows
+from .layer_sums import LayerSums
 from .losses import Loss
 from .parameter_gradient import ALGORITHMS, ParameterGradient, Route
-from .parameter_uses import Call, ParameterUses, once_differentiable
+from .parameter_uses import ParameterUses
 from .per_sample import PerSampleGradients, Unit, take
+from .selected import SelectedParameters, once_differentiable
+from .use_records import Call, whole_region
 from .use_survey import Refused, Survey, forward, survey
 
 __all__ = ["GhostGram"]
 
-F64 = NDArray[np.float64]
 Report = Callable[[int, int, str], None]
 
 
@@ -39,24 +42,12 @@ class _Changed(Exception):
         self.names = names
 
 
-class _Selected(FunctionalModel):
-    """A functional model whose parameters are some of another's; the others do not require gradients."""
-
-    def __init__(self, whole: FunctionalModel, names: list[str]) -> None:
-        self._whole = whole
-        self._rest = {name: p.detach() for name, p in whole.parameters.items() if name not in names}
-        self.parameters = {name: whole.parameters[name] for name in names}
-
-    def __call__(self, *args: object, leaves: object = None, **kwargs: object) -> object:
-        given = self.parameters if leaves is None else leaves
-        return self._whole(*args, leaves={**self._rest, **given}, **kwargs)  # type: ignore[dict-item]
+Held = tuple[int, int, dict[str, ParameterGradient]]  # units from, to, and their gradients by parameter
 
 
-class GhostGram:
+class GhostGram(LayerSums):
     """K and, per parameter, what its spectrum and noise scale need; the first ``done`` units are complete.
 
-    gram: (n, n) float64, rows of what is done (see full). grams: name -> (n, n) of one parameter; moments: name -> sum w g gᵀ (P_l, P_l) with means: sum w g
-    (P_l), instead, for parameters of fewer numbers than samples whose gradients are formed anyway. second, mean2: see layer_moments.
     losses: unit -> its own mean loss. routes: name -> (algorithm, predicted flops); seconds: name -> time spent on its products. slow: name -> why its
     gradients were computed sample by sample. engine: "ghost", or "per-sample" where ``fallback`` had to do it all; notes say why.
     """
@@ -87,8 +78,7 @@ class GhostGram:
         self.units, self.functional, self.batches, self.loss, self.kernel = units, functional, batches, loss, kernel
         self.limit, self.fallback, self.layer_spectra, self.algorithm = limit, fallback, layer_spectra, algorithm
         self.seed, self.vectorise = seed, vectorise
-        self.sizes = {name: p.numel() for name, p in functional.parameters.items()}
-        self.weights = np.array([u.weight for u in units])
+        super().__init__(np.array([u.weight for u in units]), {name: p.numel() for name, p in functional.parameters.items()})
         self.notes: list[str] = []
         self.engine = "ghost"
         self.slow: dict[str, str] = {}
@@ -96,15 +86,7 @@ class GhostGram:
         self._start()
 
     def _start(self) -> None:
-        n = len(self.units)
-        self.done = 0
-        self.gram = np.zeros((n, n))
-        self.grams: dict[str, F64] = {}
-        self.moments: dict[str, F64] = {}
-        self.means: dict[str, F64] = {}
-        self.second = dict.fromkeys(self.sizes, 0.0)
-        self._before = {name: np.zeros(n) for name in self.sizes}  # sum over j < i of w_j K_ij, and half of w_i K_ii
-        self.bad: dict[int, str] = {}  # unit -> first parameter whose gradient is not finite
+        self.reset()
         self.losses: dict[int, float] = {}
         self.routes: dict[str, Route] = {}
         self.seconds = dict.fromkeys(self.sizes, 0.0)
@@ -129,11 +111,8 @@ class GhostGram:
                         break
                     self.slow.update(dict.fromkeys(names, str(changed)))
                     self._start()
-                except (Refused, RuntimeError, ValueError, TypeError, NotImplementedError, IndexError) as error:
-                    if isinstance(error, torch.OutOfMemoryError):
-                        raise
-                    lines = str(error).strip().splitlines()
-                    self._fall_back(lines[0][:200] if lines else type(error).__name__, report)
+                except Refused as refused:
+                    self._fall_back(str(refused), report)
                     break
         if self.engine == "ghost":
             for name, why in self.slow.items():
@@ -150,10 +129,8 @@ class GhostGram:
             sums.run(engine, report)
         finally:
             self.notes += engine.notes
-            self.losses, self.done, self.gram, self.bad, self.second = engine.losses, sums.done, sums.gram, sums.bad, sums.second
-            self.grams = sums.grams
-            self.moments = {name: m.double().cpu().numpy() for name, m in sums.moments.items()}
-            self.means = {name: m.double().cpu().numpy() for name, m in sums.mean.items()}
+            self.losses = engine.losses
+            self.adopt(sums)
 
     def _route(self, found: Survey) -> None:
         """Algorithms, what is kept in which form, and the plan."""
@@ -172,9 +149,9 @@ class GhostGram:
         held += slow * per_number
         self.routes.update({name: ("per-sample", float(n) * (n + 1) * self.sizes[name]) for name in self.slow})
         few = [name for name, p in self.sizes.items() if p < n and self._forms_rows(name, found)]
-        self.plan = plan_ghost(
-            n, [min(p, n) if name in few else n for name, p in self.sizes.items()], self.limit, found.run_bytes + held, held, self.layer_spectra
-        )
+        widths = [self.sizes[name] if name in few else n for name in self.sizes]
+        largest = max(Counter(u.batch for u in self.units).values())
+        self.plan = plan_ghost(n, largest, widths, self.limit, found.run_bytes + held, held, self.layer_spectra)
         if self.plan.hold < n:
             self.notes.append(
                 f"inputs and output gradients kept in blocks of {self.plan.hold} samples: {self.plan.evaluations} samples run for {n} (max_memory)"
@@ -182,9 +159,7 @@ class GhostGram:
         if self.layer_spectra and not self.plan.layer_spectra:
             self.notes.append("no eigenvalues per layer: their Gram matrices do not fit (max_memory)")
         if self.plan.layer_spectra:
-            self.grams = {name: np.zeros((n, n)) for name in self.sizes if name not in few}
-            self.moments = {name: np.zeros((self.sizes[name], self.sizes[name])) for name in few}
-            self.means = {name: np.zeros(self.sizes[name]) for name in few}
+            self.keep_layers(few)
 
     def _forms_rows(self, name: str, found: Survey) -> bool:
         if name in self.slow or name in self._written:
@@ -197,15 +172,16 @@ class GhostGram:
         detached = {name: p.detach() for name, p in self.functional.parameters.items()}
         slow_engine = None
         if self.slow:
-            slow_engine = PerSampleGradients(_Selected(self.functional, list(self.slow)), self.batches, self.loss, vectorise=self.vectorise, seed=self.seed)
+            selected = SelectedParameters(self.functional, list(self.slow))
+            slow_engine = PerSampleGradients(selected, self.batches, self.loss, vectorise=self.vectorise, seed=self.seed)
         for start in range(0, n, self.plan.hold):
             stop = min(start + self.plan.hold, n)
-            held: list[tuple[int, int, dict[str, ParameterGradient]]] = []
+            held: list[Held] = []
             lo = start
             while lo < n:
                 hi = self._until(lo, stop)
                 kept: dict[str, ParameterGradient] | None = {} if hi < n and lo < stop else None
-                self._chunk(found, detached, slow_engine, held, start, lo, hi, lo < stop, kept)
+                self._chunk(found, detached, slow_engine, held, lo, hi, lo < stop, kept)
                 if kept is not None:
                     held.append((lo, hi, kept))
                 if lo < stop:
@@ -225,9 +201,16 @@ class GhostGram:
         return hi
 
     def _chunk(
-        self, found: Survey, detached: dict[str, Tensor], slow_engine: PerSampleGradients | None, held: list[tuple[int, int, dict[str, ParameterGradient]]],
-        start: int, lo: int, hi: int, inside: bool, kept: dict[str, ParameterGradient] | None,
-    ) -> None:  # fmt: skip
+        self,
+        found: Survey,
+        detached: dict[str, Tensor],
+        slow_engine: PerSampleGradients | None,
+        held: list[Held],
+        lo: int,
+        hi: int,
+        inside: bool,
+        kept: dict[str, ParameterGradient] | None,
+    ) -> None:
         n = hi - lo
         whole = self.batches[self.units[lo].batch]
         rows = [u.row for u in self.units[lo:hi] if u.row is not None]
@@ -242,7 +225,7 @@ class GhostGram:
                 raise _Changed([name], str(error)) from None
             if name in self._written:
                 gradient.written_out()
-            self._products(name, gradient, held, start, lo, hi, inside)
+            self._products(name, gradient, held, lo, hi, inside)
             if kept is not None:
                 kept[name] = gradient
 
@@ -268,7 +251,7 @@ class GhostGram:
                 if pending[part.name] == 0:
                     finish(part.name)
 
-        uses = ParameterUses(detached, shared=found.shared, cloned=found.cloned, receive=receive)
+        uses = ParameterUses(detached, shared=found.shared, expected=frozenset(found.layouts), receive=receive)
         own = forward(self.functional, self.loss, batch, uses, detached)
         for name, function in uses.unknown.items():
             if name not in self.slow:
@@ -291,28 +274,17 @@ class GhostGram:
                 collected[name] = [Rows(torch.cat(parts), whole_region((self.sizes[name],)))]
                 finish(name)
 
-    def _products(
-        self, name: str, gradient: ParameterGradient, held: list[tuple[int, int, dict[str, ParameterGradient]]], start: int, lo: int, hi: int, inside: bool
-    ) -> None:
+    def _products(self, name: str, gradient: ParameterGradient, held: list[Held], lo: int, hi: int, inside: bool) -> None:
         """The gradients lo .. hi of one parameter with themselves (inside the block) and with those that are held."""
         began = time.perf_counter()
         algorithm = self.routes[name][0] if name in self.routes else "auto"
         algorithm = algorithm if algorithm in ALGORITHMS else "auto"
-        w, before = self.weights, self._before[name]
         if inside:
             tile = np.zeros((hi - lo, hi - lo))
             gradient.gram(tile, None, self.kernel, algorithm)
-            self._add(name, tile, lo, lo)
-            norms2 = np.diagonal(tile)
-            self.second[name] += float(w[lo:hi] @ norms2)
-            before[lo:hi] += np.tril(tile, -1) @ w[lo:hi] + 0.5 * w[lo:hi] * norms2
-            order = list(self.sizes)
-            for i in np.flatnonzero(~np.isfinite(norms2)).tolist():
-                self.bad[lo + i] = min(name, self.bad.get(lo + i, name), key=order.index)
+            self.add_own(name, tile, lo)
             if name in self.moments:
-                g = self._written_rows(gradient)
-                self.moments[name] += g.T @ (w[lo:hi, None] * g)
-                self.means[name] += w[lo:hi] @ g
+                self.add_rows(name, gradient.rows(), lo)
         for a, b, gradients in held:
             if name in gradients:
                 tile = np.zeros((hi - lo, b - a))
@@ -320,36 +292,5 @@ class GhostGram:
                     gradient.gram(tile, gradients[name], self.kernel, algorithm)
                 except ValueError as error:
                     raise _Changed([name], str(error)) from None
-                self._add(name, tile, lo, a)
-                before[lo:hi] += tile @ w[a:b]
+                self.add_products(name, tile, lo, a)
         self.seconds[name] += time.perf_counter() - began
-
-    def _written_rows(self, gradient: ParameterGradient) -> F64:
-        rows = sum(p.embedded(gradient.n_params) if p.region.numel != gradient.n_params else p.values for p in gradient.parts if isinstance(p, Rows))
-        assert isinstance(rows, Tensor)
-        return np.asarray(rows.double().cpu().numpy())
-
-    def _add(self, name: str, tile: F64, row: int, column: int) -> None:
-        where = (slice(row, row + tile.shape[0]), slice(column, column + tile.shape[1]))
-        self.gram[where] += tile
-        if name in self.grams:
-            self.grams[name][where] = tile
-
-    def layer_moments(self, name: str) -> tuple[float, float]:
-        """(weighted mean of |g|², |weighted mean of g|²) of one parameter over the units that are done, weights of sum 1."""
-        w = self.weights[: self.done]
-        total = float(w.sum())
-        if self.engine == "per-sample":
-            mean = self.means[name] / total
-            return self.second[name] / total, float(mean @ mean)
-        return self.second[name] / total, max(2.0 * float(w @ self._before[name][: self.done]) / total**2, 0.0)
-
-    def layer_moment(self, name: str) -> tuple[F64, F64]:
-        """(weighted mean of g gᵀ, of g) of one of ``moments``."""
-        total = float(self.weights[: self.done].sum())
-        return self.moments[name] / total, self.means[name] / total
-
-    def full(self, gram: F64) -> F64:
-        """The lower triangle of what is done, mirrored."""
-        lower = np.tril(gram[: self.done, : self.done])
-        return np.asarray(lower + np.tril(lower, -1).T)

@@ -14,16 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..kernels.select import select
-from .parameter_uses import Part, Region
-from .sample_layout import Layout
+from .token_grams import shared_tokens
+from .use_records import Region
 
-__all__ = ["Contribution", "ConvSum", "GramKernel", "MatrixSum", "Rows", "Tokens", "contribution", "gram_kernel"]
+__all__ = ["Contribution", "GramKernel", "MatrixSum", "Rows", "Tokens", "array", "flops_of"]
 
 F64 = NDArray[np.float64]
-TILE_BYTES = 16 << 20  # of unfolded inputs, or of gradients written out, at once
 
 
 class GramKernel(Protocol):
@@ -31,26 +28,6 @@ class GramKernel(Protocol):
     and b with themselves, the whole symmetric matrix. b None: a (n, P) are rows. algorithm: "positions", "gradients" or "auto"."""
 
     def __call__(self, gram: F64, a: Any, b: Any = None, a2: Any = None, b2: Any = None, *, algorithm: str = "auto") -> Any: ...
-
-
-def gram_kernel(backend: str = "auto") -> tuple[GramKernel, str]:
-    """The kernel and its backend's name; "auto" is whatever takes fewer operations."""
-    compute, name = select("gradient_gram", backend)
-
-    def kernel(gram: F64, a: Any, b: Any = None, a2: Any = None, b2: Any = None, *, algorithm: str = "auto") -> None:
-        if algorithm == "auto":
-            algorithm = cheaper(a, b, a2) if b is not None else "gradients"
-        target = np.ascontiguousarray(gram)
-        compute(target, a, b, a2, b2, algorithm=algorithm)
-        if target is not gram:
-            gram[:] = target
-
-    def cheaper(a: Any, b: Any, a2: Any) -> str:
-        t = a.shape[1] if a.ndim == 3 else 1
-        m, s = (None, t) if a2 is None else (len(a2), a2.shape[1] if a2.ndim == 3 else 1)
-        return min(("positions", "gradients"), key=lambda name: flops_of(name, len(a), t, m, s, a.shape[-1], b.shape[-1]))
-
-    return kernel, name
 
 
 def array(t: Tensor) -> NDArray[Any]:
@@ -169,112 +146,6 @@ class MatrixSum(Contribution):
         return MatrixSum(torch.cat([p.left for p in parts], 1), torch.cat([p.right for p in parts], 1), parts[0].region)
 
 
-def windows(x: Tensor, options: Any, out: Sequence[int]) -> Tensor:
-    """(n, C, sizes...) -> (n, T, C k): what the kernel of a convolution sees at each of the T = prod(out) positions."""
-    pads = [p for pair in reversed(options["pads"]) for p in pair]
-    x = F.pad(x, pads) if any(pads) else x
-    n, c, strides = x.shape[0], x.shape[1], x.stride()
-    steps = [s * st for s, st in zip(strides[2:], options["stride"], strict=True)]
-    within = [s * d for s, d in zip(strides[2:], options["dilation"], strict=True)]
-    seen = x.as_strided((n, *out, c, *options["kernel"]), (strides[0], *steps, strides[1], *within))
-    return seen.reshape(n, int(np.prod(out)), -1)
-
-
-@dataclass
-class ConvSum(Contribution):
-    """A convolution's weight (O, C / groups, k...): calls (x (n f, C, sizes...), gradient (n f, O, out...), options), n samples of f images each."""
-
-    calls: list[tuple[Tensor, Tensor, Any]]
-    samples: int
-    region: Region
-
-    @property
-    def n(self) -> int:  # type: ignore[override]
-        return self.samples
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(t for x, b, _ in self.calls for t in (x, b))
-
-    @property
-    def _sizes(self) -> tuple[int, int, int, int]:
-        """Positions per sample; inputs per group and position; outputs per group; groups."""
-        x, b, options = self.calls[0]
-        groups = options["groups"]
-        positions = sum(c[1].numel() // c[1].shape[1] for c in self.calls) // self.samples
-        return positions, x.shape[1] // groups * int(np.prod(options["kernel"])), b.shape[1] // groups, groups
-
-    def flops(self, algorithm: str, n: int | None = None) -> float:
-        t, p, q, groups = self._sizes
-        return groups * flops_of(algorithm, n or self.n, t, None, 0, p, q)
-
-    def _inputs(self, start: int, stop: int) -> Tensor:
-        """(n, T, c k) of the input channels start .. stop."""
-        parts = [
-            windows(x[:, start:stop], options, b.shape[2:]).reshape(self.samples, -1, (stop - start) * int(np.prod(options["kernel"])))
-            for x, b, options in self.calls
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-    def _outputs(self, start: int, stop: int) -> Tensor:
-        """(n, T, q) gradients of the output channels start .. stop."""
-        parts = [b[:, start:stop].flatten(2).transpose(1, 2).reshape(self.samples, -1, stop - start) for _, b, _ in self.calls]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-    def _step(self, channels: int) -> int:
-        """Input channels whose unfolded inputs are as large as a tile."""
-        t, p, _, _ = self._sizes
-        per_channel = self.samples * t * (p // channels) * self.calls[0][0].element_size()
-        return max(1, min(channels, TILE_BYTES // max(per_channel, 1)))
-
-    def gram(self, gram: F64, other: Any, kernel: GramKernel, algorithm: str) -> None:
-        x, b, options = self.calls[0]
-        groups = options["groups"]
-        channels, outputs = x.shape[1] // groups, b.shape[1] // groups
-        if algorithm == "gradients" and groups > 1:
-            self._grouped(gram, other, kernel)
-            return
-        # the gradients of disjoint sets of input channels add up to the Gram; products of position pairs need all channels of a group
-        step = channels if algorithm == "positions" else min(c._step(channels) for c in (self, other) if c is not None)
-        for g in range(groups):
-            left = [array(c._outputs(g * outputs, (g + 1) * outputs)) for c in (self, other) if c is not None]
-            for start in range(0, channels, step):
-                reach = (g * channels + start, g * channels + min(start + step, channels))
-                right = [array(c._inputs(*reach)) for c in (self, other) if c is not None]
-                pair = (right[1], left[1]) if other is not None else (None, None)
-                kernel(gram, right[0], left[0], *pair, algorithm=algorithm)
-
-    def _grouped(self, gram: F64, other: Any, kernel: GramKernel) -> None:
-        """Gradients of some groups at a time: single ones (of depthwise convolutions) are too small to be worth a call each."""
-        _, p, q, groups = self._sizes
-        n = self.n if other is None else max(self.n, other.n)
-        step = max(1, min(groups, TILE_BYTES // max(1, 4 * n * p * q)))
-        for g in range(0, groups, step):
-            found = [array(c._group_rows(g, min(g + step, groups))) for c in (self, other) if c is not None]
-            kernel(gram, found[0], None, found[1] if other is not None else None)
-
-    def _group_rows(self, start: int, stop: int) -> Tensor:
-        _, p, q, groups = self._sizes
-        channels = self.calls[0][0].shape[1] // groups
-        k, c = self.samples, stop - start
-        right = self._inputs(start * channels, stop * channels).view(k, -1, c, p).transpose(1, 2).reshape(k * c, -1, p)
-        left = self._outputs(start * q, stop * q).view(k, -1, c, q).permute(0, 2, 3, 1).reshape(k * c, q, -1)
-        return torch.bmm(left, right).view(k, -1)
-
-    def rows(self) -> Tensor:
-        groups = self._sizes[3]
-        if groups > 1:
-            return self._group_rows(0, groups)
-        x = self.calls[0][0]
-        left, step = self._outputs(0, self.calls[0][1].shape[1]).transpose(1, 2), self._step(x.shape[1])
-        found = [torch.bmm(left, self._inputs(c, min(c + step, x.shape[1]))) for c in range(0, x.shape[1], step)]
-        return (found[0] if len(found) == 1 else torch.cat(found, 2)).flatten(1)
-
-    @staticmethod
-    def merged(parts: Sequence[ConvSum]) -> ConvSum:
-        return ConvSum([c for p in parts for c in p.calls], parts[0].samples, parts[0].region)
-
-
 @dataclass
 class Tokens(Contribution):
     """Rows added to those of a table (V, d): values (M, d) to row tokens (M) for sample owners (M); no (sample, token) twice."""
@@ -326,61 +197,9 @@ class Tokens(Contribution):
         return float((counts.double() ** 2).sum()) * self.values.shape[1] * grown
 
     def gram(self, gram: F64, other: Any, kernel: GramKernel, algorithm: str) -> None:
-        from .token_grams import shared_tokens
-
         shared_tokens(gram, self, self if other is None else other)
 
     def rows(self) -> Tensor:
         full = self.values.new_zeros((self.samples * self.vocabulary, self.values.shape[1]))
         full[self.owners * self.vocabulary + self.tokens] = self.values
         return full.view(self.samples, -1)
-
-
-def contribution(part: Part, gradient: Tensor, layout: Layout, n: int, shape: Sequence[int]) -> Contribution:
-    """What a call adds to the gradients of n samples. gradient: of the call's output. shape: of the parameter.
-
-    Raises ValueError where the layout does not fit, RuntimeError where the call's input was written to after the call.
-    """
-    if part.x is not None and part.x._version != part.version:
-        raise RuntimeError(f"the input of a call with {part.name} was written to afterwards")
-    if part.kind == "matrix":
-        assert part.x is not None
-        x = layout.split(part.x, n)
-        b = layout.split(gradient, n)
-        x, b = x.reshape(n, -1, x.shape[-1]), b.reshape(n, -1, b.shape[-1])
-        return MatrixSum(x, b, part.region) if part.transposed else MatrixSum(b, x, part.region)
-    if part.kind == "conv":
-        assert part.x is not None
-        x, b = (layout.split(t, n).flatten(0, 1) for t in (part.x, gradient))
-        return ConvSum([(x, b, part.options)], n, part.region)
-    if part.kind == "tokens":
-        assert part.x is not None
-        tokens, b = layout.split(part.x, n).reshape(n, -1), layout.split(gradient, n)
-        return Tokens.of(tokens, b.reshape(n, -1, b.shape[-1]), shape[0], part.region, part.options["padding"])
-    value = gradient if part.factor is None or part.x is None else gradient * part.factor(part.x)
-    value = layout.split(value if part.sign == 1.0 else part.sign * value, n)
-    # the dimensions come out as (n, positions, the others in their order)
-    kept = [2 + a - (a > layout.axis) for a in part.axes]
-    rest = [d for d in range(1, value.ndim) if d not in kept]
-    value = value.permute(0, *kept, *rest)
-    value = value.reshape(n, part.region.numel, -1).sum(2) if rest else value.reshape(n, part.region.numel)
-    return _along(part, Rows(value, part.region), shape)
-
-
-def _along(part: Part, rows: Rows, shape: Sequence[int]) -> Contribution:
-    """Rows for something computed from the parameter -> for the parameter."""
-    for k in range(len(part.chain) - 1, -1, -1):
-        shared = part.chain[k]
-        whole = rows.embedded(shared.shape.numel()).view(rows.n, *shared.shape)
-        if shared.tokens is not None:
-            tokens = shared.tokens.flatten()[None].expand(rows.n, -1)
-            return Tokens.of(tokens, whole.reshape(rows.n, tokens.shape[1], -1), shape[0], whole_region(shape), shared.padding)
-        assert shared.back is not None
-        rows = Rows(torch.func.vmap(shared.back)(whole).reshape(rows.n, -1), whole_region(part.chain[k - 1].shape if k else shape))
-    return rows
-
-
-def whole_region(shape: Sequence[int]) -> Region:
-    """The region that a contiguous tensor of this shape is of itself."""
-    steps = [int(np.prod(shape[d + 1 :])) for d in range(len(shape))]
-    return Region(0, tuple((s, step if s > 1 else 1) for s, step in zip(shape, steps, strict=True)))

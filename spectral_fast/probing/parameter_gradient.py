@@ -8,10 +8,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from .layer_grams import Contribution, ConvSum, GramKernel, MatrixSum, Rows, Tokens
-from .parameter_uses import Region
+from .conv_grams import ConvSum
+from .layer_grams import Contribution, GramKernel, MatrixSum, Rows, Tokens
 from .token_grams import rows_of_outputs
+from .use_records import Region
 
 __all__ = ["ALGORITHMS", "ParameterGradient", "Route"]
 
@@ -100,6 +102,13 @@ class ParameterGradient:
     def numbers(self) -> int:
         """How many numbers per sample written_out leaves."""
         return sum(p.region.numel for p in self.parts)
+
+    def rows(self) -> Tensor:
+        """(n, P) of a parameter whose gradients are written out."""
+        rows = [p for p in self.parts if isinstance(p, Rows)]
+        if len(rows) == 1 and rows[0].region.numel == self.n_params:
+            return rows[0].values
+        return torch.stack([p.embedded(self.n_params) for p in rows]).sum(0)
 
     def gram(self, gram: F64, other: ParameterGradient | None, kernel: GramKernel, algorithm: str) -> None:
         """gram (n, m) += <G_i, G_j>; other None: with itself."""

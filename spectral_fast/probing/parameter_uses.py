@@ -7,9 +7,8 @@ which is not known here is listed in ``unknown``: its gradients have to be compu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -21,76 +20,9 @@ from torch.utils import _pytree as pytree
 
 from .known_functions import Draft, drafts_of
 from .recurrent_cells import CELLS, LAYERS, unrolled, unrolled_cell
+from .use_records import Call, CallKey, Part, Region, Shared
 
-__all__ = ["Call", "CallKey", "Part", "ParameterUses", "Region", "once_differentiable"]
-
-
-@dataclass(frozen=True)
-class Region:
-    """The numbers of a parameter that a view of it holds: offset, and (size, stride) of its dimensions, largest stride first."""
-
-    offset: int
-    dims: tuple[tuple[int, int], ...]
-
-    @property
-    def numel(self) -> int:
-        total = 1
-        for size, _ in self.dims:
-            total *= size
-        return total
-
-    def of(self, flat: Tensor) -> Tensor:
-        """The view of (..., P) numbers that this region is: (..., sizes)."""
-        lead = flat.shape[:-1]
-        return flat.as_strided((*lead, *(s for s, _ in self.dims)), (*flat.stride()[:-1], *(d for _, d in self.dims)), flat.storage_offset() + self.offset)
-
-
-@dataclass
-class Part:
-    """What one call means to one parameter. kind: "matrix" (outer products of the output's gradient and x), "rows" (sums of the output's gradient,
-    times factor(x) where there is one), "tokens" (rows of the output's gradient added to those of a table), "conv".
-
-    axes: for "rows", the output's dimensions that the region's dimensions lie along. transposed: for "matrix", whether the region's first dimension
-    is that of the inputs. version: of x, when it was seen. chain: what was computed from the parameter alone before this call.
-    """
-
-    name: str
-    kind: str
-    region: Region
-    x: Tensor | None
-    axes: tuple[int, ...] = ()
-    transposed: bool = False
-    factor: Callable[[Tensor], Tensor] | None = None
-    sign: float = 1.0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    version: int = 0
-    chain: tuple[Shared, ...] = ()
-
-
-@dataclass(frozen=True)
-class Shared:
-    """An output computed from a parameter alone, the same for all samples. tokens: the rows of the table it holds, where it is one's lookup;
-    else back: the parameter's gradient from the output's, for one sample."""
-
-    shape: torch.Size
-    tokens: Tensor | None = None
-    back: Callable[[Tensor], Tensor] | None = None
-    padding: int | None = None
-
-
-# (function, parameters, followed outputs on the way to it, dimensions of the output, how many such calls came before): the same in every run of a model
-CallKey = tuple[str, tuple[str, ...], int, int, int]
-
-
-@dataclass
-class Call:
-    """One call of a known function with parameters. axes: the dimensions of its output along which samples may lie."""
-
-    key: CallKey
-    parts: list[Part]
-    shape: torch.Size
-    axes: tuple[int, ...]
-    gradients: list[Tensor] = field(default_factory=list)
+__all__ = ["ParameterUses"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +59,7 @@ _CUT = {torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__}  # type: i
 class ParameterUses(TorchFunctionMode):
     """Active while the model runs. leaves: name -> tensor without requires_grad, with which the model is called.
 
-    shared: calls whose output is the same for all samples. cloned: calls whose input is written to afterwards.
+    shared: calls whose output is the same for all samples. expected: calls that are known from another run.
     receive: called with a Call and the gradient of its output, during the backward pass; by default the gradients are kept in the call.
     token: what the loss has to be differentiated with respect to for the gradients to be received.
     """
@@ -137,7 +69,7 @@ class ParameterUses(TorchFunctionMode):
         leaves: Mapping[str, Tensor],
         *,
         shared: frozenset[CallKey] = frozenset(),
-        cloned: frozenset[CallKey] = frozenset(),
+        expected: frozenset[CallKey] = frozenset(),
         receive: Callable[[Call, Tensor], None] | None = None,
     ) -> None:
         super().__init__()
@@ -145,7 +77,7 @@ class ParameterUses(TorchFunctionMode):
         self.token = torch.zeros((), dtype=first.dtype, device=first.device, requires_grad=True)
         self.calls: list[Call] = []
         self.unknown: dict[str, str] = {}  # parameter -> the function that is not known
-        self._shared, self._cloned = shared, cloned
+        self._shared, self._expected = shared, expected
         self._receive = receive or (lambda call, gradient: call.gradients.append(gradient))
         self._targets: dict[int, list[_Target]] = {}
         self._counts: dict[tuple[str, tuple[str, ...], int, int], int] = {}
@@ -257,12 +189,14 @@ class ParameterUses(TorchFunctionMode):
         common = (name, tuple(t.name for t in targets), max(len(t.chain) for t in targets) if targets else 0, out.ndim)
         self._counts[common] = self._counts.get(common, -1) + 1
         key = (*common, self._counts[common])
+        if self.target(out) is not None and out.numel() == drafts[0].view.numel() and key not in self._expected:
+            return None  # a view like any other; with one sample what is expanded for several looks like one
         parts: list[Part] = []
         for draft in drafts:
             target = self.target(draft.view)
             if target is None:
                 continue
-            part = self._part(draft, target, key in self._cloned)
+            part = self._part(draft, target)
             if part is None or self.target(draft.x) is not None:
                 return None
             parts.append(part)
@@ -293,7 +227,7 @@ class ParameterUses(TorchFunctionMode):
         self._add(_Target(part.name, out, (*part.chain, Shared(out.shape, tokens=part.x, padding=part.options["padding"]))))
         return out
 
-    def _part(self, draft: Draft, target: _Target, copied: bool) -> Part | None:
+    def _part(self, draft: Draft, target: _Target) -> Part | None:
         place = self.region(draft.view, target, draft.dims)
         if place is None:
             return None
@@ -304,8 +238,6 @@ class ParameterUses(TorchFunctionMode):
         if target.chain and not target.tensor.is_contiguous():
             return None
         x = draft.x.detach() if draft.x is not None else None
-        if x is not None and copied:
-            x = x.clone()
         axes = tuple(draft.axes[draft.dims.index(d)] for d in order) if draft.kind == "rows" else ()
         return Part(
             target.name,
@@ -320,25 +252,3 @@ class ParameterUses(TorchFunctionMode):
             x._version if x is not None else 0,
             target.chain,
         )
-
-
-@contextmanager
-def once_differentiable() -> Iterator[None]:
-    """Switches for exact first derivatives, put back afterwards: gradients on, autocast off, full float32 products (no TF32), no encoder fast path."""
-    precision = torch.get_float32_matmul_precision()
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    cudnn = torch.backends.cudnn
-    with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
-        if torch.is_autocast_enabled("cpu"):
-            stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.cuda.is_available():
-            if torch.is_autocast_enabled("cuda"):
-                stack.enter_context(torch.autocast("cuda", enabled=False))
-            stack.enter_context(cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False))
-        if precision != "highest":
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, precision)
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        yield

@@ -5,24 +5,28 @@ What is found is checked against plain gradients of two samples, parameter by pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .batches import Batch, Batches, call_model
+from .contributions import contribution
 from .functional import FunctionalModel
-from .layer_grams import Contribution, GramKernel, contribution
+from .layer_grams import Contribution, GramKernel
 from .losses import Loss
 from .own_losses import own_losses
 from .parameter_gradient import ParameterGradient
-from .parameter_uses import Call, CallKey, ParameterUses
+from .parameter_uses import ParameterUses
 from .per_sample import Unit, take
 from .sample_layout import Layout, find_layout, sample_factors
+from .use_records import Call, CallKey
 
 __all__ = ["Refused", "Survey", "forward", "survey"]
 
@@ -37,24 +41,40 @@ class Refused(Exception):
 @dataclass
 class Survey:
     """layouts: where samples lie in the outputs of a call; certain: False where its gradients were zero. slow: parameter -> why its gradients
-    have to be computed sample by sample. shared, cloned: see ParameterUses. gradients: of the samples looked at. run_bytes: per sample, what a forward and
+    have to be computed sample by sample. shared: see ParameterUses. gradients: of the samples looked at. run_bytes: per sample, what a forward and
     backward pass holds."""
 
     layouts: dict[CallKey, Layout] = field(default_factory=dict)
     certain: dict[CallKey, bool] = field(default_factory=dict)
     slow: dict[str, str] = field(default_factory=dict)
     shared: frozenset[CallKey] = frozenset()
-    cloned: frozenset[CallKey] = frozenset()
     gradients: dict[str, ParameterGradient] = field(default_factory=dict)
     run_bytes: float = 0.0
     probed: int = 1
 
 
+# what torch raises when a model or a loss cannot be run in this way
+_CANNOT = (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError, AssertionError)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What a model or a loss raises inside as Refused; running out of memory stays what it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _CANNOT as error:
+        lines = str(error).strip().splitlines()
+        raise Refused(f"{type(error).__name__}: {lines[0][:200] if lines else ''}") from error
+
+
 def forward(functional: FunctionalModel, loss: Loss, batch: Batch, uses: ParameterUses, leaves: Mapping[str, Tensor]) -> Tensor:
-    """(n,) own losses of the batch's samples; the model sees ``leaves``, watched by ``uses``."""
-    with uses:
-        outputs = call_model(lambda *args, **kwargs: functional(*args, leaves=leaves, **kwargs), batch)
-    return own_losses(loss, outputs, batch.targets, batch.size)
+    """(n,) own losses of the batch's samples; the model sees ``leaves``, watched by ``uses``. Raises Refused."""
+    with _refusing():
+        with uses:
+            outputs = call_model(lambda *args, **kwargs: functional(*args, leaves=leaves, **kwargs), batch)
+        return own_losses(loss, outputs, batch.targets, batch.size)
 
 
 def _largest(batches: Batches, units: list[Unit]) -> tuple[int, list[int]]:
@@ -80,7 +100,7 @@ def survey(
     result = Survey(slow=dict(slow), probed=batch.size)
     detached = {name: p.detach() for name, p in functional.parameters.items()}
     for _ in range(ROUNDS):
-        uses = ParameterUses(detached, shared=result.shared, cloned=result.cloned)
+        uses = ParameterUses(detached, shared=result.shared)
         own = _look(functional, loss, batch, uses, detached, result)
         if _settled(uses, batch.size, detached, result, sample_factors(batch.size, own)):
             _verify(functional, loss, batch, own, kernel, result, algorithm)
@@ -108,8 +128,9 @@ def _look(functional: FunctionalModel, loss: Loss, batch: Batch, uses: Parameter
     if own.shape != (batch.size,):
         raise Refused(f"own losses of shape {tuple(own.shape)}, not ({batch.size},)")
     if own.requires_grad:
-        torch.autograd.grad(own.sum(), uses.token, allow_unused=True, retain_graph=True)
-        torch.autograd.grad((own * sample_factors(batch.size, own)).sum(), uses.token, allow_unused=True)
+        with _refusing():
+            torch.autograd.grad(own.sum(), uses.token, allow_unused=True, retain_graph=True)
+            torch.autograd.grad((own * sample_factors(batch.size, own)).sum(), uses.token, allow_unused=True)
     return own.detach()
 
 
@@ -118,7 +139,7 @@ def _settled(uses: ParameterUses, n: int, shapes: Mapping[str, Tensor], result: 
     result.slow.update({name: f"used by {function}" for name, function in uses.unknown.items()})
     result.layouts, result.certain, result.gradients = {}, {}, {}
     found: dict[str, list[Contribution]] = {}
-    shared, cloned = set(result.shared), set(result.cloned)
+    shared = set(result.shared)
     for call in uses.calls:
         if all(p.name in result.slow for p in call.parts):
             continue
@@ -136,11 +157,9 @@ def _settled(uses: ParameterUses, n: int, shapes: Mapping[str, Tensor], result: 
             try:
                 found.setdefault(part.name, []).append(contribution(part, call.gradients[0], layout, n, shapes[part.name].shape))
             except RuntimeError as error:
-                if part.x is None or part.x._version == part.version:
-                    result.slow[part.name] = str(error).splitlines()[0][:160]
-                cloned.add(call.key)
-    again = shared != set(result.shared) or cloned != set(result.cloned)
-    result.shared, result.cloned = frozenset(shared), frozenset(cloned)
+                result.slow[part.name] = str(error).splitlines()[0][:160]
+    again = shared != set(result.shared)
+    result.shared = frozenset(shared)
     for name, parts in found.items():
         if name not in result.slow:
             try:
@@ -164,20 +183,23 @@ def _verify(functional: FunctionalModel, loss: Loss, batch: Batch, own: Tensor, 
     tolerance = 1e3 * max(torch.finfo(p.dtype).eps for p in leaves.values())
     plain: list[dict[str, Tensor]] = []
     for k in pair:
-        value = loss.batch(functional, take(batch, [k]))
+        with _refusing():
+            value = loss.batch(functional, take(batch, [k]))
         if abs(float(value.detach()) - float(own[k])) > tolerance * max(abs(float(own[k])), 1e-3):
             raise Refused(f"a sample's loss alone is {float(value.detach()):.6g}, in its batch {float(own[k]):.6g}")
-        gradients: Any = torch.autograd.grad(value, tuple(leaves.values()), allow_unused=True) if value.requires_grad else [None] * len(leaves)
+        with _refusing():
+            gradients: Any = torch.autograd.grad(value, tuple(leaves.values()), allow_unused=True) if value.requires_grad else [None] * len(leaves)
         plain.append({name: g.detach().flatten() for name, g in zip(leaves, gradients, strict=True) if g is not None})
-    total = np.array([np.sqrt(sum(float(g.double().square().sum()) for g in one.values())) for one in plain])
-    for name in leaves:
+
+    def products(name: str) -> NDArray[np.float64]:
+        rows = [one.get(name) for one in plain]
+        return np.array([[0.0 if g is None or h is None else float(torch.dot(g, h)) for h in rows] for g in rows]).reshape(len(rows), len(rows))
+
+    plain_products = {name: products(name) for name in leaves}
+    total = np.sqrt(np.diagonal(sum(plain_products.values(), np.zeros((len(pair), len(pair))))))
+    for name, want in plain_products.items():
         if name in result.slow or not pair:
             continue
-        want = np.zeros((len(pair), len(pair)))
-        for i, one in enumerate(plain):
-            for j, two in enumerate(plain[: i + 1]):
-                if name in one and name in two:
-                    want[i, j] = want[j, i] = float(one[name].double() @ two[name].double())
         got = np.zeros((batch.size, batch.size))
         if name in result.gradients:
             gradient = result.gradients[name]

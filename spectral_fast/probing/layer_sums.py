@@ -1,0 +1,100 @@
+"""Sums over parameters that the spectra and noise scales of gradients need, built up block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .gradient_gram import GradientGram
+
+__all__ = ["LayerSums"]
+
+F64 = NDArray[np.float64]
+
+
+class LayerSums:
+    """gram: (n, n) float64 over all parameters, lower triangle of what is done (see full). grams: name -> (n, n) of one parameter; moments: name -> sum w g gᵀ
+    (P_l, P_l) with means: sum w g (P_l), instead, for parameters of fewer numbers than samples whose gradients are formed anyway. bad: unit -> the first
+    parameter whose gradient is not finite. weights: (n,). done: the first so many units are complete.
+    """
+
+    def __init__(self, weights: F64, sizes: dict[str, int]) -> None:
+        """sizes: parameter name -> P_l."""
+        self.weights, self.sizes = weights, sizes
+        self._order = {name: i for i, name in enumerate(sizes)}
+        self.reset()
+
+    def reset(self) -> None:
+        n = len(self.weights)
+        self.done = 0
+        self.gram = np.zeros((n, n))
+        self.grams: dict[str, F64] = {}
+        self.moments: dict[str, F64] = {}
+        self.means: dict[str, F64] = {}
+        self.second = dict.fromkeys(self.sizes, 0.0)  # sum w |g|²
+        self._before = {name: np.zeros(n) for name in self.sizes}  # sum of w_j K_ij over earlier blocks' j, and half of it over the own block's
+        self._formed = False
+        self.bad: dict[int, str] = {}
+
+    def keep_layers(self, few: Sequence[str]) -> None:
+        """Keep what eigenvalues per parameter need; few: parameters whose moments are kept instead of their Grams."""
+        n = len(self.weights)
+        self.grams = {name: np.zeros((n, n)) for name in self.sizes if name not in few}
+        self.moments = {name: np.zeros((self.sizes[name], self.sizes[name])) for name in few}
+        self.means = {name: np.zeros(self.sizes[name]) for name in few}
+
+    def adopt(self, sums: GradientGram) -> None:
+        """What another accumulator found."""
+        self.done, self.gram, self.bad, self.second, self.grams = sums.done, sums.gram, sums.bad, sums.second, sums.grams
+        self.moments = {name: m.double().cpu().numpy() for name, m in sums.moments.items()}
+        self.means = {name: m.double().cpu().numpy() for name, m in sums.mean.items()}
+        self._formed = True
+
+    def add_own(self, name: str, tile: F64, lo: int) -> None:
+        """tile: (c, c) products of the units from lo on with themselves."""
+        self._add(name, tile, lo, lo)
+        hi = lo + len(tile)
+        w, norms2 = self.weights[lo:hi], np.diagonal(tile)
+        self.second[name] += float(w @ norms2)
+        self._before[name][lo:hi] += 0.5 * (tile @ w)
+        for i in np.flatnonzero(~np.isfinite(norms2)).tolist():
+            self.bad[lo + i] = min(name, self.bad.get(lo + i, name), key=self._order.__getitem__)
+
+    def add_products(self, name: str, tile: F64, row: int, column: int) -> None:
+        """tile: products of the units from ``row`` on with earlier ones from ``column`` on."""
+        self._add(name, tile, row, column)
+        self._before[name][row : row + tile.shape[0]] += tile @ self.weights[column : column + tile.shape[1]]
+
+    def add_rows(self, name: str, rows: Tensor, lo: int) -> None:
+        """rows: (c, P_l) gradients of the units from lo on."""
+        g, w = rows.double().cpu().numpy(), self.weights[lo : lo + len(rows)]
+        self.moments[name] += g.T @ (w[:, None] * g)
+        self.means[name] += w @ g
+
+    def _add(self, name: str, tile: F64, row: int, column: int) -> None:
+        where = (slice(row, row + tile.shape[0]), slice(column, column + tile.shape[1]))
+        self.gram[where] += tile
+        if name in self.grams:
+            self.grams[name][where] = tile
+
+    def layer_moments(self, name: str) -> tuple[float, float]:
+        """(weighted mean of |g|², |weighted mean of g|²) of one parameter over the units that are done, weights of sum 1."""
+        w = self.weights[: self.done]
+        total = float(w.sum())
+        if self._formed:
+            mean = self.means[name] / total
+            return self.second[name] / total, float(mean @ mean)
+        return self.second[name] / total, max(2.0 * float(w @ self._before[name][: self.done]) / total**2, 0.0)
+
+    def layer_moment(self, name: str) -> tuple[F64, F64]:
+        """(weighted mean of g gᵀ, of g) of one of ``moments``."""
+        total = float(self.weights[: self.done].sum())
+        return self.moments[name] / total, self.means[name] / total
+
+    def full(self, gram: F64) -> F64:
+        """The lower triangle of what is done, mirrored."""
+        lower = np.tril(gram[: self.done, : self.done])
+        return np.asarray(lower + np.tril(lower, -1).T)
