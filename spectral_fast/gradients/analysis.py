@@ -18,7 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..metrics.gradient_noise import Concentration, Spectrum, concentration, gram_spectrum, moment_spectrum, noise_scale
+from ..metrics.gradient_noise import (
+    Concentration,
+    Spectrum,
+    class_parts,
+    concentration,
+    gram_spectrum,
+    moment_spectrum,
+    noise_scale,
+    signal_share,
+)
 from ..metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram
 from ..probing.batches import Batches
 from ..probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
@@ -103,6 +112,8 @@ def gradient_covariance(
         if plan.n_samples < len(units):
             kept = np.sort(np.random.default_rng(seed).choice(len(units), plan.n_samples, replace=False))
             units = [units[i] for i in kept]
+        else:
+            kept = np.arange(len(units))
         engine = PerSampleGradients(functional, batches, resolved, vectorise=min(64, plan.chunk), seed=seed)
         widths = {name: p for name, (p, _) in sizes.items()}
         sums = GradientGram(units, widths, where, hold=plan.hold, chunk=plan.chunk, layer_spectra=plan.layer_spectra, column_bytes=COLUMN_TILE)
@@ -114,7 +125,7 @@ def gradient_covariance(
         except KeyboardInterrupt:
             interrupted = True
         notes += engine.notes
-        result = _result(job, sums, units, batches, functional, engine.losses, notes)
+        result = replace(_result(job, sums, units, batches, functional, engine.losses, notes), units=kept[: sums.done])
         if interrupted:
             done = f"interrupted after {sums.done} of {len(units)} {unit} gradients"
             result = replace(result, status="incomplete", reason=done if result.status == "ok" else f"{done}; {result.reason}")
@@ -205,6 +216,8 @@ def _result(
     if noise.reason:
         notes.append(f"noise scale: {noise.reason}")
     shares = concentration(main.evals)
+    signal = signal_share(noise)
+    parts = _class_parts(gram, w, units[:n], batches, job)
     zero = not main.trace > 0.0
     return GradientSpectrum(
         status="unresolved" if zero else "ok", reason=_why_zero(gram) if zero else "", backend="torch",
@@ -214,7 +227,20 @@ def _result(
         gradient_norm2=noise.gradient_norm2, noise_floor=main.floor, n_resolved=main.n_resolved, n_samples=n_samples, n_units=n, n_params=job.n_params,
         by_layer={name: _layer(name, sums, w, job, eps, per_unit) for name in sums.sizes}, gram=gram, weights=p,
         loss=float(p @ np.array([losses[i] for i in range(n)])), loss_name=job.loss_name, seconds=0.0, notes=tuple(notes),
+        signal_share=signal[0], signal_share_interval=signal[1], **parts,
     )  # fmt: skip
+
+
+def _class_parts(gram: F64, w: F64, units: list[Unit], batches: Batches, job: _Job) -> dict[str, Any]:
+    """The parts of the trace between and within classes, where every sample has one class index."""
+    targets: list[Any] = [batch.targets for batch in batches]
+    if job.unit != "sample" or job.loss_name == "mse":
+        return {}
+    if not all(isinstance(t, Tensor) and t.ndim == 1 and not (t.is_floating_point() or t.is_complex()) for t in targets):
+        return {}
+    classes = torch.stack([targets[u.batch][u.row] for u in units if u.row is not None]).cpu().numpy().astype(np.int64)
+    found = class_parts(gram, w, classes)
+    return {} if found is None else {"between_classes": found.between, "within_classes": found.within, "n_classes": found.n_classes}
 
 
 def _why_zero(gram: F64) -> str:

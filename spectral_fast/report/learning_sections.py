@@ -39,6 +39,12 @@ def gradient_section(g: GradientSpectrum, title: str = GRADIENT_TITLE) -> Sectio
         ("|mean gradient|²", f"{number(g.gradient_norm2)} (debiased)"),
         ("noise scale", f"{scale}; 95 % interval {interval(low, high)}"),
     ]
+    if np.isfinite(g.signal_share):
+        low, high = g.signal_share_interval
+        pairs.append(("signal share", f"{share(g.signal_share)} of a {plain(g.unit)}'s squared gradient is common to all; 95 % interval {interval(low, high)}"))
+    if np.isfinite(g.between_share):
+        text = f"{share(g.between_share)} of the trace lies between the {integer(g.n_classes)} classes' mean gradients, {share(1 - g.between_share)} within"
+        pairs.append(("classes", text))
     if g.status != "ok":
         pairs.insert(0, ("status", f"{g.status}: {plain(g.reason)}"))
     blocks: list[Block] = [Facts(pairs)]
