@@ -15,6 +15,7 @@ from ..weights.baseline import Reference, beside_baseline, open_baseline
 from ..weights.scan import check_null, weight_spectra
 from ..weights.sources import open_source
 from ..weights.spectra import WeightSpectra
+from .overlaps import Overlaps, gradient_overlaps
 from .result import Diagnosis
 from .steps import Steps
 
@@ -97,6 +98,7 @@ def diagnose(
     _check_weights(include, null, baseline)
     caps = BUDGETS[budget]
     run = Steps()
+    overlaps: Overlaps | None = None
     with open_baseline(baseline) as reference, progress_reporter(progress) as report:
         # the loader is read and the loss settled first: what is wrong with them should not wait for the weights
         data = _batches(model, loader, caps, max_batches, unpack, device) if loader is not None else None
@@ -112,6 +114,7 @@ def diagnose(
             gradients = run("gradients", include, lambda: _gradients(model, data, caps, max_memory, shared))
             curvature = run("curvature", include, lambda: _curvature(model, data, caps, k, tol, {**shared, "max_memory": max_memory, "optimizer": optimizer}))
             collapse = run("collapse", include, lambda: _collapse(model, data, layer, device, max_memory, report))
+            overlaps = run.aside("overlaps of the gradients' top space", lambda: _overlaps(model, data, gradients, curvature, weights, k, max_memory, shared))
     stability = None if optimizer is None or (curvature is not None and curvature.sharpness is not None) else stability_of(optimizer)
     findings = [
         *(weight_findings(weights) if weights else ()),
@@ -129,10 +132,11 @@ def diagnose(
         gradients=gradients,
         curvature=curvature,
         collapse=collapse,
+        overlaps=overlaps,
         findings=tuple(sorted(findings, key=lambda f: -SEVERITIES.index(f.severity))),
         skipped=tuple(run.skipped),
         seconds=time.perf_counter() - start,
-        notes=(f"budget {budget!r}: {_words(caps)}", *((stability,) if isinstance(stability, str) else ())),
+        notes=(f"budget {budget!r}: {_words(caps)}", *run.notes, *((stability,) if isinstance(stability, str) else ())),
         model=model,
         data=None if data is None else data.full,
         loss=settled if settled is not None else loss if loss_fn is None else loss_fn,
@@ -223,6 +227,19 @@ def _curvature(model: Any, data: _Data, caps: Budget, k: int, tol: float, shared
     return curvature(
         model, data.full, k=k, tol=tol, max_matvecs=caps.max_matvecs, probes=caps.probes, steps=caps.steps, data_errors=caps.max_matvecs > 60, **shared
     )
+
+
+def _overlaps(
+    model: Any, data: _Data, gradients: GradientSpectrum | None, curvature: CurvatureSpectra | None, weights: WeightSpectra | None,
+    k: int, max_memory: int | float | None, shared: dict[str, Any],
+) -> Overlaps | None:  # fmt: skip
+    """None where there is nothing to compare the gradients' top space with."""
+    from ..gradients import GradientCovariance
+
+    if gradients is None or gradients.status != "ok" or (weights is None and (curvature is None or curvature.hessian_top is None)):
+        return None
+    op = GradientCovariance(model, data.small, shared["loss"], params=shared["params"], device=shared["device"], centered=gradients.centered)
+    return gradient_overlaps(op, gradients, curvature, weights=weights is not None, k=k, max_memory=max_memory)
 
 
 def _collapse(model: Any, data: _Data, layer: str | None, device: Any, max_memory: int | float | None, progress: Progress) -> NeuralCollapse:

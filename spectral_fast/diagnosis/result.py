@@ -12,6 +12,7 @@ from ..findings import SEVERITIES, Finding
 from ..progress import ProgressOption
 from ..results import Result, Skipped
 from ..weights.spectra import WeightSpectra
+from .overlaps import Overlaps
 
 if TYPE_CHECKING:
     from ..collapse import NeuralCollapse
@@ -33,6 +34,8 @@ class Diagnosis(Result):
     """What the spectra of a model say.
 
     weights, gradients, curvature, collapse: the analyses, None where not done (``skipped`` says why). findings: severest first.
+    overlaps: of the gradient covariance's top space with the Hessian's and with the weights' top singular spaces; None where ``notes`` say why, or where
+    neither of them was computed.
     model, data, loss: what was diagnosed, kept for ``test``; not part of to_dict, and left out of pickles.
     """
 
@@ -41,6 +44,7 @@ class Diagnosis(Result):
     gradients: GradientSpectrum | None = None
     curvature: CurvatureSpectra | None = None
     collapse: NeuralCollapse | None = None
+    overlaps: Overlaps | None = None
     findings: tuple[Finding, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     seconds: float = 0.0

@@ -10,6 +10,7 @@ from ..results import Result, Skipped, Status
 __all__ = ["Steps"]
 
 T = TypeVar("T", bound=Result)
+A = TypeVar("A")
 
 
 class Steps:
@@ -20,6 +21,7 @@ class Steps:
         self.interrupted = False
         self.done = 0
         self.failed: list[str] = []
+        self.notes: list[str] = []
 
     def outcome(self) -> tuple[Status, str]:
         """Status and reason of the whole: what failed is in both, so that no caller takes a failure for a clean bill."""
@@ -55,6 +57,19 @@ class Steps:
         elif result.status != "skipped":
             self.done += 1
         return result
+
+    def aside(self, name: str, work: Callable[[], A | None]) -> A | None:
+        """What is computed from several analyses; without it the diagnosis is whole too, and a note says why it is missing."""
+        if self.interrupted:
+            return None
+        try:
+            return work()
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.notes.append(f"{name}: interrupted")
+        except Exception as e:
+            self.notes.append(f"{name}: not computed: {_one_line(e)}")
+        return None
 
 
 def _one_line(e: BaseException) -> str:

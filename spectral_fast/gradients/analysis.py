@@ -19,7 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..metrics.gradient_noise import Concentration, Spectrum, concentration, gram_spectrum, moment_spectrum, noise_scale
+from ..metrics.gradient_noise import (
+    Concentration,
+    Spectrum,
+    class_parts,
+    concentration,
+    gram_spectrum,
+    moment_spectrum,
+    noise_scale,
+    signal_share,
+)
 from ..metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram, samples_that_fit
 from ..probing.batches import Batches
 from ..probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
@@ -110,6 +119,8 @@ def gradient_covariance(
             notes.append(f"{fitting} of {len(units)} {unit} gradients taken at random: {why}")
             kept = np.sort(np.random.default_rng(seed).choice(len(units), fitting, replace=False))
             units = [units[i] for i in kept]
+        else:
+            kept = np.arange(len(units))
         with ExitStack() as forming:
 
             def formed() -> tuple[GradientGram, PerSampleGradients]:
@@ -145,7 +156,7 @@ def gradient_covariance(
         if sums is not None:
             notes += sums.notes
         how = f"torch, {backend}" if sums is not None and sums.engine == "ghost" else "torch"
-        result = _result(job, made, units, batches, functional, losses, notes, how)
+        result = replace(_result(job, made, units, batches, functional, losses, notes, how), units=kept[: made.done])
         if interrupted:
             done = f"interrupted after {made.done} of {len(units)} {unit} gradients"
             result = replace(result, status="incomplete", reason=done if result.status == "ok" else f"{done}; {result.reason}")
@@ -243,6 +254,8 @@ def _result(
     if noise.reason:
         notes.append(f"noise scale: {noise.reason}")
     shares = concentration(main.evals)
+    signal = signal_share(noise)
+    parts = _class_parts(gram, w, units[:n], batches, job)
     zero = not main.trace > 0.0
     return GradientSpectrum(
         status="unresolved" if zero else "ok", reason=_why_zero(gram) if zero else "", backend=backend,
@@ -252,7 +265,20 @@ def _result(
         gradient_norm2=noise.gradient_norm2, noise_floor=main.floor, n_resolved=main.n_resolved, n_samples=n_samples, n_units=n, n_params=job.n_params,
         by_layer={name: _layer(name, sums, w, job, eps, per_unit) for name in sums.sizes}, gram=gram, weights=p,
         loss=float(p @ np.array([losses[i] for i in range(n)])), loss_name=job.loss_name, seconds=0.0, notes=tuple(notes),
+        signal_share=signal[0], signal_share_interval=signal[1], **parts,
     )  # fmt: skip
+
+
+def _class_parts(gram: F64, w: F64, units: list[Unit], batches: Batches, job: _Job) -> dict[str, Any]:
+    """The parts of the trace between and within classes, where every sample has one class index."""
+    targets: list[Any] = [batch.targets for batch in batches]
+    if job.unit != "sample" or job.loss_name == "mse":
+        return {}
+    if not all(isinstance(t, Tensor) and t.ndim == 1 and not (t.is_floating_point() or t.is_complex()) for t in targets):
+        return {}
+    classes = torch.stack([targets[u.batch][u.row] for u in units if u.row is not None]).cpu().numpy().astype(np.int64)
+    found = class_parts(gram, w, classes)
+    return {} if found is None else {"between_classes": found.between, "within_classes": found.within, "n_classes": found.n_classes}
 
 
 def _why_zero(gram: F64) -> str:

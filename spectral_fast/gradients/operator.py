@@ -280,11 +280,15 @@ def top_directions(op: GradientCovariance, result: GradientSpectrum, k: int) -> 
     """(eigenvalues (m,), eigenvectors (P, m)), m <= k, of the covariance in the space of the parameters, from the Gram matrix of ``result``.
 
     An eigenvector a of the Gram matrix belongs to Gᵀ a: one backward pass for each vector, where eigsh would take two gradients for every product
-    of dozens. Only pairs above the noise floor of ``result``. Raises ValueError where the two are not of the same units.
+    of dozens. Only pairs above the noise floor of ``result``, which may be of some of op's units (its own sample limit). Raises ValueError where the
+    two are not of the same model, sample set and convention.
     """
-    if (op.n_units, op.shape[0], op.unit, op.centered) != (result.n_units, result.n_params, result.unit, result.centered) or op.ranks.size > 1:
+    same = (op.shape[0], op.unit, op.centered) == (result.n_params, result.unit, result.centered) and op.ranks.size == 1
+    if not same or not 1 <= len(result.units) <= op.n_units or result.units[-1] >= op.n_units:
         raise ValueError(f"result: has {result.n_units} {result.unit} gradients of {result.n_params} parameters, op {op.n_units} of {op.shape[0]}")
     values, coefficients = gram_vectors(result.gram, result.weights, k, centered=op.centered)
     above = values > result.noise_floor
-    vectors = op.combinations(coefficients[above])
+    of_all = np.zeros((int(above.sum()), op.n_units))
+    of_all[:, result.units] = coefficients[above]
+    vectors = op.combinations(of_all)
     return values[above], vectors.T / np.maximum(np.linalg.norm(vectors, axis=1), 1e-300)

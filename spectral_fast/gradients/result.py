@@ -42,6 +42,10 @@ class GradientSpectrum(Result):
     trace, effective_rank, participation_ratio, top_share (of the 10 largest): of `eigenvalues`, before k cut them.
     noise_scale: tr C/|g|² in samples (McCandlish et al. 2018), inf when the debiased gradient_norm2 is not positive;
         noise_scale_interval: jackknife, 95 %.
+    signal_share: |g|²/mean |g_n|², the part of a unit's gradient that all have in common, debiased (below 0: not resolved), with its jackknife interval.
+    between_classes, within_classes: tr C between and within the classes of the targets (class_parts; both debiased), n_classes of them; NaN and 0 where
+        targets are no class indices of samples, or nothing tells the parts apart.
+    units: (n,) which of the sample set's units with a valid target the gradients are of, in the loader's order.
     gram: (n, n) float64, <g_i, g_j>, of the units' own gradients; weights: (n,), sum 1. loss: mean over the units.
     """
 
@@ -68,6 +72,18 @@ class GradientSpectrum(Result):
     loss_name: str
     seconds: float
     notes: tuple[str, ...] = ()
+    signal_share: float = math.nan
+    signal_share_interval: tuple[float, float] = (math.nan, math.nan)
+    between_classes: float = math.nan
+    within_classes: float = math.nan
+    n_classes: int = 0
+    units: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False)
+
+    @property
+    def between_share(self) -> float:
+        """Part of the covariance's trace between the classes of the targets."""
+        whole = self.between_classes + self.within_classes
+        return self.between_classes / whole if whole > 0.0 else math.nan
 
     @property
     def eigenvalues_centered(self) -> F64:

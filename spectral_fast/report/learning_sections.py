@@ -12,9 +12,10 @@ from .words import NOTHING, Column, integer, interval, number, pick, plain, shar
 
 if TYPE_CHECKING:
     from ..collapse import NeuralCollapse
+    from ..diagnosis.overlaps import Overlaps
     from ..gradients import GradientSpectrum
 
-__all__ = ["COLLAPSE_TITLE", "GRADIENT_TITLE", "collapse_rows", "collapse_section", "gradient_section"]
+__all__ = ["COLLAPSE_TITLE", "GRADIENT_TITLE", "collapse_rows", "collapse_section", "gradient_section", "overlap_blocks"]
 
 GRADIENT_TITLE = "GRADIENT COVARIANCE"
 COLLAPSE_TITLE = "NEURAL COLLAPSE"
@@ -39,6 +40,12 @@ def gradient_section(g: GradientSpectrum, title: str = GRADIENT_TITLE) -> Sectio
         ("|mean gradient|²", f"{number(g.gradient_norm2)} (debiased)"),
         ("noise scale", f"{scale}; 95 % interval {interval(low, high)}"),
     ]
+    if np.isfinite(g.signal_share):
+        low, high = g.signal_share_interval
+        pairs.append(("signal share", f"{share(g.signal_share)} of a {plain(g.unit)}'s squared gradient is common to all; 95 % interval {interval(low, high)}"))
+    if np.isfinite(g.between_share):
+        text = f"{share(g.between_share)} of the trace lies between the {integer(g.n_classes)} classes' mean gradients, {share(1 - g.between_share)} within"
+        pairs.append(("classes", text))
     if g.status != "ok":
         pairs.insert(0, ("status", f"{g.status}: {plain(g.reason)}"))
     blocks: list[Block] = [Facts(pairs)]
@@ -58,6 +65,30 @@ def gradient_section(g: GradientSpectrum, title: str = GRADIENT_TITLE) -> Sectio
         )
     blocks += [Note(plain(n), "note") for n in g.notes]
     return Section(title, blocks, "gradients")
+
+
+def overlap_blocks(o: Overlaps) -> list[Block]:
+    """What the top directions of the gradients share with the Hessian's and with the weights'; what chance gives beside each number."""
+    pairs = [("top directions", f"{integer(o.directions)} above the noise; overlaps are mean squared cosines of principal angles")]
+    if o.k_hessian:
+        pairs.append(("with the Hessian's", f"{share(o.hessian)} with its top {integer(o.k_hessian)} eigenvectors; by chance {share(o.by_chance)}"))
+    blocks: list[Block] = [Facts(pairs)]
+    if o.weights:
+        found = list(o.weights.items())
+        blocks.append(
+            Table(
+                (
+                    Column("layer", [plain(n) for n, _ in found], "left", shrink=24),
+                    Column("rank", [integer(v.rank) for _, v in found]),
+                    Column("output side", [share(v.output) for _, v in found]),
+                    Column("by chance", [share(v.by_chance[0]) for _, v in found]),
+                    Column("input side", [share(v.input) for _, v in found]),
+                    Column("by chance", [share(v.by_chance[1]) for _, v in found]),
+                ),
+                caption="top directions of the gradients against the weights' leading singular vectors",
+            )
+        )
+    return blocks
 
 
 def collapse_rows(c: NeuralCollapse) -> list[tuple[str, str, float, str]]:

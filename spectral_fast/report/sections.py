@@ -9,7 +9,7 @@ from .advice_sections import ablation_section, advice_section
 from .blocks import Block, Facts, Findings, Note, Section
 from .curvature_sections import TITLE as CURVATURE_TITLE
 from .curvature_sections import curvature_section, density_section, eigen_section, trace_section
-from .learning_sections import COLLAPSE_TITLE, GRADIENT_TITLE, collapse_section, gradient_section
+from .learning_sections import COLLAPSE_TITLE, GRADIENT_TITLE, collapse_section, gradient_section, overlap_blocks
 from .lowrank_sections import lowrank_section
 from .plan_sections import plan_section
 from .survey_sections import survey_sections
@@ -79,7 +79,10 @@ def _diagnosis(d: Diagnosis, rows: int | None) -> list[Section]:
         elif result.status in ("skipped", "failed"):  # its numbers are all NaN
             out.append(Section(heading, [Note(plain(result.reason), result.status), *(Note(plain(n), "note") for n in getattr(result, "notes", ()))], key))
         else:
-            out.append(weight_section(result, heading, rows) if key == "weights" else make(result, heading))
+            section = weight_section(result, heading, rows) if key == "weights" else make(result, heading)
+            if key == "gradients" and d.overlaps is not None:
+                section = Section(section.title, [*section.blocks, *overlap_blocks(d.overlaps)], section.key)
+            out.append(section)
     done = [key for key, _, _ in _ANALYSES if (r := getattr(d, key)) is not None and r.status not in ("skipped", "failed")]
     out.append(_findings_section(d.findings, ", ".join(done)))
     out.append(_diagnosis_end(d))

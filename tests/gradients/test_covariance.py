@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spectral_fast.gradients import GradientSpectrum, gradient_covariance
-from spectral_fast.metrics.gradient_noise import concentration, gram_spectrum, moment_spectrum, noise_scale
+from spectral_fast.metrics.gradient_noise import class_parts, concentration, gram_spectrum, moment_spectrum, noise_scale
 from spectral_fast.metrics.gram_plan import COLUMN_TILE, plan_gram
 
 F64 = NDArray[np.float64]
@@ -209,6 +209,22 @@ def test_batches_as_units() -> None:
     assert result.n_units == 6 and result.n_samples == N
     with pytest.raises(ValueError, match="not built yet; known: sample, batch"):
         gradient_covariance(model, parts, unit="position")
+
+
+def test_signal_share_and_classes() -> None:
+    model, (x, y) = net(), data()
+    result = gradient_covariance(model, (x, y))
+    g = np.concatenate(list(materialized(model, list(zip(x[:, None], y[:, None], strict=True))).values()), axis=1)
+    mean, trace = g.mean(axis=0), float(np.var(g, axis=0, ddof=1).sum())
+    assert result.signal_share == pytest.approx((mean @ mean - trace / N) / (g * g).sum(axis=1).mean(), rel=1e-9)
+    assert result.signal_share_interval[0] < result.signal_share < result.signal_share_interval[1]
+    parts = class_parts(g @ g.T, np.ones(N), y.numpy())
+    assert parts is not None and result.n_classes == parts.n_classes == len(np.unique(y))
+    assert (result.between_classes, result.within_classes) == pytest.approx((parts.between, parts.within), rel=1e-9)
+    assert 0.0 < result.between_share < 1.0 and result.to_dict()["n_classes"] == parts.n_classes
+    # no classes: numbers as targets, batches as units
+    for other in (gradient_covariance(model, (x, torch.randn(N, 10).double())), gradient_covariance(model, [(x[:30], y[:30]), (x[30:], y[30:])], unit="batch")):
+        assert math.isnan(other.between_share) and other.n_classes == 0 and math.isfinite(other.signal_share)
 
 
 def test_limits_are_kept_and_said() -> None:
