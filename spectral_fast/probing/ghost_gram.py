@@ -139,7 +139,7 @@ class GhostGram(LayerSums):
         for name, gradient in found.gradients.items():
             self.routes[name] = gradient.route(n, self.algorithm)
             # gradients that are fewer numbers than what they are made of
-            if self.routes[name][0] == "gradients" and gradient.numbers() <= max(n - 1, gradient.nbytes // (8 * found.probed)):
+            if self.routes[name][0] == "gradients" and gradient.can_be_written and gradient.numbers() <= max(n - 1, gradient.nbytes // (8 * found.probed)):
                 self._written.add(name)
                 held += 8.0 * gradient.numbers()
             else:

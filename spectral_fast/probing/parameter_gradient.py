@@ -95,6 +95,11 @@ class ParameterGradient:
             best = "tokens" if any(isinstance(p, Tokens) for p in self.parts) else "rows"
         return best, flops
 
+    @property
+    def can_be_written(self) -> bool:
+        """A table's rows stay what they are: what else the parameter is used for is multiplied by them as outer products."""
+        return not any(isinstance(p, Tokens) for p in self.parts)
+
     def written_out(self) -> None:
         """Outer products and convolutions as the gradients themselves."""
         self.parts = [p.written_out() if isinstance(p, (MatrixSum, ConvSum)) else p for p in self.parts]

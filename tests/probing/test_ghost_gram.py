@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ghost_models import FAST
+from ghost_models import FAST, N, Wrap, classes
 from gram_reference import gradient_gram
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spectral_fast.probing.batches import Batches
 from spectral_fast.probing.functional import FunctionalModel, select_parameters
