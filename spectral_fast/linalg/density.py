@@ -8,20 +8,21 @@ ends that have converged are eigenvalues: they count 1/n each, exactly, and prob
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
 from ..kernels.counters import rademacher
 from ..memory import host_memory_limit
 from ..results import Result
 from .arrays import as_float64, is_torch, like
-from .krylov import BASIS_DTYPES, F64, Krylov
-from .products import check_operator, product_of
+from .krylov import BASIS_DTYPES, F64, Krylov, dtype_of_basis
+from .options import whole_number
+from .products import blocks_of, check_operator, product_of
 from .share import PIECE, Share
 from .spread import spread_of
 
@@ -30,10 +31,11 @@ __all__ = ["Probed", "ProbeRun", "SpectralDensity", "density_of", "run_probes", 
 GRID = 512
 RELATIVE_WIDTH = 0.01
 # A node at an end of the spectrum counts as an eigenvalue where its residual is below this share of the distance to the next one; a node that carries more
-# than OUTLIER_MASS / n stands for several eigenvalues (one alone has chi-square / n of the mass: above 20 once in 10^5 for a single probe, and never for
-# four)
+# than chance gives to one alone (chi-square / n, in the mean of the probes) stands for several eigenvalues; so do nodes that are copies of one another.
 SETTLED = 0.05
-OUTLIER_MASS = 20.0
+CHANCE = 1e-4
+SAME = 1e-8  # of the range: nodes no further apart are copies of one eigenvalue
+NOT_SYMMETRIC = 1e-3  # of the largest product: asymmetry or noise of the operator beyond which its quadrature is none
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -41,7 +43,8 @@ class SpectralDensity(Result):
     """nodes (ascending) and weights (sum 1): the quadrature of all probes, the cumulative staircase is the result proper (all of them
     torch tensors on the operator's device where it was a torch matrix). outliers (below, above): how many nodes at either end are converged eigenvalues, of
     weight 1/n each; the bulk between them rests on the probes. grid and density: a view of it, every node a Gaussian of standard deviation ``width``.
-    trace, frobenius: estimates with standard errors (NaN for one probe)."""
+    trace, frobenius: estimates with standard errors (NaN for one probe). symmetry_defect: the operator's asymmetry and noise, as in EigenResult; above
+    1e-3 the status is "unresolved"."""
 
     nodes: F64
     weights: F64
@@ -56,6 +59,7 @@ class SpectralDensity(Result):
     steps: int
     matvecs: int
     outliers: tuple[int, int] = (0, 0)
+    symmetry_defect: float = 0.0
     by_probe: F64 = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
 
     def cumulative(self, x: Any) -> F64:
@@ -94,16 +98,12 @@ class ProbeRun:
     squared: list[float] = field(default_factory=list)
     by_block: dict[str, list[float]] = field(default_factory=dict)
     matvecs: int = 0
+    defect: float = 0.0  # largest |uᵀAv - vᵀAu| met for unit vectors, over the largest product
     basis: Krylov | None = None  # of the last block of probes, also of one that was interrupted
 
     @property
     def probes(self) -> int:
         return len(self.quadratic)
-
-
-def _blocks(op: Any) -> Mapping[str, slice]:
-    blocks = getattr(op, "blocks", None)
-    return blocks if isinstance(blocks, Mapping) else {}
 
 
 def run_probes(
@@ -150,7 +150,7 @@ def run_probes(
 
     def by_block(w: NDArray[Any]) -> None:
         q = kry.vectors_of(start)
-        for name, part in _blocks(op).items():
+        for name, part in blocks_of(op, n).items():
             inside = slice(max(0, part.start - share.columns.start), max(0, min(share.width, part.stop - share.columns.start)))
             local[name] = np.asarray(q[:, inside].astype(np.float64) @ w[:, inside].astype(np.float64).T)
             if share.reduce is not None:
@@ -175,6 +175,8 @@ def run_probes(
             weights = (r.T @ s[: len(start)]) ** 2  # the first of the rows multiplied
             run.parts.append(Probed(values, residuals, weights / weights.sum(axis=1, keepdims=True)))
         run.matvecs += kry.products
+        if kry.scale > 0.0:
+            run.defect = max(run.defect, kry.defect / kry.scale)
     return kry
 
 
@@ -192,9 +194,15 @@ def _settled(part: Probed, n: int) -> tuple[int, int]:
     spread = float(part.nodes[-1] - part.nodes[0])
     gaps = np.diff(part.nodes, prepend=-np.inf, append=np.inf)
     apart = np.maximum(SETTLED * np.minimum(np.minimum(gaps[:-1], gaps[1:]), spread), 1e-10 * spread)
-    single = (part.residuals <= apart) & (part.weights.mean(axis=0) * n <= OUTLIER_MASS)
+    same = gaps[1:-1] <= np.maximum(part.residuals[:-1] + part.residuals[1:], SAME * spread)
+    cluster = np.concatenate([[0], np.cumsum(~same)]).astype(np.intp)
+    copies, probes = np.bincount(cluster)[cluster], len(part.weights)
+    mass = np.bincount(cluster, weights=part.weights.mean(axis=0) * n)[cluster]
+    single = (part.residuals <= apart) & (mass <= chi2.isf(CHANCE, copies * probes) / probes)
+    if m == n and (part.residuals <= apart).all():
+        return 0, m  # the whole spectrum
     if single.all():
-        return (0, m) if m == n else (0, 0)  # the whole spectrum, or fewer values than dimensions: then they stand for the rest too
+        return 0, 0  # fewer values than dimensions: then they stand for the rest too
     below, above = int(np.argmin(single)), int(np.argmin(single[::-1]))
     # a quarter of the nodes stays with the bulk: a few could not tell how what is left of the spectrum lies within its own range
     while below + above > m * 3 // 4:
@@ -247,6 +255,9 @@ def density_of(run: ProbeRun, *, outliers: bool = True) -> SpectralDensity:
         matvecs=run.matvecs,
         outliers=ends,
         by_probe=each,
+        symmetry_defect=run.defect,
+        status="ok" if run.defect <= NOT_SYMMETRIC else "unresolved",
+        reason="" if run.defect <= NOT_SYMMETRIC else f"products are symmetric only to {run.defect:.2g} of the largest: the operator is noisy or not symmetric",
     )
 
 
@@ -259,21 +270,18 @@ def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0
     Raises TypeError, ValueError naming the argument; ArithmeticError when a product holds NaN or Inf.
     """
     n = check_operator(op)
-    for name, value in (("probes", probes), ("steps", steps)):
-        if int(value) != value or value < 1:
-            raise ValueError(f"{name}: wanted a positive integer, got {value}")
-    dtype = basis_dtype or ("float32" if str(getattr(op, "dtype", "")).endswith("float32") else "float64")
-    if dtype not in BASIS_DTYPES:
-        raise ValueError(f"basis_dtype: unknown {dtype}; known: {', '.join(BASIS_DTYPES)}")
-    run = ProbeRun(n=n, steps=min(int(steps), n))
+    probes, steps = whole_number("probes", probes), whole_number("steps", steps)
+    whole_number("seed", seed, 0)
+    dtype = dtype_of_basis(basis_dtype) or ("float32" if str(getattr(op, "dtype", "")).endswith("float32") else "float64")
+    run = ProbeRun(n=n, steps=min(steps, n))
     spread = spread_of(op)
     row = (n if spread is None else spread.share.width) * np.dtype(BASIS_DTYPES[dtype]).itemsize
-    together = max(1, min(int(probes), host_memory_limit(None) // max(1, row * (run.steps + 2))))
+    together = max(1, min(probes, host_memory_limit(None) // max(1, row * (run.steps + 2))))
     with nullcontext() if spread is None else spread.one_interrupt():
         together = together if spread is None else spread.least(together)
         while run.probes < probes:
             run.basis = None  # one in memory at a time
-            run_probes(op, run, probes=min(together, int(probes) - run.probes), seed=seed, basis_dtype=dtype)
+            run_probes(op, run, probes=min(together, probes - run.probes), seed=seed, basis_dtype=dtype)
     result = density_of(run)
     if is_torch(op):
         result = replace(result, **{name: like(op, getattr(result, name)) for name in ("nodes", "weights", "grid", "density")})

@@ -7,6 +7,7 @@ everything found, has made a missed one improbable by the recurrence of its own 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from ..results import Result
 from .arrays import as_float64, is_torch, like
-from .krylov import BASIS_DTYPES, F64, Krylov
+from .krylov import F64, Krylov, dtype_of_basis
+from .options import whole_number
 from .pairs import PairRun, Pairs
 from .products import check_operator, product_of
 from .restart import SEARCH_ROWS, Budget, Ends, basis_size
@@ -74,19 +76,13 @@ def _start_vectors(v0: Any, n: int) -> F64:
 
 def basis_dtype_for(op: Any, tol: float, basis_dtype: Any) -> str:
     """The name of the basis's format: the one asked for, else float32 where products are float32 and tol is coarse, else float64."""
-    if basis_dtype is None:
-        return "float32" if str(getattr(op, "dtype", "")).endswith("float32") and tol >= 1e-5 else "float64"
-    name = str(basis_dtype).removeprefix("torch.") if not isinstance(basis_dtype, type) else np.dtype(basis_dtype).name
-    name = {"bf16": "bfloat16"}.get(name, name)
-    if name not in BASIS_DTYPES:
-        raise ValueError(f"basis_dtype: unknown {name}; known: {', '.join(BASIS_DTYPES)}")
-    return name
+    return dtype_of_basis(basis_dtype) or ("float32" if str(getattr(op, "dtype", "")).endswith("float32") and tol >= 1e-5 else "float64")
 
 
 def tol_of(tol: float, dtype: str) -> float:
     """At least what the basis's rounding allows."""
-    if not 0.0 < tol < 1.0:
-        raise ValueError(f"tol: wanted 0 < tol < 1, got {tol}")
+    if isinstance(tol, bool) or not isinstance(tol, (int, float, np.number)) or not 0.0 < tol < 1.0:
+        raise ValueError(f"tol: wanted 0 < tol < 1, got {tol!r}")
     return max(tol, 10.0 * {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-11}[dtype])
 
 
@@ -115,13 +111,17 @@ def extreme_pairs(
     memory of as many vectors once more. KeyboardInterrupt ends the run, not the caller: see ``interrupted``.
     """
     n = check_operator(op)
+    tol_of(tol, "float64")
     dtype = start.dtype if start is not None else basis_dtype_for(op, tol, basis_dtype)
     tol = tol_of(tol, dtype)
-    block = 1 if block is None else int(block)
-    if not 1 <= block <= n:
+    if block is not None and v0 is not None:
+        raise ValueError("block: v0 gives the start vectors; wanted one of the two")
+    block = 1 if block is None else whole_number("block", block)
+    if block > n:
         raise ValueError(f"block: wanted 1..{n}, got {block}")
+    whole_number("seed", seed, 0)
     k = min(ends.total, n)
-    limit = max(1000, 40 * k) if max_matvecs is None else int(max_matvecs)
+    limit = max(1000, 40 * k) if max_matvecs is None else whole_number("max_matvecs", max_matvecs)
     small = n <= max(DENSE_BELOW, ends.total) and share is None and start is None
     whole = small or share is not None or (start is not None and start.share.reduce is None)
     spread = None if whole else spread_of(op)
@@ -144,6 +144,7 @@ def extreme_pairs(
             if kry is None:
                 if checkpoint is not None:
                     identity = {"n": n, "ends": (ends.top, ends.bottom, ends.magnitude), "tol": tol, "dtype": dtype, "seed": seed, "block": block}
+                    identity["v0"] = None if starts is None else hashlib.sha256(starts.tobytes()).hexdigest()[:16]
                     saved = SavedRun(checkpoint, identity, budget, n, rows, seed=seed, dtype=dtype, spare=block, backend=backend)
                     kry, run.saved = saved.kry, saved
                 else:
@@ -236,7 +237,9 @@ def eigsh(
     max_matvecs: budget of products, max(1000, 40 k) by default; where it ends first the status is "incomplete".
     block: number of start vectors (1). v0: start vectors (n,) or (n, b) instead.
     basis_dtype: "float64", "float32" or "bfloat16" (half the memory; tol at least 5e-3); None: float32 for an operator of float32 and tol >= 1e-5.
-    checkpoint: path of a file that keeps the run (its basis beside it): killed and called again, it goes on where it was.
+    checkpoint: path of a file that keeps the run (its basis beside it): killed and called again, it goes on where it was, after one product, of the budget
+        but never refused by it, that shows whether ``op`` is the file's; a ValueError says if not. Not used where all of the operator is computed at once,
+        for n <= 24 and k >= n.
 
     A ModelOperator on several processes (process_group=) spreads the basis over them: call it on all; every one gets the result, without checkpoint=.
     A torch matrix gives torch tensors on its device, everything else, ModelOperators too, numpy arrays. Ctrl-C returns the pairs as
@@ -245,9 +248,7 @@ def eigsh(
     n = check_operator(op)
     if which not in _WHICH:
         raise ValueError(f"which: unknown {which!r}; known: {', '.join(_WHICH)}")
-    if int(k) != k or k < 1:
-        raise ValueError(f"k: wanted a positive integer, got {k}")
-    wanted = min(int(k), n)
+    wanted = min(whole_number("k", k), n)
     pairs, run = extreme_pairs(
         op, _WHICH[which](wanted), tol=tol, max_matvecs=max_matvecs, block=block, v0=v0, seed=seed, basis_dtype=basis_dtype, checkpoint=checkpoint
     )

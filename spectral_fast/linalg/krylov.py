@@ -27,7 +27,7 @@ from .arrays import RawArray, as_numpy
 from .products import Apply
 from .share import PIECE, Share
 
-__all__ = ["BASIS_DTYPES", "Krylov", "uninterrupted"]
+__all__ = ["BASIS_DTYPES", "Krylov", "dtype_of_basis", "uninterrupted"]
 
 F64 = NDArray[np.float64]
 BASIS_DTYPES = {"float64": "float64", "float32": "float32", "bfloat16": "uint16"}  # name -> what numpy holds it in
@@ -47,6 +47,17 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came and callable(before):
             before(*came[0])
+
+
+def dtype_of_basis(basis_dtype: Any) -> str:
+    """The name of a format of BASIS_DTYPES ("bf16" is "bfloat16"; numpy's and torch's types are known), "" for None. Raises ValueError."""
+    if basis_dtype is None:
+        return ""
+    name = str(basis_dtype).removeprefix("torch.") if not isinstance(basis_dtype, type) else np.dtype(basis_dtype).name
+    name = {"bf16": "bfloat16"}.get(name, name)
+    if name not in BASIS_DTYPES:
+        raise ValueError(f"basis_dtype: unknown {name}; known: {', '.join(BASIS_DTYPES)}")
+    return name
 
 
 class Krylov:
@@ -256,6 +267,16 @@ class Krylov:
         out = np.empty((1, self.share.width), dtype=np.float64 if self.dtype == "float64" else np.float32) if into is None else into
         self._recombine(self.rows, self.t, np.ascontiguousarray(c[: self.t, None]), out)
         return out
+
+    def relation_error(self, c: F64, apply: Apply) -> float:
+        """||A V_M c - V T[:, M] c|| for coefficients ``c`` (m,) on ``order``, from one product."""
+        on_all = np.zeros(self.t)
+        on_all[self.order] = c
+        v = self.combination(on_all)
+        w = apply(v)
+        self.combination(self.T[: self.t, self.order] @ c, into=v)
+        w -= v
+        return self.share.norm(w[0])
 
     def free(self) -> None:
         """Give the memory of the basis back; it cannot be used any more."""

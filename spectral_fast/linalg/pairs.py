@@ -22,6 +22,7 @@ POLISH_ROUNDS = 3
 SHARE_OF_TOL = 0.9  # what the Krylov relation's residuals may take; the rest is for the error of the relation itself
 SEARCH_ROUNDS = 12
 EARLY = 4.0  # times tol: residuals at which the search for missed pairs begins, since its products bring the pairs further too
+STRANGE = 1e-2  # of the operator's norm: a product that differs by so much is not the same operator's
 # A normal number is smaller than this with probability 0.01: what a product of a random combination shows of an error is rarely less.
 UNLUCKY = 0.0125
 
@@ -63,6 +64,8 @@ class PairRun:
 
     def krylov(self, kry: Krylov) -> None:
         """Converge, look for what was missed, measure the residuals and polish where they ask for it. ``kry`` is used up."""
+        if self.saved is not None and kry.m:
+            self._check_operator(kry)
         self.basis = kry
         found = self._settle(kry)
         self.scale, self.defect = float(np.abs(found.values).max(initial=0.0)), kry.defect
@@ -73,8 +76,7 @@ class PairRun:
         self.error = kry.defect * float(np.sqrt(self.n))
         if self.error > small and not few and self.budget.used < self.budget.limit:
             self.error = self._relation_error(kry, found)
-        self.pairs = self._taken(kry, found)
-        self.basis = None
+        self._take(kry, found)
         if few or (self.error > 0.1 * self.tol * self.scale and self.status == "ok"):
             self.error = 0.0
             self._measured(kry)
@@ -110,21 +112,32 @@ class PairRun:
     def _relation_error(self, kry: Krylov, found: Ritz) -> float:
         """Bound (0.99) of ||A v_i - Σ_j T_ji v_j|| over the wanted vectors v_i, from one product with a Gaussian combination of them."""
         omega = found.s[:, found.wanted] @ gaussian(len(found.wanted), self.seed, 2**40)
-        c = np.zeros(kry.t)
-        c[kry.order] = omega
         size = float(np.linalg.norm(omega))
-        v = kry.combination(c / size)
-        w = self.budget(v)
-        kry.combination(kry.T[: kry.t, kry.order] @ (omega / size), into=v)
-        w -= v
-        return self.share.norm(w[0]) * size / UNLUCKY
+        return kry.relation_error(omega / size, self.budget) * size / UNLUCKY
 
-    def _taken(self, kry: Krylov, found: Ritz) -> Pairs:
-        """The wanted pairs, their vectors in the memory of the basis's first rows: it is a basis no more."""
+    def _check_operator(self, kry: Krylov) -> None:
+        """Are a run's rows and numbers those of this operator? One product of a Gaussian combination of all rows says so. ValueError where they are not.
+
+        A search's random vector is among the rows, so that a difference outside of the wanted pairs shows too, if not much above the noise."""
+        omega = gaussian(kry.m, self.seed, 2**41)
+        error = kry.relation_error(omega / np.linalg.norm(omega), self.budget)
+        if not np.isfinite(error):
+            raise ArithmeticError("op: its product with a unit vector holds NaN or Inf, or numbers whose squares overflow")
+        noise = 2.0 * kry.defect * float(np.sqrt(self.n))  # as in ``krylov``: at least that of the products
+        # of so few products too little is known; if those to come are another operator's, the projected matrix is not symmetric in the end
+        floor = STRANGE if kry.m < 4 else 1e3 * kry.eps
+        if error > min(max(noise, floor * kry.scale), 10 * STRANGE * kry.scale):
+            raise ValueError(
+                f"checkpoint: the file is of another operator: a product differs from what it holds by {error / max(kry.scale, 1e-300):.2g} of the largest one;"
+                " name another file for this operator, or delete that one"
+            )
+
+    def _take(self, kry: Krylov, found: Ritz) -> None:
+        """``pairs`` become the wanted ones, their vectors in the memory of the basis's first rows: it is a basis no more."""
         s = np.ascontiguousarray(found.s[:, found.wanted])
         with uninterrupted():
-            rows = kry.taken(s)
-        return Pairs(found.values[found.wanted], rows, found.residuals[found.wanted])
+            self.pairs = Pairs(found.values[found.wanted], kry.taken(s), found.residuals[found.wanted])
+            self.basis = None
 
     def _measured(self, kry: Krylov) -> None:
         """The residual of every pair from its own product, and better pairs while that helps."""
@@ -144,7 +157,7 @@ class PairRun:
                 self._stop(f"{self.budget.limit} products did not suffice")
                 return
             self.scale = max(self.scale, float(np.abs(better.values).max(initial=0.0)))
-            self.pairs = self._taken(again, better)
+            self._take(again, better)
             products = self._products()
             if self.pairs.residuals.max() > 0.5 * worst:  # they have stopped falling
                 return
@@ -167,7 +180,7 @@ class PairRun:
         if self.basis is not None and self.basis.m:
             found = ritz_of(self.basis, self.ends, self.tol)
             self.scale, self.defect = float(np.abs(found.values).max()), max(self.defect, self.basis.defect)
-            self.pairs = self._taken(self.basis, found)
+            self._take(self.basis, found)
         self.basis = None
         self._stop(f"interrupted after {self.budget.used} products")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .arrays import is_torch
 
-__all__ = ["Apply", "check_operator", "product_of", "vector_product"]
+__all__ = ["Apply", "blocks_of", "check_operator", "product_of", "real", "vector_product"]
 
 F64 = NDArray[np.float64]
 # rows (b, n) in -> products by row (b, n) out, float32 or float64, which the caller may overwrite
@@ -22,6 +22,8 @@ def check_operator(op: Any) -> int:
     shape = getattr(op, "shape", None)
     if shape is None or not hasattr(op, "__matmul__"):
         raise TypeError(f"op: wanted something with .shape and @ (array, tensor, LinearOperator, ModelOperator), got {type(op).__name__}")
+    if "complex" in str(getattr(op, "dtype", "")):
+        raise TypeError(f"op: wanted a real symmetric operator, got dtype {op.dtype}")
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
         raise ValueError(f"op: wanted a square matrix, got shape {tuple(shape)}")
     return int(shape[0])
@@ -34,7 +36,7 @@ def product_of(op: Any) -> Apply:
         import sys
 
         torch = sys.modules["torch"]
-        matrix = op.detach()
+        matrix = op.detach() if op.is_floating_point() else op.detach().double()
 
         def torch_product(v: NDArray[Any]) -> NDArray[Any]:
             x = torch.from_numpy(v).to(device=matrix.device, dtype=matrix.dtype)
@@ -48,7 +50,7 @@ def product_of(op: Any) -> Apply:
         def numpy_product(v: NDArray[Any]) -> NDArray[Any]:
             out = np.empty(v.shape, dtype=np.float64)
             for row, to in zip(v, out, strict=True):
-                w = np.asarray(op @ row.astype(np.float64, copy=False))
+                w = real(op @ row.astype(np.float64, copy=False))
                 if w.size != to.size:
                     raise ValueError(f"op: its product with a vector of shape {row.shape} has shape {w.shape}")
                 to[:] = w.reshape(-1)
@@ -63,6 +65,28 @@ def product_of(op: Any) -> Apply:
         return w
 
     return apply
+
+
+def real(w: Any) -> NDArray[Any]:
+    """A product as an array. Raises TypeError where it is complex."""
+    out = np.asarray(w)
+    if np.iscomplexobj(out):
+        raise TypeError(f"op: wanted a real symmetric operator, its product with a real vector is {out.dtype}")
+    return out
+
+
+def blocks_of(op: Any, n: int) -> dict[str, slice]:
+    """``op.blocks`` (name -> slice) with plain bounds, {} where there are none. Raises ValueError for a block with a step."""
+    blocks = getattr(op, "blocks", None)
+    if not isinstance(blocks, Mapping):
+        return {}
+    plain = {}
+    for name, s in blocks.items():
+        start, stop, step = s.indices(n)
+        if step != 1:
+            raise ValueError(f"op: block {name!r} has step {step}; wanted contiguous rows")
+        plain[str(name)] = slice(start, max(start, stop))
+    return plain
 
 
 def vector_product(op: Any) -> Callable[[F64], F64]:

@@ -77,7 +77,7 @@ class SavedRun:
         except Exception as why:  # there is no end of what a strange file makes numpy and zipfile raise
             raise ValueError(f"checkpoint: {str(self.path)!r} is not a run of eigsh ({type(why).__name__}: {why})") from None
         if identity != self.identity:
-            raise ValueError(f"checkpoint: {str(self.path)!r} is of another run: {identity}; wanted {self.identity}")
+            raise ValueError(f"checkpoint: {str(self.path)!r} is of another run: {identity}; wanted {self.identity}; name another file, or delete that one")
         try:
             numbers = {name: kind(known[name].item()) for name, kind in _NUMBERS.items()}
             lists = {name: [int(j) for j in known[name]] for name in ("order", "pending", "chain")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,8 @@ from ..results import Result
 from .arrays import like
 from .density import ProbeRun
 from .krylov import F64
-from .products import check_operator
+from .options import whole_number
+from .products import blocks_of, check_operator
 from .trace_methods import METHODS, Estimates, exact, mean_error, rounding_of_forms
 
 __all__ = ["TraceResult", "choose", "student_interval", "trace", "trace_of"]
@@ -90,20 +90,6 @@ def choose(n: int, max_matvecs: int) -> str:
     return "xtrace" if max_matvecs >= LEAST_PRODUCTS and 8.5 * n * max_matvecs <= BASIS_BYTES else "hutchinson"
 
 
-def _blocks(op: Any, n: int) -> dict[str, slice]:
-    """``op.blocks`` with plain bounds. Raises ValueError for a block with a step."""
-    blocks = getattr(op, "blocks", None)
-    if not isinstance(blocks, Mapping):
-        return {}
-    plain = {}
-    for name, s in blocks.items():
-        start, stop, step = s.indices(n)
-        if step != 1:
-            raise ValueError(f"op: block {name!r} has step {step}; wanted contiguous rows")
-        plain[str(name)] = slice(start, max(start, stop))
-    return plain
-
-
 def trace(op: Any, *, max_matvecs: int = 100, method: str = "auto", seed: int = 0) -> TraceResult:
     """tr A of the symmetric ``op`` (n, n) from ``max_matvecs`` products (one fewer where XTrace gets an odd number): no optional stopping,
     which would bias it. For n <= max_matvecs the exact trace from n products with unit vectors, whatever the method: method "exact".
@@ -120,10 +106,8 @@ def trace(op: Any, *, max_matvecs: int = 100, method: str = "auto", seed: int = 
     n = check_operator(op)
     if method not in ("auto", *METHODS):
         raise ValueError(f"method: unknown {method!r}; known: auto, {', '.join(METHODS)}")
-    if int(max_matvecs) != max_matvecs or max_matvecs < 1:
-        raise ValueError(f"max_matvecs: wanted a positive integer, got {max_matvecs}")
-    budget = int(max_matvecs)
-    blocks = _blocks(op, n)
+    budget = whole_number("max_matvecs", max_matvecs)
+    blocks = blocks_of(op, n)
     chosen = choose(n, budget) if method == "auto" or n <= budget else method
     found: Estimates
     if chosen == "exact":

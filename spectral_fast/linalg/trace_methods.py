@@ -23,7 +23,7 @@ from ..kernels.counters import rademacher
 from .arrays import is_torch
 from .krylov import F64
 from .leave_two_out import LeaveTwoOut, RowGrams
-from .products import vector_product
+from .products import real, vector_product
 
 __all__ = ["METHODS", "Estimate", "Estimates", "block_product", "exact", "hutchinson", "hutchpp", "mean_error", "rounding_of_forms", "takes_blocks", "xtrace"]
 
@@ -92,11 +92,11 @@ def block_product(op: Any, v: F64) -> F64:
     if is_torch(op):
         import sys
 
-        matrix = op.detach()
+        matrix = op.detach() if op.is_floating_point() else op.detach().double()
         result = (matrix @ sys.modules["torch"].from_numpy(v).to(device=matrix.device, dtype=matrix.dtype)).cpu().double().numpy()
     else:
         result = op @ v
-    w = np.asarray(result, dtype=np.float64)
+    w = real(result).astype(np.float64, copy=False)
     if w.shape != v.shape:
         raise ValueError(f"op: its product with vectors of shape {v.shape} has shape {w.shape}")
     if not np.isfinite(w).all():

@@ -185,3 +185,35 @@ def test_density_of_planted_spectra(name, seed):
     assert levy(nodes, weights, rest, even, np.ptp(rest)) <= 0.03
     if name in ("bulk and outliers", "negative tail", "power law"):
         assert below + above >= 10
+
+
+@pytest.mark.parametrize("probes", [1, 4])
+@pytest.mark.parametrize("value, copies", [(10.0, 60), (0.0, 200)])
+def test_multiple_eigenvalues_at_an_end_keep_their_weight(value: float, copies: int, probes: int) -> None:
+    """More copies than the Krylov space of a few probes can hold: the probes say how many there are, with an error."""
+    n = 2000
+    evals = np.r_[np.linspace(1.0, 2.0, n - copies), np.full(copies, value)]
+    found = spectral_density(Reflected(evals), probes=probes, steps=48)
+    share, stderr = copies / n, np.sqrt(2.0 * copies / probes) / n
+    seen = found.cumulative(0.5) if value < 0.5 else 1.0 - found.cumulative(5.0)
+    assert abs(seen - share) <= 4 * stderr
+    assert abs(found.nodes @ found.weights * n - evals.sum()) <= 0.05 * evals.sum()
+    if probes > 1:
+        assert found.cumulative_stderr(0.5 if value < 0.5 else 5.0) > 0.1 * stderr
+
+
+def test_an_operator_that_is_not_symmetric_is_said_to_be_none() -> None:
+    found = spectral_density(np.triu(np.ones((200, 200))), steps=20)
+    assert found.status == "unresolved" and "symmetric only to" in found.reason and found.symmetry_defect > 1e-3
+    assert spectral_density(np.ones((200, 200)) + np.eye(200), steps=20).status == "ok"
+
+
+def test_blocks_with_open_ends() -> None:
+    class Half:
+        shape = (200, 200)
+        blocks = {"a": slice(None, 100), "b": slice(-100, None)}
+
+        def __matmul__(self, v: Any) -> Any:
+            return np.arange(200.0) * v
+
+    assert spectral_density(Half(), probes=1, steps=5).status == "ok"

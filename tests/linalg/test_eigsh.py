@@ -272,3 +272,64 @@ def test_bad_operators_are_named():
         eigsh(np.zeros((3, 4)), 1)
     with pytest.raises(TypeError, match="op"):
         eigsh([[1.0]], 1)
+
+
+def test_integer_matrices_of_torch():
+    a = torch.diag(torch.arange(100))
+    assert eigsh(a, 3).values.tolist() == pytest.approx([99, 98, 97], rel=1e-3)
+    assert float(trace(a, max_matvecs=200).estimate) == pytest.approx(4950)
+    assert trace(a, max_matvecs=60, method="xtrace").estimate == pytest.approx(4950, rel=0.2)
+
+
+class Turned:
+    """Real dtype, complex products."""
+
+    shape = (60, 60)
+
+    def __matmul__(self, v):
+        return 1j * v
+
+
+def test_complex_operators_are_refused():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((60, 60)) + 1j * rng.standard_normal((60, 60))
+    for op in (a + a.conj().T, torch.from_numpy(a + a.conj().T), Turned()):
+        for ask in (lambda op: eigsh(op, 3), spectral_density, lambda op: trace(op, max_matvecs=40)):
+            with pytest.raises(TypeError, match="^op: wanted a real symmetric operator"):
+                ask(op)
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        ({"k": None}, "k"),
+        ({"k": True}, "k"),
+        ({"k": 2.5}, "k"),
+        ({"tol": "a"}, "tol"),
+        ({"seed": 1.5}, "seed"),
+        ({"max_matvecs": "x"}, "max_matvecs"),
+        ({"block": 1.7}, "block"),
+        ({"block": 2, "v0": np.ones(30)}, "block"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, match):
+    with pytest.raises(ValueError, match=f"^{match}: "):
+        eigsh(np.eye(30), **arguments)
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_interrupt_while_the_vectors_are_formed_keeps_them(monkeypatch, at):
+    taken = Krylov.taken
+
+    def interrupted(kry, s):
+        if at == "before":
+            os.kill(os.getpid(), signal.SIGINT)
+            return taken(kry, s)
+        rows = taken(kry, s)
+        os.kill(os.getpid(), signal.SIGINT)
+        return rows
+
+    a = np.diag(np.r_[np.linspace(0, 1, 197), 3.0, 4.0, 5.0])
+    monkeypatch.setattr(Krylov, "taken", interrupted)
+    r = eigsh(a, 3)
+    assert r.status == "incomplete" and r.values == pytest.approx([5, 4, 3]) and np.isfinite(r.vectors).all()
