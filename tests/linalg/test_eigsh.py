@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import scipy.sparse
 import scipy.sparse.linalg
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Counting, symmetric
 from tolerances import tolerance
 
+from spectral_fast.linalg.density import spectral_density
 from spectral_fast.linalg.eigsh import eigsh, extreme_pairs
+from spectral_fast.linalg.krylov import Krylov
 from spectral_fast.linalg.restart import Ends
+from spectral_fast.linalg.trace import trace
 
 N = 300
 RNG = np.random.default_rng(5)
