@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,46 @@ from .layer_grams import GramKernel, flops_of
 
 __all__ = ["gram_kernel"]
 
+F64 = NDArray[np.float64]
+
 
 def gram_kernel(backend: str = "auto") -> tuple[GramKernel, str]:
     """The kernel and its backend's name. Its algorithm "auto" is the cheaper one."""
     compute, name = select("gradient_gram", backend)
+    return _Kernel(compute), name
 
-    def kernel(gram: NDArray[np.float64], a: Any, b: Any = None, a2: Any = None, b2: Any = None, *, algorithm: str = "auto") -> None:
-        if algorithm == "auto":
-            algorithm = "gradients" if b is None else _cheaper(a, b, a2)
+
+class _Kernel:
+    """With one position for each sample the products of a weight are those of its inputs times those of its output gradients, entry by entry, and the
+    latter are the products of the bias too: the last ones are kept."""
+
+    def __init__(self, compute: Callable[..., None]) -> None:
+        self._compute = compute
+        self._last: tuple[NDArray[Any], F64] | None = None
+
+    def __call__(self, gram: F64, a: Any, b: Any = None, a2: Any = None, b2: Any = None, *, algorithm: str = "auto") -> None:
+        if a2 is None and b is None:
+            gram += self._rows(a)
+        elif a2 is None and a.ndim == 3 and a.shape[1] == 1 and algorithm != "gradients":
+            gram += self._products(a[:, 0]) * self._rows(b[:, 0])
+        else:
+            self._add(gram, a, b, a2, b2, algorithm=_cheaper(a, b, a2) if algorithm == "auto" and b is not None else algorithm)
+
+    def _rows(self, x: NDArray[Any]) -> F64:
+        if self._last is None or self._last[0].shape != x.shape or self._last[0].dtype != x.dtype or not np.array_equal(self._last[0], x):
+            self._last = x, self._products(x)
+        return self._last[1]
+
+    def _products(self, x: NDArray[Any]) -> F64:
+        out = np.zeros((len(x), len(x)))
+        self._compute(out, x, algorithm="positions")
+        return out
+
+    def _add(self, gram: F64, *factors: Any, algorithm: str) -> None:
         target = np.ascontiguousarray(gram)
-        compute(target, a, b, a2, b2, algorithm=algorithm)
+        self._compute(target, *factors, algorithm="gradients" if algorithm == "auto" else algorithm)
         if target is not gram:
             gram[:] = target
-
-    return kernel, name
 
 
 def _cheaper(a: Any, b: Any, a2: Any) -> str:
