@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..linalg.eigsh import tol_of
+from ..linalg.options import whole_number
 from ..probing.functional import ParameterFilter
 from ..probing.losses import Loss
 from ..progress import ProgressOption, progress_reporter
@@ -59,8 +61,10 @@ def curvature(
     status "failed". Raises TypeError, ValueError naming the argument.
     """
     for name, value, least in (("k", k, 1), ("k_bottom", k_bottom, 0), ("probes", probes, 1), ("steps", steps, 1)):
-        if int(value) != value or value < least:
-            raise ValueError(f"{name}: wanted an integer of at least {least}, got {value}")
+        whole_number(name, value, least)
+    tol_of(tol, "float64")
+    if optimizer is not None and not getattr(optimizer, "param_groups", None):
+        raise TypeError(f"optimizer: wanted a torch.optim optimizer, got {type(optimizer).__name__}")
     hessian = Hessian(
         model,
         loader,

@@ -135,6 +135,9 @@ class Steps:
         """lambda_1 as the optimizer's stability is about it."""
         if self.optimizer is None:
             return
+        trained = sum(p.numel() for p in self.hessian.model.parameters() if p.requires_grad)
+        if self.n < trained:
+            self.notes.append(f"lambda_1 of {self.n} of {trained} trainable parameters is compared with the stability threshold; that of all is not smaller")
         top = float(self.found["hessian_top"].values[0])
         rule = stability_rule(self.optimizer, self.hessian)
         if isinstance(rule, str):

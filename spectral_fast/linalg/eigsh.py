@@ -28,7 +28,7 @@ from .saved import SavedRun
 from .share import Share
 from .spread import Spread, spread_of
 
-__all__ = ["EigenResult", "Pairs", "basis_dtype_for", "eigsh", "extreme_pairs", "pairs_so_far", "result_of"]
+__all__ = ["EigenResult", "Pairs", "basis_dtype_for", "eigsh", "extreme_pairs", "pairs_so_far", "result_of", "tol_of"]
 
 DENSE_BELOW = 24
 # Eigenvectors found in parts by several processes are put together in all of them up to so many bytes

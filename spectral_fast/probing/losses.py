@@ -52,7 +52,10 @@ def class_targets(targets: Tensor) -> Tensor:
 def matched(outputs: Tensor, targets: Tensor) -> Tensor:
     """Targets in the shape and dtype of the outputs; only dimensions of size 1 may differ ((N,) against (N, 1) would broadcast to (N, N))."""
     if [d for d in outputs.shape if d != 1] != [d for d in targets.shape if d != 1]:
-        raise ValueError(f"loss: outputs of shape {tuple(outputs.shape)} do not fit targets of shape {tuple(targets.shape)}")
+        raise ValueError(
+            f"loss: outputs of shape {tuple(outputs.shape)} do not fit targets of shape {tuple(targets.shape)}"
+            f" ({str(targets.dtype).removeprefix('torch.')}; class indices have to be integers)"
+        )
     return targets.reshape(outputs.shape).to(outputs.dtype)
 
 

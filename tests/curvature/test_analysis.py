@@ -197,3 +197,22 @@ def test_a_loss_without_known_form_leaves_the_ggn_out():
 def test_bad_arguments(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         curvature(mlp((64, 10)), (X, Y), **bad)
+
+
+def test_wrong_arguments_are_named_before_anything_is_computed(demo):
+    for more, kind, match in (
+        ({"tol": -1}, ValueError, "^tol: "),
+        ({"tol": float("nan")}, ValueError, "^tol: "),
+        ({"k": True}, ValueError, "^k: "),
+        ({"steps": "3"}, ValueError, "^steps: "),
+        ({"optimizer": "sgd"}, TypeError, "^optimizer: wanted a torch.optim optimizer, got str"),
+    ):
+        with pytest.raises(kind, match=match):
+            curvature(demo[0], (X, Y), progress=False, **more)
+    with pytest.raises(ValueError, match=r"class indices have to be integers"):
+        curvature(demo[0], (X, Y.float()), progress=False)
+
+
+def test_a_part_of_the_parameters_beside_the_optimizer_is_noted(demo):
+    r = curvature(demo[0], (X, Y), params="*bias", k=2, k_bottom=0, probes=1, steps=4, progress=False, optimizer=torch.optim.SGD(demo[0].parameters(), lr=0.1))
+    assert r.sharpness is not None and any("trainable parameters is compared" in note for note in r.notes)
