@@ -34,8 +34,8 @@ def evaluations_of(n: int, hold: int) -> int:
 
 
 def samples_that_fit(n_samples: int, limit: int) -> int:
-    """How many samples' Gram matrix and its eigenvalues take half of ``limit`` bytes. Raises MemoryError where not even two do."""
-    n = math.isqrt(max(limit, 0) // (2 * 8 * WORKING_COPIES))
+    """How many samples' Gram matrix and its eigenvalues take at most three quarters of ``limit`` bytes. Raises MemoryError where not even two do."""
+    n = math.isqrt(max(limit, 0) * 3 // (4 * 8 * WORKING_COPIES))
     if n < 2:
         raise MemoryError(f"needs {2 * 8 * WORKING_COPIES * 4} bytes for the products of two gradients, {limit} allowed (max_memory)")
     return min(n_samples, n)

@@ -231,7 +231,7 @@ def test_limits_are_kept_and_said() -> None:
     model, (x, y) = net(), data()
     some = gradient_covariance(model, (x, y), max_samples=20)
     assert some.n_samples == 20 and any("only the first 20 samples" in n for n in some.notes)
-    tight = gradient_covariance(model, (x, y), max_memory=300)
+    tight = gradient_covariance(model, (x, y), max_memory=200)
     assert tight.status == "skipped" and "max_memory" in tight.reason
     with pytest.raises(ValueError, match="max_samples"):
         gradient_covariance(model, (x, y), max_samples=0)
