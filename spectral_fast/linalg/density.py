@@ -25,6 +25,7 @@ from .options import whole_number
 from .products import blocks_of, check_operator, product_of
 from .share import PIECE, Share
 from .spread import spread_of
+from .trace_methods import mean_error
 
 __all__ = ["Probed", "ProbeRun", "SpectralDensity", "density_of", "run_probes", "spectral_density"]
 
@@ -188,14 +189,6 @@ def run_probes(
     return kry
 
 
-def mean_and_stderr(samples: list[float] | NDArray[Any]) -> tuple[float, float]:
-    """Mean and its standard error; NaN error for fewer than two samples."""
-    x = np.asarray(samples, dtype=np.float64)
-    if len(x) == 0:
-        return float("nan"), float("nan")
-    return float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
-
-
 def _settled(part: Probed, n: int) -> tuple[int, int]:
     """How many nodes at the lower and at the upper end are converged eigenvalues, each there as often as it is one.
 
@@ -251,9 +244,8 @@ def density_of(run: ProbeRun, *, outliers: bool = True) -> SpectralDensity:
     width = RELATIVE_WIDTH * (spread if spread > 1e-12 * size else (size if size > 0.0 else 1.0))
     grid = np.linspace(nodes[0] - 4 * width, nodes[-1] + 4 * width, GRID)
     density = np.exp(-0.5 * ((grid[:, None] - nodes[None, :]) / width) ** 2) @ weights / (width * np.sqrt(2 * np.pi))
-    trace, trace_stderr = mean_and_stderr(run.quadratic)
-    squared, squared_stderr = mean_and_stderr(run.squared)
-    frobenius = float(np.sqrt(max(squared, 0.0)))
+    trace, squared = mean_error(run.quadratic), mean_error(run.squared)
+    frobenius = float(np.sqrt(max(squared.mean, 0.0)))
     symmetric = run.defect <= NOT_SYMMETRIC[run.dtype]
     return SpectralDensity(
         nodes=nodes,
@@ -261,10 +253,10 @@ def density_of(run: ProbeRun, *, outliers: bool = True) -> SpectralDensity:
         grid=grid,
         density=density,
         width=width,
-        trace=trace,
-        trace_stderr=trace_stderr,
+        trace=trace.mean,
+        trace_stderr=trace.stderr,
         frobenius=frobenius,
-        frobenius_stderr=squared_stderr / (2 * frobenius) if frobenius > 0.0 else squared_stderr,  # first order in the error
+        frobenius_stderr=squared.stderr / (2 * frobenius) if frobenius > 0.0 else squared.stderr,  # first order in the error
         probes=count,
         steps=run.steps,
         matvecs=run.matvecs,
