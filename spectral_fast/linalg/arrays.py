@@ -29,7 +29,9 @@ __all__ = [
     "dtype_name",
     "is_torch",
     "like",
+    "multipliable",
     "storage_format",
+    "times",
 ]
 
 
@@ -224,3 +226,17 @@ def like(template: Any, value: NDArray[Any]) -> Any:
     if device.type in ("cpu", "mps"):
         return tensor
     return tensor.to(device)
+
+
+def multipliable(matrix: Any) -> Any:
+    """A torch matrix as products want it: vectors are rounded to its format, so integers and formats narrower than float32 are widened; detached."""
+    plain = matrix.detach()
+    if plain.is_floating_point():
+        return plain if plain.element_size() >= 4 else plain.float()
+    return plain.float() if plain.device.type == "mps" else plain.double()
+
+
+def times(matrix: Any, v: NDArray[Any]) -> NDArray[np.float64]:
+    """matrix @ v on the device of the torch ``matrix`` (n, n), in its format; v (n, b) and the product are numpy's, the product float64 in fresh memory."""
+    x = sys.modules["torch"].from_numpy(v).to(device=matrix.device, dtype=matrix.dtype)
+    return np.asarray((matrix @ x).cpu().double().numpy())

@@ -25,17 +25,20 @@ from .options import whole_number
 from .products import blocks_of, check_operator, product_of
 from .share import PIECE, Share
 from .spread import spread_of
+from .trace_methods import mean_error
 
 __all__ = ["Probed", "ProbeRun", "SpectralDensity", "density_of", "run_probes", "spectral_density"]
 
 GRID = 512
 RELATIVE_WIDTH = 0.01
-# A node at an end of the spectrum counts as an eigenvalue where its residual is below this share of the distance to the next one; a node that carries more
-# than chance gives to one alone (chi-square / n, in the mean of the probes) stands for several eigenvalues; so do nodes that are copies of one another.
+# Nodes at an end of the spectrum count as eigenvalues where their residual is below this share of the distance to the next one
 SETTLED = 0.05
+# A multiple eigenvalue's copies carry chi-square / n of the mass, in the mean of the probes: more than so improbable a value stands for further ones
 CHANCE = 1e-4
 SAME = 1e-8  # of the range: nodes no further apart are copies of one eigenvalue
-NOT_SYMMETRIC = 1e-3  # of the largest product: asymmetry or noise of the operator beyond which its quadrature is none
+# Asymmetry or noise of the operator, of the largest product, beyond which its quadrature is none: eigsh's tol by default, and ten times the rounding of rows
+# of bfloat16, which looks like noise of the operator
+NOT_SYMMETRIC = {"float64": 1e-3, "float32": 1e-3, "bfloat16": 10 * 2.0**-9}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -44,7 +47,7 @@ class SpectralDensity(Result):
     torch tensors on the operator's device where it was a torch matrix). outliers (below, above): how many nodes at either end are converged eigenvalues, of
     weight 1/n each; the bulk between them rests on the probes. grid and density: a view of it, every node a Gaussian of standard deviation ``width``.
     trace, frobenius: estimates with standard errors (NaN for one probe). symmetry_defect: the operator's asymmetry and noise, as in EigenResult; above
-    1e-3 the status is "unresolved"."""
+    1e-3 (0.02 with a basis of bfloat16) the status is "unresolved"."""
 
     nodes: F64
     weights: F64
@@ -80,11 +83,15 @@ class SpectralDensity(Result):
 
 @dataclass(frozen=True)
 class Probed:
-    """What one block of probes gave: nodes ascending (m,), their residuals (m,), weights (probes, m) of each probe, sum 1."""
+    """What one block of probes gave: nodes ascending (m,), their residuals (m,), weights (probes, m) of each probe, sum 1.
+
+    block: dimension of the space the probes span; noise: how far rounding and the operator's noise may have moved a node."""
 
     nodes: F64
     residuals: F64
     weights: F64
+    block: int
+    noise: float
 
 
 @dataclass
@@ -99,6 +106,7 @@ class ProbeRun:
     by_block: dict[str, list[float]] = field(default_factory=dict)
     matvecs: int = 0
     defect: float = 0.0  # largest |uᵀAv - vᵀAu| met for unit vectors, over the largest product
+    dtype: str = "float64"  # of the basis
     basis: Krylov | None = None  # of the last block of probes, also of one that was interrupted
 
     @property
@@ -142,7 +150,7 @@ def run_probes(
         for a in range(0, share.width, PIECE):
             b = min(share.width, a + PIECE)
             z[i, a:b] = rademacher(b - a, seed, first + i, start=share.columns.start + a)
-    run.basis = kry
+    run.basis, run.dtype = kry, basis_dtype
     r, start = kry.add(z)
     del z
     r = r[: len(start)]  # Z = Q R, Q the rows new
@@ -173,41 +181,40 @@ def run_probes(
         if kry.m:
             values, s, residuals = kry.ritz()
             weights = (r.T @ s[: len(start)]) ** 2  # the first of the rows multiplied
-            run.parts.append(Probed(values, residuals, weights / weights.sum(axis=1, keepdims=True)))
+            noise = 10.0 * max(kry.defect, kry.eps * kry.scale)  # an entry of T, and with it a node, is off by about the largest defect
+            run.parts.append(Probed(values, residuals, weights / weights.sum(axis=1, keepdims=True), len(start), noise))
         run.matvecs += kry.products
         if kry.scale > 0.0:
             run.defect = max(run.defect, kry.defect / kry.scale)
     return kry
 
 
-def mean_and_stderr(samples: list[float] | NDArray[Any]) -> tuple[float, float]:
-    """Mean and its standard error; NaN error for fewer than two samples."""
-    x = np.asarray(samples, dtype=np.float64)
-    if len(x) == 0:
-        return float("nan"), float("nan")
-    return float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
-
-
 def _settled(part: Probed, n: int) -> tuple[int, int]:
-    """How many nodes at the lower and at the upper end are single converged eigenvalues."""
+    """How many nodes at the lower and at the upper end are converged eigenvalues, each there as often as it is one.
+
+    A block of b probes is sure to show min(b, multiplicity) copies of an eigenvalue: fewer than b are all there are, b or more (rounding brings further ones)
+    may be a part of them, and how many there are only the probes' weights can say. One probe counts nothing."""
     m = len(part.nodes)
     spread = float(part.nodes[-1] - part.nodes[0])
-    gaps = np.diff(part.nodes, prepend=-np.inf, append=np.inf)
-    apart = np.maximum(SETTLED * np.minimum(np.minimum(gaps[:-1], gaps[1:]), spread), 1e-10 * spread)
-    same = gaps[1:-1] <= np.maximum(part.residuals[:-1] + part.residuals[1:], SAME * spread)
-    cluster = np.concatenate([[0], np.cumsum(~same)]).astype(np.intp)
-    copies, probes = np.bincount(cluster)[cluster], len(part.weights)
-    mass = np.bincount(cluster, weights=part.weights.mean(axis=0) * n)[cluster]
-    single = (part.residuals <= apart) & (mass <= chi2.isf(CHANCE, copies * probes) / probes)
-    if m == n and (part.residuals <= apart).all():
+    gaps = np.diff(part.nodes)
+    apart = gaps > np.maximum(2.0 * (part.residuals[:-1] + part.residuals[1:]), max(part.noise, SAME * spread))
+    first = np.concatenate([[0], 1 + np.flatnonzero(apart)])  # of each cluster of copies
+    copies = np.diff(first, append=m)
+    residuals = np.maximum.reduceat(part.residuals, first)
+    around = np.concatenate([[np.inf], gaps[apart], [np.inf]])
+    settled = residuals <= SETTLED * np.minimum(np.minimum(around[:-1], around[1:]), spread)
+    if m == n:
         return 0, m  # the whole spectrum
-    if single.all():
+    probes = len(part.weights)
+    mass = np.add.reduceat(part.weights.mean(axis=0), first) * n
+    counted = settled & (copies < part.block) & (mass <= chi2.isf(CHANCE, copies * probes) / probes)
+    if counted.all():
         return 0, 0  # fewer values than dimensions: then they stand for the rest too
-    below, above = int(np.argmin(single)), int(np.argmin(single[::-1]))
+    below, above = [int(x) for x in copies[: np.argmin(counted)]], [int(x) for x in copies[::-1][: np.argmin(counted[::-1])]]
     # a quarter of the nodes stays with the bulk: a few could not tell how what is left of the spectrum lies within its own range
-    while below + above > m * 3 // 4:
-        below, above = (below - 1, above) if below > above else (below, above - 1)
-    return below, above
+    while sum(below) + sum(above) > m * 3 // 4:
+        (below if sum(below) > sum(above) else above).pop()
+    return sum(below), sum(above)
 
 
 def density_of(run: ProbeRun, *, outliers: bool = True) -> SpectralDensity:
@@ -237,27 +244,27 @@ def density_of(run: ProbeRun, *, outliers: bool = True) -> SpectralDensity:
     width = RELATIVE_WIDTH * (spread if spread > 1e-12 * size else (size if size > 0.0 else 1.0))
     grid = np.linspace(nodes[0] - 4 * width, nodes[-1] + 4 * width, GRID)
     density = np.exp(-0.5 * ((grid[:, None] - nodes[None, :]) / width) ** 2) @ weights / (width * np.sqrt(2 * np.pi))
-    trace, trace_stderr = mean_and_stderr(run.quadratic)
-    squared, squared_stderr = mean_and_stderr(run.squared)
-    frobenius = float(np.sqrt(max(squared, 0.0)))
+    trace, squared = mean_error(run.quadratic), mean_error(run.squared)
+    frobenius = float(np.sqrt(max(squared.mean, 0.0)))
+    symmetric = run.defect <= NOT_SYMMETRIC[run.dtype]
     return SpectralDensity(
         nodes=nodes,
         weights=weights,
         grid=grid,
         density=density,
         width=width,
-        trace=trace,
-        trace_stderr=trace_stderr,
+        trace=trace.mean,
+        trace_stderr=trace.stderr,
         frobenius=frobenius,
-        frobenius_stderr=squared_stderr / (2 * frobenius) if frobenius > 0.0 else squared_stderr,  # first order in the error
+        frobenius_stderr=squared.stderr / (2 * frobenius) if frobenius > 0.0 else squared.stderr,  # first order in the error
         probes=count,
         steps=run.steps,
         matvecs=run.matvecs,
         outliers=ends,
         by_probe=each,
         symmetry_defect=run.defect,
-        status="ok" if run.defect <= NOT_SYMMETRIC else "unresolved",
-        reason="" if run.defect <= NOT_SYMMETRIC else f"products are symmetric only to {run.defect:.2g} of the largest: the operator is noisy or not symmetric",
+        status="ok" if symmetric else "unresolved",
+        reason="" if symmetric else f"products are symmetric only to {run.defect:.2g} of the largest: the operator is noisy or not symmetric",
     )
 
 

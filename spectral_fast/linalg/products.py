@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import is_torch
+from .arrays import is_torch, multipliable, times
 
-__all__ = ["Apply", "blocks_of", "check_operator", "product_of", "real", "vector_product"]
+__all__ = ["Apply", "blocks_of", "check_operator", "finite", "product_of", "real", "vector_product"]
 
 F64 = NDArray[np.float64]
 # rows (b, n) in -> products by row (b, n) out, float32 or float64, which the caller may overwrite
@@ -33,14 +33,10 @@ def product_of(op: Any) -> Apply:
     """Rows V (b, n) -> the rows of (op @ Vᵀ)ᵀ, in fresh memory; ``op.row_products`` where the operator has it, else one ``op @ v`` for each."""
     own = getattr(op, "row_products", None)
     if is_torch(op):
-        import sys
-
-        torch = sys.modules["torch"]
-        matrix = op.detach() if op.is_floating_point() else op.detach().double()
+        matrix = multipliable(op)
 
         def torch_product(v: NDArray[Any]) -> NDArray[Any]:
-            x = torch.from_numpy(v).to(device=matrix.device, dtype=matrix.dtype)
-            return (matrix @ x.T).T.cpu().double().contiguous().numpy()  # type: ignore[no-any-return]
+            return np.ascontiguousarray(times(matrix, v.T).T)
 
         multiply: Apply = torch_product
     elif callable(own):
@@ -75,6 +71,13 @@ def real(w: Any) -> NDArray[Any]:
     return out
 
 
+def finite(w: F64) -> F64:
+    """A product as it is. Raises ArithmeticError where it holds NaN or Inf."""
+    if not np.isfinite(w).all():
+        raise ArithmeticError(f"op: its product with a vector holds {int((~np.isfinite(w)).sum())} NaN or Inf of {w.size} entries")
+    return w
+
+
 def blocks_of(op: Any, n: int) -> dict[str, slice]:
     """``op.blocks`` (name -> slice) with plain bounds, {} where there are none. Raises ValueError for a block with a step."""
     blocks = getattr(op, "blocks", None)
@@ -94,9 +97,6 @@ def vector_product(op: Any) -> Callable[[F64], F64]:
     apply = product_of(op)
 
     def one(v: F64) -> F64:
-        w = np.asarray(apply(np.ascontiguousarray(v, dtype=np.float64)[None])[0], dtype=np.float64)
-        if not np.isfinite(w).all():
-            raise ArithmeticError(f"op: its product with a vector holds {int((~np.isfinite(w)).sum())} NaN or Inf of {w.size} entries")
-        return w
+        return finite(np.asarray(apply(np.ascontiguousarray(v, dtype=np.float64)[None])[0], dtype=np.float64))
 
     return one

@@ -107,6 +107,7 @@ def trace(op: Any, *, max_matvecs: int = 100, method: str = "auto", seed: int = 
     if method not in ("auto", *METHODS):
         raise ValueError(f"method: unknown {method!r}; known: auto, {', '.join(METHODS)}")
     budget = whole_number("max_matvecs", max_matvecs)
+    whole_number("seed", seed, 0)
     blocks = blocks_of(op, n)
     chosen = choose(n, budget) if method == "auto" or n <= budget else method
     found: Estimates

@@ -20,10 +20,10 @@ import scipy.linalg
 from scipy import sparse
 
 from ..kernels.counters import rademacher
-from .arrays import is_torch
+from .arrays import is_torch, multipliable, times
 from .krylov import F64
 from .leave_two_out import LeaveTwoOut, RowGrams
-from .products import real, vector_product
+from .products import finite, real, vector_product
 
 __all__ = ["METHODS", "Estimate", "Estimates", "block_product", "exact", "hutchinson", "hutchpp", "mean_error", "rounding_of_forms", "takes_blocks", "xtrace"]
 
@@ -81,6 +81,8 @@ def products(op: Any, n: int, count: int, vector: Callable[[int], F64]) -> Itera
             v = vector(i)
             yield i, v[:, None], apply(v)[:, None]
         return
+    if is_torch(op):
+        op = multipliable(op)  # once
     for start in range(0, count, BLOCK):
         v = np.empty((n, min(BLOCK, count - start)), order="F")
         for j in range(v.shape[1]):
@@ -89,19 +91,11 @@ def products(op: Any, n: int, count: int, vector: Callable[[int], F64]) -> Itera
 
 
 def block_product(op: Any, v: F64) -> F64:
-    if is_torch(op):
-        import sys
-
-        matrix = op.detach() if op.is_floating_point() else op.detach().double()
-        result = (matrix @ sys.modules["torch"].from_numpy(v).to(device=matrix.device, dtype=matrix.dtype)).cpu().double().numpy()
-    else:
-        result = op @ v
-    w = real(result).astype(np.float64, copy=False)
+    """op @ v for v (n, b), float64. Raises ArithmeticError for NaN or Inf, TypeError for complex numbers, ValueError for a wrong shape."""
+    w = times(multipliable(op), v) if is_torch(op) else real(op @ v).astype(np.float64, copy=False)
     if w.shape != v.shape:
         raise ValueError(f"op: its product with vectors of shape {v.shape} has shape {w.shape}")
-    if not np.isfinite(w).all():
-        raise ArithmeticError(f"op: its product with a vector holds {int((~np.isfinite(w)).sum())} NaN or Inf of {w.size} entries")
-    return w
+    return finite(w)
 
 
 def _orthonormal(y: F64) -> tuple[F64, F64]:

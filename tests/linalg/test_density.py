@@ -204,6 +204,24 @@ def test_multiple_eigenvalues_at_an_end_keep_their_weight(value: float, copies: 
         assert found.cumulative_stderr(0.5 if value < 0.5 else 5.0) > 0.1 * stderr
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("copies, probes", [(2, 4), (3, 4), (4, 4), (8, 4), (15, 4), (5, 2), (15, 1), (2, 1)])
+def test_copies_count_exactly_where_the_probes_are_more(copies: int, probes: int, dtype: str) -> None:
+    """A block of b probes holds b copies of an eigenvalue. Of fewer all are there; of b the probes say how many there are, without bias and with an error."""
+    n, off = 1000, []
+    for seed in range(6):
+        evals = np.r_[np.linspace(1.0, 2.0, n - copies), np.zeros(copies)]
+        found = spectral_density(Reflected(evals, seed=seed), probes=probes, steps=40, seed=seed, basis_dtype=dtype)
+        assert found.status == "ok"
+        share = found.cumulative(0.5)
+        if copies < probes:
+            assert share == pytest.approx(copies / n, abs=1e-12) and found.outliers[0] >= copies or dtype == "bfloat16"
+        else:
+            assert found.outliers[0] == 0 and (probes == 1 or found.cumulative_stderr(0.5) > 1e-6 * copies / n)  # not rounding's
+        off.append(share - copies / n)
+    assert abs(np.mean(off)) <= 4 * np.sqrt(2 * copies / (probes * len(off))) / n
+
+
 def test_an_operator_that_is_not_symmetric_is_said_to_be_none() -> None:
     found = spectral_density(np.triu(np.ones((200, 200))), steps=20)
     assert found.status == "unresolved" and "symmetric only to" in found.reason and found.symmetry_defect > 1e-3

@@ -288,6 +288,16 @@ def test_integer_matrices_of_torch():
     assert trace(a, max_matvecs=60, method="xtrace").estimate == pytest.approx(4950, rel=0.2)
 
 
+@pytest.mark.parametrize("format", ["float16", "bfloat16"])
+def test_matrices_of_torch_in_narrow_formats(format):
+    """Vectors keep their digits: only the matrix is rounded to the format."""
+    a = torch.from_numpy(symmetric(SPECTRA["outliers"])).to(getattr(torch, format))
+    want = np.linalg.eigvalsh(a.double().numpy())[::-1][:3]
+    r = eigsh(a, 3, tol=1e-5)
+    assert r.status == "ok" and np.abs(r.values.numpy() - want).max() <= 1e-5 * 9
+    assert trace(a, max_matvecs=N).estimate == pytest.approx(float(np.trace(a.double().numpy())), rel=1e-6)
+
+
 class Turned:
     """Real dtype, complex products."""
 
