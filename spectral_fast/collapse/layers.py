@@ -19,7 +19,7 @@ from .result import F64, I64, NAN, LayerCollapse
 
 __all__ = ["LayerPass", "layer_numbers", "layers_named"]
 
-_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
+_FIRST = (nn.modules.conv._ConvNd, nn.Flatten, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
           nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)  # fmt: skip
 _LAST = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
 
@@ -39,8 +39,8 @@ def layers_named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
 def vectors(x: object, module: nn.Module, lead: tuple[int, ...]) -> Tensor | str:
     """A module's input as one vector for each target (*lead, d), averaged over positions that targets lack; or why that cannot be.
 
-    Channels are the first dimension after those of the targets for convolutions, pooling and their normalisations, and of images elsewhere; the last one for
-    linear layers, layer norms and attention, and of sequences elsewhere.
+    Channels are the first dimension after those of the targets for convolutions, pooling and their normalisations, the last one for linear layers, layer norms
+    and attention; of other modules with inputs of more dimensions it is not known which.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return f"its input is not floating point ({str(x.dtype).removeprefix('torch.') if isinstance(x, Tensor) else type(x).__name__})"
@@ -48,7 +48,9 @@ def vectors(x: object, module: nn.Module, lead: tuple[int, ...]) -> Tensor | str
         return f"its input {tuple(x.shape)} is not one vector per target {lead}"
     more = x.ndim - len(lead)
     if more > 1:
-        first = isinstance(module, _FIRST) or (not isinstance(module, _LAST) and more > 2)
+        first = isinstance(module, _FIRST)
+        if not first and not isinstance(module, _LAST):
+            return f"which dimension of its input {tuple(x.shape)} holds the features is not known of {type(module).__name__}: name the layer after it"
         positions = tuple(range(len(lead) + 1, x.ndim) if first else range(len(lead), x.ndim - 1))
         x = x.mean(positions, dtype=None if x.device.type == "mps" else torch.float64)
     return x

@@ -75,8 +75,9 @@ def gradient_covariance(
     centered: C = 1/(n-1) sum (g_n - g)(g_n - g)ᵀ; False: (1/n) sum g_n g_nᵀ, the empirical Fisher. Samples with different numbers
         of terms (tokens) are weighted by them. unit: "sample", or "batch" for the mean gradients of the loader's batches.
     k: how many eigenvalues are kept, None: all. max_samples: None: up to 2048, fewer where n² P would pass 1e13 (the notes say so).
-    max_memory: bytes, None: 60 % of what is free; above it gradients are computed again in blocks, then eigenvalues per layer are
-        left out, then samples are, in this order; "skipped" with the need when three gradients do not fit.
+    max_memory: bytes, None: 60 % of what is free. Fewer samples are taken where the products of all do not fit; samples are run again in blocks and
+        eigenvalues per layer left out where the rest does not, which the notes say; "skipped" with the need where not even one sample fits. A model whose
+        gradients have to be formed one by one (the notes say why) is skipped where those of the samples taken do not fit.
     seed: which samples are taken where not all are. Half-precision models are run in float32 on a copy.
 
     Ctrl-C returns the samples done so far, status "incomplete". Raises ValueError for an unknown unit or a bad argument; loader,
@@ -149,7 +150,7 @@ def gradient_covariance(
                     notes += engine.notes
                 _compare_with_batch(functional, batches, resolved, losses, units, unit, notes)
             except MemoryError as error:
-                return _empty(job, "skipped", str(error), notes)
+                return _empty(job, "skipped", str(error), [*notes, *(sums.notes if sums is not None else ())])
             except KeyboardInterrupt:
                 interrupted = True
                 losses = losses if sums is None else sums.losses

@@ -27,7 +27,7 @@ from .parameter_uses import ParameterUses
 from .per_sample import PerSampleGradients, Unit, take
 from .selected import SelectedParameters, once_differentiable
 from .use_records import Call, whole_region
-from .use_survey import Refused, Survey, forward, survey
+from .use_survey import Refused, Survey, forward, refuse_reordering, survey
 
 __all__ = ["GhostGram"]
 
@@ -102,7 +102,11 @@ class GhostGram(LayerSums):
                     if len(self.slow) == len(self.sizes):
                         raise Refused("; ".join(f"{name}: {why}" for name, why in list(self.slow.items())[:3]))
                     self._route(found)
-                    self._run(found, report)
+                    try:
+                        self._run(found, report)
+                    except KeyboardInterrupt:
+                        self.interrupted()
+                        raise
                     break
                 except _Changed as changed:
                     names = [name for name in changed.names if name not in self.slow]
@@ -253,6 +257,7 @@ class GhostGram(LayerSums):
 
         uses = ParameterUses(detached, shared=found.shared, expected=frozenset(found.layouts), receive=receive)
         own = forward(self.functional, self.loss, batch, uses, detached)
+        refuse_reordering(uses)
         for name, function in uses.unknown.items():
             if name not in self.slow:
                 raise _Changed([name], f"used by {function}")

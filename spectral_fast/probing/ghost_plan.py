@@ -47,5 +47,8 @@ def plan_ghost(n: int, largest: int, widths: Sequence[int], limit: int, run_byte
         hold = int(max(1, min(n, (free - chunk * (run_bytes + scratch)) / held_bytes)))
         chunk = min(chunk, hold)
     kept = 0 if largest == n and chunk == n else hold
+    least = square + run_bytes + scratch + (0.0 if largest == n and chunk == n else held_bytes)
+    if least > limit:
+        raise MemoryError(f"needs {least / 1e9:.3g} GB for one sample and the products of {n}, {limit / 1e9:.3g} GB allowed (max_memory)")
     used = square + (per_layer if layers else 0) + int(chunk * (run_bytes + scratch) + kept * held_bytes)
     return GhostPlan(chunk, hold, layers, sum(n - start for start in range(0, n, hold)), used, run_bytes, held_bytes)

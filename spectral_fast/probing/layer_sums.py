@@ -34,7 +34,9 @@ class LayerSums:
         self.grams: dict[str, F64] = {}
         self.moments: dict[str, F64] = {}
         self.means: dict[str, F64] = {}
-        self.second = dict.fromkeys(self.sizes, 0.0)  # sum w |g|²
+        self._norms2 = {name: np.zeros(n) for name in self.sizes}
+        self._second: dict[str, float] = {}  # sum w |g|² of another accumulator
+        self._summed = dict.fromkeys(self.sizes, 0)  # units that moments and means are the sums of
         self._before = {name: np.zeros(n) for name in self.sizes}  # sum of w_j K_ij over earlier blocks' j, and half of it over the own block's
         self._formed = False
         self.bad: dict[int, str] = {}
@@ -48,7 +50,7 @@ class LayerSums:
 
     def adopt(self, sums: GradientGram) -> None:
         """What another accumulator found."""
-        self.done, self.gram, self.bad, self.second, self.grams = sums.done, sums.gram, sums.bad, sums.second, sums.grams
+        self.done, self.gram, self.bad, self._second, self.grams = sums.done, sums.gram, sums.bad, sums.second, sums.grams
         self.moments = {name: m.double().cpu().numpy() for name, m in sums.moments.items()}
         self.means = {name: m.double().cpu().numpy() for name, m in sums.mean.items()}
         self._formed = True
@@ -58,7 +60,7 @@ class LayerSums:
         self._add(name, tile, lo, lo)
         hi = lo + len(tile)
         w, norms2 = self.weights[lo:hi], np.diagonal(tile)
-        self.second[name] += float(w @ norms2)
+        self._norms2[name][lo:hi] = norms2
         self._before[name][lo:hi] += 0.5 * (tile @ w)
         for i in np.flatnonzero(~np.isfinite(norms2)).tolist():
             self.bad[lo + i] = min(name, self.bad.get(lo + i, name), key=self._order.__getitem__)
@@ -71,6 +73,7 @@ class LayerSums:
     def add_rows(self, name: str, rows: Tensor, lo: int) -> None:
         """rows: (c, P_l) gradients of the units from lo on."""
         g, w = rows.double().cpu().numpy(), self.weights[lo : lo + len(rows)]
+        self._summed[name] = lo + len(rows)
         self.moments[name] += g.T @ (w[:, None] * g)
         self.means[name] += w @ g
 
@@ -80,14 +83,19 @@ class LayerSums:
         if name in self.grams:
             self.grams[name][where] = tile
 
+    def interrupted(self) -> None:
+        """Moments that are ahead of what is done are given up."""
+        for name in [name for name in self.moments if self._summed[name] > self.done]:
+            del self.moments[name], self.means[name]
+
     def layer_moments(self, name: str) -> tuple[float, float]:
         """(weighted mean of |g|², |weighted mean of g|²) of one parameter over the units that are done, weights of sum 1."""
         w = self.weights[: self.done]
         total = float(w.sum())
         if self._formed:
             mean = self.means[name] / total
-            return self.second[name] / total, float(mean @ mean)
-        return self.second[name] / total, max(2.0 * float(w @ self._before[name][: self.done]) / total**2, 0.0)
+            return self._second[name] / total, float(mean @ mean)
+        return float(w @ self._norms2[name][: self.done]) / total, max(2.0 * float(w @ self._before[name][: self.done]) / total**2, 0.0)
 
     def layer_moment(self, name: str) -> tuple[F64, F64]:
         """(weighted mean of g gᵀ, of g) of one of ``moments``."""

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from .known_functions import Draft, drafts_of
 from .recurrent_cells import CELLS, LAYERS, unrolled, unrolled_cell
+from .reordering import reorders
 from .use_records import Call, CallKey, Part, Region, Shared
 
 __all__ = ["ParameterUses"]
@@ -56,6 +57,11 @@ _OPENED = {F.multi_head_attention_forward: _without_question(F.multi_head_attent
 _CUT = {torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__}  # type: ignore[attr-defined]
 
 
+def _in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name in ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__") or (name.endswith("_") and not name.endswith("__"))
+
+
 class ParameterUses(TorchFunctionMode):
     """Active while the model runs. leaves: name -> tensor without requires_grad, with which the model is called.
 
@@ -77,6 +83,7 @@ class ParameterUses(TorchFunctionMode):
         self.token = torch.zeros((), dtype=first.dtype, device=first.device, requires_grad=True)
         self.calls: list[Call] = []
         self.unknown: dict[str, str] = {}  # parameter -> the function that is not known
+        self.reordered = ""  # the first function that picks or places the samples' numbers by an index
         self._shared, self._expected = shared, expected
         self._receive = receive or (lambda call, gradient: call.gradients.append(gradient))
         self._targets: dict[int, list[_Target]] = {}
@@ -115,6 +122,8 @@ class ParameterUses(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self.reordered and reorders(func, args, kwargs):
+            self.reordered = getattr(func, "__name__", str(func))
         found = {t.name: t for t in map(self.target, pytree.tree_leaves((args, kwargs))) if t is not None}
         if not found:
             return func(*args, **kwargs)
@@ -143,7 +152,7 @@ class ParameterUses(TorchFunctionMode):
         if recorded is not None:
             return recorded
         views = all(self.target(t) is not None for t in tensors)
-        if views and func not in _CUT:
+        if views and func not in _CUT and not _in_place(func):
             return out
         derived = None if views else self._derive(func, args, kwargs, tensors, found)
         if derived is not None:

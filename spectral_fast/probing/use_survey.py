@@ -77,6 +77,12 @@ def forward(functional: FunctionalModel, loss: Loss, batch: Batch, uses: Paramet
         return own_losses(loss, outputs, batch.targets, batch.size)
 
 
+def refuse_reordering(uses: ParameterUses) -> None:
+    """Which rows are whose is found out from a few samples: it must not depend on what they are."""
+    if uses.reordered:
+        raise Refused(f"{uses.reordered} picks or places samples' numbers by an index, so whose they are may differ from batch to batch")
+
+
 def _largest(batches: Batches, units: list[Unit]) -> tuple[int, list[int]]:
     """The batch to look at, and indices of some of its units."""
     members: dict[int, list[int]] = {}
@@ -120,6 +126,7 @@ def _look(functional: FunctionalModel, loss: Loss, batch: Batch, uses: Parameter
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         own = forward(functional, loss, batch, uses, detached)
+    refuse_reordering(uses)
     for call in uses.calls:
         for part in call.parts:
             if part.x is not None:

@@ -277,7 +277,7 @@ def test_bad_arguments() -> None:
 def test_top_directions_of_a_part_of_the_samples() -> None:
     """A Gram matrix of samples taken at random belongs to the covariance of those samples, and says which they are."""
     model, batches, _ = tokens_case()
-    exact = gradient_covariance(model, batches, max_memory=80 * 10**2)
+    exact = gradient_covariance(model, batches, max_memory=15_500)
     assert 3 <= exact.n_units < 19 and len(exact.units) == exact.n_units
     g, p = oracle("tokens")
     part = p[exact.units] / p[exact.units].sum()

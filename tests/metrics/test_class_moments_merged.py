@@ -117,7 +117,7 @@ def test_shards_of_any_size_over_processes(sizes: tuple[int, ...], shift: float)
 
 
 RANK = """if True:
-    import sys
+    import os, sys
     import numpy as np, torch, torch.distributed as dist
     from spectral_fast.metrics.collapse_moments import ClassMoments
     from spectral_fast.probing.distributed import ranks_of
@@ -131,7 +131,9 @@ RANK = """if True:
     moments.add(data["x"][part], data["y"][part])
     moments.add_over(lambda sums: ranks.add_up(torch.from_numpy(sums)))
     np.savez(f"{folder}/rank{rank}.npz", counts=moments.counts, means=moments.means, scatter=moments.scatter, spread=moments.spread)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads do not always survive the interpreter's end
 """
 
 

@@ -20,6 +20,7 @@ from spectral_fast.probing.functional import FunctionalModel, select_parameters
 from spectral_fast.probing.ghost_gram import GhostGram
 from spectral_fast.probing.ghost_plan import plan_ghost
 from spectral_fast.probing.gradient_gram import GradientGram
+from spectral_fast.probing.layer_sums import LayerSums
 from spectral_fast.probing.losses import resolve_loss
 from spectral_fast.probing.per_sample import PerSampleGradients, samples_of
 from spectral_fast.probing.state import leave_no_trace
@@ -355,6 +356,86 @@ def test_leaves_no_trace() -> None:
     assert torch.backends.mha.get_fastpath_enabled() == fast and torch.equal(torch.get_rng_state(), rng)
 
 
+class Moves(nn.Module):
+    """Puts samples in an order that depends on them, or works on their tokens side by side."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.last, self.how = nn.Linear(6, 8), nn.Linear(8, 5), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "sorted":
+            order = x[:, 0].argsort()
+            return self.last(torch.tanh(self.first(x[order]))[order.argsort()])  # type: ignore[no-any-return]
+        if self.how == "packed":
+            mask = x[:, :, None] > 0
+            h = torch.tanh(self.first(x[:, None].expand(-1, 6, -1)[mask[..., 0]]))
+            out = h.new_zeros(*x.shape, 8)
+            out[mask[..., 0]] = h
+            return self.last(out.sum(1))  # type: ignore[no-any-return]
+        h = torch.tanh(self.first(x))
+        best = h.sum(1).topk(len(h) // 2).indices
+        return self.last(h * torch.zeros(len(h), 1).to(h).index_fill(0, best, 1.0))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["sorted", "packed", "chosen"])
+def test_an_order_that_depends_on_the_samples_is_not_trusted(how: str) -> None:
+    """A few samples show where the rows of a sample are, and others of them may be elsewhere."""
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 6).double(), torch.randint(0, 5, (16,))
+    x[[0, 5, 10, 15], 0] = torch.arange(-4.0, 0.0).double()  # those that are looked at are in order
+    model = Moves(how).double()
+    sums = ghost(model, [(x, y)], falls_back=True)
+    assert sums.engine == "per-sample" and any("by an index" in note for note in sums.notes)
+    if how != "chosen":  # which are chosen depends on who else is there
+        rows, losses = materialized(model, [(x, y)])
+        assert_same(sums, rows, losses, 1e-10)
+
+
+def test_a_parameter_changed_in_place_is_not_known() -> None:
+    class Changed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.g, self.out = nn.Parameter(torch.ones(6)), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            g = self.g.clone()
+            g.mul_(3)
+            return self.out(x * g)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x, y = Changed().double(), torch.randn(N, 6).double(), classes(N)
+    sums = ghost(model, [(x, y)])
+    assert "g" in sums.slow and "out.weight" not in sums.slow
+    assert_same(sums, *materialized(model, [(x, y)]), 1e-10)
+
+
+def test_an_interrupt_within_a_batch_leaves_the_layers_consistent(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loader, rows, _ = three_batches("mlp")
+    add, calls = LayerSums.add_own, []
+
+    def stop(self: LayerSums, name: str, tile: Any, lo: int) -> None:
+        calls.append(name)
+        if lo > 0 and len(calls) % len(rows) == 3:
+            raise KeyboardInterrupt
+        add(self, name, tile, lo)
+
+    monkeypatch.setattr(LayerSums, "add_own", stop)
+    batches = Batches(loader)
+    functional = FunctionalModel(model, select_parameters(model), torch.device("cpu"), None)
+    with leave_no_trace(model):
+        loss = resolve_loss(model, batches)
+        sums = GhostGram(samples_of(batches, loss)[0], functional, batches, loss, gradient_gram, limit=1 << 28)
+        with pytest.raises(KeyboardInterrupt):
+            sums.run(lambda done, total, what: None)
+    assert 0 < sums.done < N
+    for name, g in rows.items():
+        g = g[: sums.done]
+        assert sums.layer_moments(name) == pytest.approx(((g**2).sum(1).mean(), (g.mean(0) ** 2).sum()), rel=1e-9), name
+        if name in sums.moments:
+            assert np.allclose(sums.layer_moment(name)[0], g.T @ g / sums.done, rtol=1e-9)
+
+
 def test_bad_arguments() -> None:
     model, loader, _, _ = three_batches("mlp")
     with pytest.raises(ValueError, match="^algorithm: unknown 'fast'; known: auto, positions, gradients"):
@@ -366,6 +447,10 @@ def test_bad_arguments() -> None:
 def test_plan(n: int, room: int) -> None:
     limit = 8 * 5 * n * n + room * 10_000
     for largest in {1, n // 2 + 1, n}:
+        if limit < 8 * 5 * n * n + 10_000 + 8 * 3 * n + (2_000 if largest < n else 0):
+            with pytest.raises(MemoryError, match=r"one sample and the products of .*max_memory"):
+                plan_ghost(n, largest, [n, 7], limit, 10_000.0, 2_000.0, True)
+            continue
         plan = plan_ghost(n, largest, [n, 7], limit, 10_000.0, 2_000.0, True)
         assert 1 <= plan.chunk <= min(largest, plan.hold) and plan.hold <= n <= plan.evaluations
         least = 8 * 5 * n * n + 10_000 + 2_000 + 8 * 3 * n
