@@ -29,6 +29,8 @@ from .trace_methods import mean_error
 
 __all__ = ["Probed", "ProbeRun", "SpectralDensity", "density_of", "run_probes", "spectral_density"]
 
+# The view of the quadrature: Gaussians of a hundredth of the range, about what 64 steps resolve of a bulk (its nodes lie 1/64 of its range apart), on a grid
+# with about five points to each width
 GRID = 512
 RELATIVE_WIDTH = 0.01
 # Nodes at an end of the spectrum count as eigenvalues where their residual is below this share of the distance to the next one
