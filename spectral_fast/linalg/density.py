@@ -273,10 +273,10 @@ def density_of(run: ProbeRun, *, outliers: bool = True) -> SpectralDensity:
 def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0, basis_dtype: str | None = None) -> SpectralDensity:
     """Density of the eigenvalues of the symmetric ``op`` (n, n) from one Krylov space of ``probes`` random vectors and ``steps`` products of each.
 
-    Eigenvalues at the ends that have converged count 1/n each, fewer copies of one than there are probes; between them the weights are averages over the probes (``cumulative_stderr``). With
-    probes x steps >= n all of them are exact. basis_dtype: "float64", "float32" or "bfloat16"; None: float32 for an operator of float32. Where probes x steps
-    vectors do not fit into memory, the probes go one after the other. Ctrl-C gives what the steps done so far say, status "incomplete"; before the first
-    products are done it is a KeyboardInterrupt.
+    Eigenvalues at the ends that have converged count 1/n each, where there are fewer copies of one than probes; between them the weights are averages over
+    the probes (``cumulative_stderr``). With probes x steps >= n all of them are exact. basis_dtype: "float64", "float32" or "bfloat16"; None: float32 for an
+    operator of float32. Where probes x steps vectors do not fit into memory, the probes go one after the other. Ctrl-C gives what the steps done so far say,
+    status "incomplete"; before the first products are done it is a KeyboardInterrupt.
     Raises TypeError, ValueError naming the argument; ArithmeticError when a product holds NaN or Inf.
     """
     n = check_operator(op)
