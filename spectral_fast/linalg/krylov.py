@@ -111,9 +111,15 @@ class Krylov:
 
     def _room(self, t: int) -> None:
         if t > len(self.rows):
-            more = self._make((max(t, len(self.rows) + 8) if t < self.n else t, self.share.width), BASIS_DTYPES[self.dtype])
-            more[: self.t] = self.rows[: self.t]
-            self.rows = more
+            shape = (max(t, len(self.rows) + 8) if t < self.n else t, self.share.width)
+            try:
+                if self._memory is not None or not self.rows.flags.owndata:
+                    raise ValueError
+                self.rows.resize(shape)  # where it lies, if the system can: a copy would take the memory twice
+            except ValueError:  # somebody looks at the rows, or they are not this memory's own
+                more = self._make(shape, BASIS_DTYPES[self.dtype])
+                more[: self.t] = self.rows[: self.t]
+                self.rows = more
         if t > len(self.T):
             self.T = np.pad(self.T, (0, len(self.rows) - len(self.T)))
 

@@ -110,24 +110,26 @@ class ConvSum(Contribution):
             kernel(gram, found[0], None, found[1] if other is not None else None)
 
     def _group_rows(self, start: int, stop: int) -> Tensor:
-        """(n, P') gradients of the groups start .. stop."""
+        """(n, P') gradients of the groups start .. stop, in the parameter's own order."""
         _, p, q, groups = self._sizes
         channels = self.calls[0][0].shape[1] // groups
         n, c = self.samples, stop - start
         right = self._inputs(start * channels, stop * channels).view(n, -1, p // channels, c, channels)
         right = right.permute(0, 3, 1, 2, 4).reshape(n * c, -1, p)
         left = self._outputs(start * q, stop * q).view(n, -1, c, q).permute(0, 2, 3, 1).reshape(n * c, q, -1)
-        return torch.bmm(left, right).view(n, -1)
+        found = torch.bmm(left, right).view(n, c * q, p // channels, channels)
+        return found.transpose(2, 3).reshape(n, -1)
 
     def rows(self) -> Tensor:
+        """(n, P') gradients, in the parameter's own order."""
         _, p, q, groups = self._sizes
         if groups > 1:
             return self._group_rows(0, groups)
         channels = self.calls[0][0].shape[1]
         left, step = self._outputs(0, q).transpose(1, 2), self._step(channels)
         tiles = [torch.bmm(left, self._inputs(c, min(c + step, channels))) for c in range(0, channels, step)]
-        # the order of a gradient's numbers must not depend on how many channels a tile has
-        return torch.cat([t.view(self.samples, q, p // channels, -1) for t in tiles], 3).flatten(1)
+        found = torch.cat([t.view(self.samples, q, p // channels, -1) for t in tiles], 3)
+        return found.transpose(2, 3).reshape(self.samples, -1)
 
     @staticmethod
     def merged(parts: Sequence[ConvSum]) -> ConvSum:

@@ -82,7 +82,9 @@ def missed_of(op: Any, evals: Any, top: int, bottom: int, tol: float, **more: An
     pairs, how = extreme_pairs(op, Ends(top=top, bottom=bottom), tol=tol, max_matvecs=4000, **more)
     evals = np.sort(evals)
     wanted = np.r_[evals[:bottom], evals[len(evals) - top :]]
-    assert how["status"] == "ok", how
+    # the fewest rows there may be do not suffice for every search, which is said
+    tight = more.get("capacity") is not None and how["status"] == "incomplete" and "rows of the basis are too few" in how["reason"]
+    assert how["status"] == "ok" or tight, how
     return int((np.abs(pairs.values - wanted) > 2 * tol * np.abs(evals).max()).sum()), how
 
 

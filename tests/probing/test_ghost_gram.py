@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import ghost_models
 import numpy as np
 import pytest
 import torch
@@ -110,6 +111,19 @@ def test_every_kind_of_layer(name: str, dtype: torch.dtype) -> None:
     sums = ghost(model, split(x, y, (9,)))
     assert sums.slow == {} and sums.engine == "ghost" and sums.notes == []
     assert_same(sums, rows, losses, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv2d"])
+def test_gradients_that_are_written_out_have_the_parameters_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more samples than numbers the moments of a layer are kept, entry by entry."""
+    monkeypatch.setattr(ghost_models, "N", 120)
+    torch.manual_seed(1)
+    model, x, y = FAST[name]()
+    model, x = model.double(), cast(x, torch.float64)
+    rows, losses = materialized(model, [(x, y)])
+    sums = ghost(model, split(x, y, (33,)))
+    assert any(name.startswith("body.") and len(rows[name].shape) == 2 and rows[name].shape[1] > 20 for name in sums.moments)
+    assert_same(sums, rows, losses, 1e-10)
 
 
 def three_batches(name: str, seed: int = 2) -> tuple[nn.Module, list[tuple[Tensor, Tensor]], dict[str, F64], F64]:
