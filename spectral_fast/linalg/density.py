@@ -29,6 +29,8 @@ from .trace_methods import mean_error
 
 __all__ = ["Probed", "ProbeRun", "SpectralDensity", "density_of", "run_probes", "spectral_density"]
 
+# The view of the quadrature: Gaussians of a hundredth of the range, about what 64 steps resolve of a bulk (its nodes lie 1/64 of its range apart), on a grid
+# with about five points to each width
 GRID = 512
 RELATIVE_WIDTH = 0.01
 # Nodes at an end of the spectrum count as eigenvalues where their residual is below this share of the distance to the next one
@@ -169,8 +171,8 @@ def run_probes(
         with getattr(op, "running", nullcontext)():
             kry.step(start, before=by_block)
             products = kry.T[: kry.t, start] @ r
-            run.quadratic += [float(x) for x in np.einsum("ij,ij->j", r, kry.T[np.ix_(start, start)] @ r)]
             run.squared += [float(x) for x in np.einsum("ij,ij->j", products, products)]
+            run.quadratic += [float(x) for x in np.einsum("ij,ij->j", r, kry.T[np.ix_(start, start)] @ r)]
             for name, form in local.items():
                 run.by_block.setdefault(name, []).extend(float(x) for x in np.einsum("ij,ij->j", r, form @ r))
             for _ in range(1, run.steps):
@@ -271,25 +273,33 @@ def density_of(run: ProbeRun, *, outliers: bool = True) -> SpectralDensity:
 def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0, basis_dtype: str | None = None) -> SpectralDensity:
     """Density of the eigenvalues of the symmetric ``op`` (n, n) from one Krylov space of ``probes`` random vectors and ``steps`` products of each.
 
-    Eigenvalues at the ends that have converged count 1/n each; between them the weights are averages over the probes (``cumulative_stderr``). With
-    probes x steps >= n all of them are exact. basis_dtype: "float64", "float32" or "bfloat16"; None: float32 for an operator of float32. Where probes x steps
-    vectors do not fit into memory, the probes go one after the other.
+    Eigenvalues at the ends that have converged count 1/n each, where there are fewer copies of one than probes; between them the weights are averages over
+    the probes (``cumulative_stderr``). With probes x steps >= n all of them are exact. basis_dtype: "float64", "float32" or "bfloat16"; None: float32 for an
+    operator of float32. Where probes x steps vectors do not fit into memory, the probes go one after the other. Ctrl-C gives what the steps done so far say,
+    status "incomplete"; before the first products are done it is a KeyboardInterrupt.
     Raises TypeError, ValueError naming the argument; ArithmeticError when a product holds NaN or Inf.
     """
     n = check_operator(op)
     probes, steps = whole_number("probes", probes), whole_number("steps", steps)
     whole_number("seed", seed, 0)
     dtype = dtype_of_basis(basis_dtype) or ("float32" if str(getattr(op, "dtype", "")).endswith("float32") else "float64")
-    run = ProbeRun(n=n, steps=min(steps, n))
+    run, interrupted = ProbeRun(n=n, steps=min(steps, n)), ""
     spread = spread_of(op)
     row = (n if spread is None else spread.share.width) * np.dtype(BASIS_DTYPES[dtype]).itemsize
     together = max(1, min(probes, host_memory_limit(None) // max(1, row * (run.steps + 2))))
-    with nullcontext() if spread is None else spread.one_interrupt():
-        together = together if spread is None else spread.least(together)
-        while run.probes < probes:
-            run.basis = None  # one in memory at a time
-            run_probes(op, run, probes=min(together, probes - run.probes), seed=seed, basis_dtype=dtype)
+    try:
+        with nullcontext() if spread is None else spread.one_interrupt():
+            together = together if spread is None else spread.least(together)
+            while run.probes < probes:
+                run.basis = None  # one in memory at a time
+                run_probes(op, run, probes=min(together, probes - run.probes), seed=seed, basis_dtype=dtype)
+    except KeyboardInterrupt:
+        if not run.probes:
+            raise
+        interrupted = f"interrupted after {run.matvecs} of {probes * run.steps} products"
     result = density_of(run)
+    if interrupted:
+        result = replace(result, status="incomplete", reason="; ".join(filter(None, (interrupted, result.reason))))
     if is_torch(op):
         result = replace(result, **{name: like(op, getattr(result, name)) for name in ("nodes", "weights", "grid", "density")})
     return result

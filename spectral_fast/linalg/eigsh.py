@@ -30,7 +30,7 @@ from .spread import Spread, spread_of
 
 __all__ = ["EigenResult", "Pairs", "basis_dtype_for", "eigsh", "extreme_pairs", "pairs_so_far", "result_of", "tol_of"]
 
-DENSE_BELOW = 24
+DENSE_BELOW = 24  # n products give all pairs of so small an operator: no more than a Krylov space takes, with its search, for two or three of them
 # Eigenvectors found in parts by several processes are put together in all of them up to so many bytes
 GATHERED = 1 << 30
 

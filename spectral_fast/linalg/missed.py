@@ -16,6 +16,8 @@ from .restart import SEARCH_ROWS, Budget, Ends, Ritz
 __all__ = ["look_for_missed"]
 
 MISS_PROBABILITY = 1e-3
+# Where x's recurrence gives no bound, because eigenvalues crowd at the limit itself, no number of products would: so many of what the products of the rows
+# that waited have given have to do, the least that can show a value beyond the limit to which only those rows couple.
 FURTHER_STEPS = 1
 
 

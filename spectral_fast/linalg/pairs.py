@@ -18,9 +18,9 @@ from .share import Share
 
 __all__ = ["PairRun", "Pairs"]
 
-POLISH_ROUNDS = 3
+POLISH_ROUNDS = 3  # each takes three products of every pair; residuals that do not halve end them sooner
 SHARE_OF_TOL = 0.9  # what the Krylov relation's residuals may take; the rest is for the error of the relation itself
-SEARCH_ROUNDS = 12
+SEARCH_ROUNDS = 12  # beyond one for every wanted pair: a search that finds something puts a missed pair in the place of another, or was cut short
 EARLY = 4.0  # times tol: residuals at which the search for missed pairs begins, since its products bring the pairs further too
 STRANGE = 1e-2  # of the operator's norm: a product that differs by so much is not the same operator's
 # A normal number is smaller than this with probability 0.01: what a product of a random combination shows of an error is rarely less.
@@ -89,7 +89,8 @@ class PairRun:
         if self.saved is not None and self.saved.settled:
             return ritz_of(kry, self.ends, tol)
         crowded = False
-        for _ in range(SEARCH_ROUNDS):
+        verdict = ""
+        for _ in range(self.ends.total + SEARCH_ROUNDS):
             found = before_search(kry, self.ends) if kry.chain else converge(kry, self.ends, EARLY * tol, self.budget, save)
             if not found.converged and not kry.full:
                 self._stop(f"{self.budget.limit} products did not suffice")
@@ -105,8 +106,13 @@ class PairRun:
             if verdict == "undecided" or (verdict == "crowded" and crowded):
                 break
             crowded = verdict == "crowded"
-        what = f"{len(kry.rows)} rows of the basis are too few for" if crowded else "the budget ended before"
-        self._stop(f"{what} the search for missed multiple eigenvalues{'' if crowded else ' did'}")
+        search = "the search for missed multiple eigenvalues"
+        if crowded:
+            self._stop(f"{len(kry.rows)} rows of the basis are too few for {search}")
+        elif verdict == "undecided":
+            self._stop(f"the budget ended before {search} did")
+        else:
+            self._stop(f"{search} found further ones each of {self.ends.total + SEARCH_ROUNDS} times")
         return ritz_of(kry, self.ends, tol)
 
     def _relation_error(self, kry: Krylov, found: Ritz) -> float:

@@ -222,6 +222,24 @@ def test_copies_count_exactly_where_the_probes_are_more(copies: int, probes: int
     assert abs(np.mean(off)) <= 4 * np.sqrt(2 * copies / (probes * len(off))) / n
 
 
+def test_an_interrupt_gives_what_the_steps_so_far_say():
+    a = symmetric(EVALS)
+
+    def stop(at):
+        def spoil(i, v, w):
+            if i == at:
+                raise KeyboardInterrupt
+            return w
+
+        return Counting(a, spoil)
+
+    with pytest.raises(KeyboardInterrupt):
+        spectral_density(stop(2), probes=3, steps=30)
+    r, want = spectral_density(stop(3 * 7 + 2), probes=3, steps=30), spectral_density(a, probes=3, steps=7)
+    assert r.status == "incomplete" and r.reason == "interrupted after 21 of 90 products" and r.matvecs == 21
+    assert np.array_equal(r.nodes, want.nodes) and np.array_equal(r.weights, want.weights) and r.trace == want.trace and want.status == "ok"
+
+
 def test_an_operator_that_is_not_symmetric_is_said_to_be_none() -> None:
     found = spectral_density(np.triu(np.ones((200, 200))), steps=20)
     assert found.status == "unresolved" and "symmetric only to" in found.reason and found.symmetry_defect > 1e-3

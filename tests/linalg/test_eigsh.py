@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from problems import Counting, symmetric
 from tolerances import tolerance
 
+from spectral_fast.kernels.select import select
 from spectral_fast.linalg.density import spectral_density
 from spectral_fast.linalg.eigsh import eigsh, extreme_pairs
 from spectral_fast.linalg.krylov import Krylov
@@ -245,6 +246,38 @@ def test_an_interrupt_during_a_restart_waits_for_its_end():
             signal.raise_signal(signal.SIGINT)
             seen.append("done")
     assert seen == ["done"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("where", ["taken", "compress"])
+@pytest.mark.parametrize("k", [2, 4])
+def test_an_interrupt_while_the_basis_is_changed_loses_nothing(k, where, monkeypatch):
+    """Ctrl-C in the middle of a restart, or of the making of the vectors, at the end of which the basis is no more."""
+    recombine = select("recombine", "auto")[0]
+    inside, came = [], []
+    original = getattr(Krylov, where)
+
+    def marked(self, *args):
+        inside.append(where)
+        try:
+            return original(self, *args)
+        finally:
+            inside.pop()
+
+    def interrupted(*args):
+        if inside and not came:
+            came.append(where)
+            signal.raise_signal(signal.SIGINT)
+        return recombine(*args)
+
+    monkeypatch.setattr(Krylov, where, marked)
+    monkeypatch.setattr("spectral_fast.linalg.krylov.select", lambda name, backend: (interrupted, "") if name == "recombine" else select(name, backend))
+    a = symmetric(np.r_[0.1 * np.sin(np.arange(592)), np.arange(2, 10)])
+    pairs, run = extreme_pairs(a, Ends(top=k), tol=1e-8, capacity=k + 12)
+    assert came and run["interrupted"] and run["status"] == "incomplete" and "interrupted" in run["reason"]
+    assert np.abs(pairs.values - np.arange(10 - k, 10)).max() <= (1e-6 if where == "taken" else 1)
+    true = np.linalg.norm(a @ pairs.rows.T - pairs.rows.T * pairs.values, axis=0)
+    assert np.abs(true - pairs.residuals).max() <= tolerance(np.float64, 600) * 10
+    assert np.all(pairs.residuals <= 1e-8 * 9) or where == "compress"
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

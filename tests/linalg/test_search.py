@@ -116,3 +116,18 @@ def test_other_bases_find_them_too(more: dict[str, Any], seed: int) -> None:
     more = {"tol": 1e-9, **more}
     missed, how = missed_of(Reflected(evals, seed=seed), evals, 8, 6, seed=seed, **more)
     assert missed == 0
+
+
+@pytest.mark.parametrize("copies, tol", [(30, 1e-2), pytest.param(60, 1e-3, marks=pytest.mark.thorough)])
+def test_as_many_searches_as_copies(copies: int, tol: float) -> None:
+    """At a coarse tol each search brings a copy or two; only the budget ends them."""
+    r = eigsh(Reflected(np.r_[np.full(copies, 10.0), 0.5 * np.sin(np.arange(800.0 - copies))]), copies, tol=tol)
+    assert r.status == "ok" and np.abs(r.values - 10).max() <= 10 * tol
+
+
+def test_why_a_search_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    evals = CLUSTERS["multiplicities up to 7 at both ends"]
+    for verdict, why in (("undecided", "the budget ended before the search"), ("crowded", "too few for the search"), ("again", "each of 18 times")):
+        monkeypatch.setattr("spectral_fast.linalg.pairs.look_for_missed", lambda *args, verdict=verdict, **more: verdict)
+        r = eigsh(Reflected(evals), 6, tol=1e-9)
+        assert r.status == "incomplete" and why in r.reason
