@@ -12,7 +12,7 @@ SF_LEVEL_TABLE(KrylovLoops, krylov_loops)
 
 namespace {
 
-constexpr std::int64_t kStripeBytes = 1 << 18;  // of all rows: half of a second-level cache of 512 KB
+constexpr std::int64_t kStripeBytes = 1 << 17;  // of all rows: a quarter of a second-level cache of 512 KB
 constexpr std::int64_t kLeastCols = 128, kMostCols = 4096;
 constexpr std::int64_t kLeastTasks = 32, kMostStripes = 16;
 constexpr double kLost = 0.01;                 // of the squared norm: nine tenths of a vector
@@ -45,10 +45,11 @@ class Sweeps {
       const std::int64_t end = std::min(stripes, (task + 1) * group);
       for (std::int64_t p = task * group; p < end; ++p) {
         const std::int64_t from = p * cols, width = std::min(cols, w.n - from);
-        const Stripe stripe{at(basis_, first, from), basis_.dtype, count, basis_.stride, width, lease.data(), b, cols};
+        Stripe stripe{at(basis_, first, from), basis_.dtype, count, basis_.stride, width, lease.data(), b, cols};
         for (std::int64_t i = 0; i < b; ++i) loops_.load(at(w, i, from), w.dtype, width, stripe.x + i * cols);
         if (minus != nullptr) {
           loops_.subtract(stripe, minus);
+          stripe.near = true;
           for (std::int64_t i = 0; i < b; ++i) loops_.save(stripe.x + i * cols, width, 1.0, at(w, i, from), w.dtype);
         }
         if (with_dots) loops_.dots(stripe, found);
@@ -66,7 +67,7 @@ class Sweeps {
     if (options_.reduce) options_.reduce(sums, (count + 1) * b);
   }
 
-  // row = w[i] / norm, rounded
+  // row = w[i] * (1 / norm), rounded
   void keep(const Rows& w, std::int64_t i, double norm, std::int64_t row) {
     const std::int64_t cols = kMostCols;
     Scratch scratch(static_cast<std::size_t>(cols));
@@ -74,8 +75,7 @@ class Sweeps {
       const Scratch::Lease lease(scratch);
       const std::int64_t from = p * cols, width = std::min(cols, w.n - from);
       loops_.load(at(w, i, from), w.dtype, width, lease.data());
-      for (std::int64_t j = 0; j < width; ++j) lease.data()[j] /= norm;
-      loops_.save(lease.data(), width, 1.0, at(basis_, row, from), basis_.dtype);
+      loops_.save(lease.data(), width, 1.0 / norm, at(basis_, row, from), basis_.dtype);
     });
   }
 

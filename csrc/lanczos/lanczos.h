@@ -42,6 +42,7 @@ struct Stripe {
   std::int64_t count, stride, cols;
   double* x;
   std::int64_t b, ldx;
+  bool near = false;  // the rows are in the second-level cache already
 };
 
 struct KrylovLoops {

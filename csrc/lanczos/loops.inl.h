@@ -1,5 +1,7 @@
 // A stripe of columns of a Krylov basis: dots with vectors, and sums of its rows, all in double.
 #pragma once
+#include <type_traits>
+
 #include "core/half.h"
 #include "core/simd.h"
 #include "lanczos/lanczos.h"
@@ -85,8 +87,25 @@ void save_row(const double* x, int64_t cols, double factor, void* to, DType dtyp
   }
 }
 
-// x -= sum of kRows rows times c[0], c[step], ...
-template <int kRows, class T>
+// What a row will be asked for soon: the hardware's own prefetch stops at the end of a page of 4 KB, and every row has pages of its own.
+constexpr int64_t kAhead = 1024;  // bytes
+template <bool kFar, class T>
+inline void ask_ahead(const T* p) {
+  if constexpr (kFar) __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
+}
+
+// work<rows>(r, i, far) for all rows r in groups of four and one by one, each with all vectors i; far: they come from memory
+template <class Work>
+inline void by_groups(const Stripe& stripe, const Work& work) {
+  int64_t r = 0;
+  for (; r + 4 <= stripe.count; r += 4)
+    for (int64_t i = 0; i < stripe.b; ++i) work.template operator()<4>(r, i, !stripe.near && i == 0);
+  for (; r < stripe.count; ++r)
+    for (int64_t i = 0; i < stripe.b; ++i) work.template operator()<1>(r, i, !stripe.near && i == 0);
+}
+
+// x -= sum of kRows rows times c[0], c[step], ...; kFar: the rows come from memory
+template <int kRows, bool kFar, class T>
 inline void subtract_rows(const T* rows, int64_t stride, int64_t cols, const double* c, int64_t step, double* x) {
   Vec factor[kRows];
   for (int k = 0; k < kRows; ++k) factor[k] = broadcast(c[k * step]);
@@ -94,6 +113,7 @@ inline void subtract_rows(const T* rows, int64_t stride, int64_t cols, const dou
   for (; j + 2 * kLanes <= cols; j += 2 * kLanes) {
     Vec even = load(x + j), odd = load(x + j + kLanes), a, b;
     for (int k = 0; k < kRows; ++k) {
+      ask_ahead<kFar>(rows + k * stride + j);
       lanes_at(rows + k * stride + j, a, b);
       even = fnma(factor[k], a, even);
       odd = fnma(factor[k], b, odd);
@@ -107,17 +127,15 @@ inline void subtract_rows(const T* rows, int64_t stride, int64_t cols, const dou
 
 void subtract(const Stripe& stripe, const double* c) {
   by_type(stripe.dtype, stripe.rows, [&](const auto* rows) {
-    int64_t r = 0;
-    for (; r + 4 <= stripe.count; r += 4)
-      for (int64_t i = 0; i < stripe.b; ++i)
-        subtract_rows<4>(rows + r * stripe.stride, stripe.stride, stripe.cols, c + r * stripe.b + i, stripe.b, stripe.x + i * stripe.ldx);
-    for (; r < stripe.count; ++r)
-      for (int64_t i = 0; i < stripe.b; ++i)
-        subtract_rows<1>(rows + r * stripe.stride, stripe.stride, stripe.cols, c + r * stripe.b + i, stripe.b, stripe.x + i * stripe.ldx);
+    by_groups(stripe, [&]<int kRows>(int64_t r, int64_t i, bool far) {
+      const auto work = far ? subtract_rows<kRows, true, std::remove_cvref_t<decltype(*rows)>>
+                            : subtract_rows<kRows, false, std::remove_cvref_t<decltype(*rows)>>;
+      work(rows + r * stripe.stride, stripe.stride, stripe.cols, c + r * stripe.b + i, stripe.b, stripe.x + i * stripe.ldx);
+    });
   });
 }
 
-template <int kRows, class T>
+template <int kRows, bool kFar, class T>
 inline void dot_rows(const T* rows, int64_t stride, int64_t cols, const double* x, double* out, int64_t step) {
   Vec even[kRows], odd[kRows];
   for (int k = 0; k < kRows; ++k) even[k] = odd[k] = zeros();
@@ -126,6 +144,7 @@ inline void dot_rows(const T* rows, int64_t stride, int64_t cols, const double* 
     const Vec first = load(x + j), second = load(x + j + kLanes);
     Vec a, b;
     for (int k = 0; k < kRows; ++k) {
+      ask_ahead<kFar>(rows + k * stride + j);
       lanes_at(rows + k * stride + j, a, b);
       even[k] = fma(first, a, even[k]);
       odd[k] = fma(second, b, odd[k]);
@@ -140,18 +159,17 @@ inline void dot_rows(const T* rows, int64_t stride, int64_t cols, const double* 
 
 void dots(const Stripe& stripe, double* out) {
   by_type(stripe.dtype, stripe.rows, [&](const auto* rows) {
-    int64_t r = 0;
-    for (; r + 4 <= stripe.count; r += 4)
-      for (int64_t i = 0; i < stripe.b; ++i)
-        dot_rows<4>(rows + r * stripe.stride, stripe.stride, stripe.cols, stripe.x + i * stripe.ldx, out + r * stripe.b + i, stripe.b);
-    for (; r < stripe.count; ++r)
-      for (int64_t i = 0; i < stripe.b; ++i)
-        dot_rows<1>(rows + r * stripe.stride, stripe.stride, stripe.cols, stripe.x + i * stripe.ldx, out + r * stripe.b + i, stripe.b);
+    by_groups(stripe, [&]<int kRows>(int64_t r, int64_t i, bool far) {
+      const auto work =
+          far ? dot_rows<kRows, true, std::remove_cvref_t<decltype(*rows)>> : dot_rows<kRows, false, std::remove_cvref_t<decltype(*rows)>>;
+      work(rows + r * stripe.stride, stripe.stride, stripe.cols, stripe.x + i * stripe.ldx, out + r * stripe.b + i, stripe.b);
+    });
   });
 }
 
 void squares(const Stripe& stripe, double* out) {
-  for (int64_t i = 0; i < stripe.b; ++i) dot_rows<1>(stripe.x + i * stripe.ldx, 0, stripe.cols, stripe.x + i * stripe.ldx, out + i, 1);
+  for (int64_t i = 0; i < stripe.b; ++i)
+    dot_rows<1, false>(stripe.x + i * stripe.ldx, 0, stripe.cols, stripe.x + i * stripe.ldx, out + i, 1);
 }
 
 // kOut combinations at once, two vectors of columns wide

@@ -110,7 +110,7 @@ def orthogonalize(
         norm = float(np.sqrt(square))
         if norm > least[i] and t + new < len(basis):
             for part in _stripes(w.shape[1], 2):
-                _write(basis[t + new, part], one[0, part].astype(np.float64) / norm)
+                _write(basis[t + new, part], one[0, part].astype(np.float64) * (1.0 / norm))
             coefficients[t + new, i] = norm
             kept[i] = True
             new += 1
