@@ -82,6 +82,7 @@ def test_kernel(layer: str, against: Callable[..., dict[str, float]], rng: np.ra
         {"torch": partial(with_torch, x, y, algorithm)},
         rounds=request.config.getoption("--rounds") or 9,
         pause=0.1,
+        again=True,
         note=note,
     )
     assert share >= (0.5 if t == 1 else 0.4)

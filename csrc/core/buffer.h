@@ -2,7 +2,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <new>
+
+#include "core/blocks.h"
 
 namespace sf {
 
@@ -11,15 +12,14 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::int64_t count)
-      : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
+  explicit Buffer(std::int64_t count) : data_(static_cast<T*>(take_block(static_cast<std::size_t>(count) * sizeof(T)))) {}
   T* get() const { return data_.get(); }
   T* operator+(std::int64_t i) const { return data_.get() + i; }
   T& operator[](std::int64_t i) const { return data_.get()[i]; }
 
  private:
   struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
+    void operator()(T* p) const { give_block(p); }
   };
   std::unique_ptr<T, Free> data_;
 };

@@ -1,10 +1,10 @@
 // Working memory of one op call: as many aligned buffers as threads use at once, returned and taken again by later tasks.
 #pragma once
 #include <cstddef>
-#include <memory>
 #include <mutex>
-#include <new>
 #include <vector>
+
+#include "core/buffer.h"
 
 namespace sf {
 
@@ -30,14 +30,10 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
 
  private:
-  struct Free {
-    void operator()(double* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-
   double* pop() {
     const std::lock_guard<std::mutex> hold(lock_);
     if (free_.empty()) {
-      all_.emplace_back(static_cast<double*>(::operator new(doubles_ * sizeof(double), std::align_val_t{64})));
+      all_.emplace_back(static_cast<std::int64_t>(doubles_));
       return all_.back().get();
     }
     double* last = free_.back();
@@ -53,7 +49,7 @@ class Scratch {
   std::size_t doubles_;
   std::mutex lock_;
   std::vector<double*> free_;
-  std::vector<std::unique_ptr<double, Free>> all_;
+  std::vector<Buffer<double>> all_;
 };
 
 }  // namespace sf

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
-#include <new>
 #include <type_traits>
 #include <vector>
 
+#include "core/buffer.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 
@@ -23,26 +23,13 @@ constexpr std::int64_t kStripeBytes = 1 << 25;  // packed at a time on each side
 constexpr std::int64_t kTileRows = 48, kTileColumns = 72;
 constexpr std::int64_t kRowColumns = 1024;  // of rows that are packed at a time
 constexpr std::int64_t kTogether = 8;       // panels that one task multiplies by another
+constexpr std::int64_t kMostBlocks = 8;     // of rows in a panel
 
 // Parts of at most about `most` of `all`, as equal as multiples of `step` can be.
 std::int64_t even(std::int64_t all, std::int64_t most, std::int64_t step) {
   const std::int64_t parts = (all + most - 1) / most, each = (all + parts - 1) / parts;
   return std::min(all, (each + step - 1) / step * step);
 }
-
-template <class T>
-class Packed {
- public:
-  explicit Packed(std::int64_t count)
-      : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
-  T* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
 
 template <class T>
 class Gram {
@@ -79,8 +66,8 @@ class Gram {
     const bool turned = p > q;
     const std::int64_t inner = std::max(p, q), outer = std::min(p, q);
     const std::int64_t rows = even(outer, kTileRows, loops_->row_block), cols = even(inner, kTileColumns, width_);
-    Packed<T> here(panels(left.first.samples) * width_ * rows * cols);
-    Packed<T> there(same_ ? 1 : panels(right.first.samples) * width_ * rows * cols);
+    Buffer<T> here(panels(left.first.samples) * width_ * rows * cols);
+    Buffer<T> there(same_ ? 1 : panels(right.first.samples) * width_ * rows * cols);
     Scratch scratch(static_cast<std::size_t>((width_ * rows * cols * static_cast<std::int64_t>(sizeof(T)) + 7) / 8));
     for (std::int64_t r = 0; r < outer; r += rows)
       for (std::int64_t c = 0; c < inner; c += cols) {
@@ -94,7 +81,7 @@ class Gram {
   // Gradients that are there already: one factor only, and no positions.
   void rows(const Positions& left, const Positions& right) {
     const std::int64_t cols = std::min(left.width, kRowColumns);
-    Packed<T> here(panels(left.samples) * width_ * cols), there(same_ ? 1 : panels(right.samples) * width_ * cols);
+    Buffer<T> here(panels(left.samples) * width_ * cols), there(same_ ? 1 : panels(right.samples) * width_ * cols);
     for (std::int64_t c = 0; c < left.width; c += cols) {
       const std::int64_t some = std::min(cols, left.width - c);
       pack_columns(left, c, some, here.get());
@@ -103,10 +90,13 @@ class Gram {
     }
   }
 
-  // The lower triangle's mirror image above it.
+  // The lower triangle's mirror image above it, a few lines of the cache at a time.
   void mirror(std::int64_t n) {
-    for (std::int64_t i = 0; i < n; ++i)
-      for (std::int64_t j = 0; j < i; ++j) gram_[j * ld_ + i] = gram_[i * ld_ + j];
+    constexpr std::int64_t kSide = 16;
+    for (std::int64_t i = 0; i < n; i += kSide)
+      for (std::int64_t j = 0; j <= i; j += kSide)
+        for (std::int64_t c = j; c < std::min(n, j + kSide); ++c)
+          for (std::int64_t r = std::max(i, c + 1); r < std::min(n, i + kSide); ++r) gram_[c * ld_ + r] = gram_[r * ld_ + c];
   }
 
  private:
@@ -119,7 +109,7 @@ class Gram {
   struct Blocks {
     std::int64_t first, samples, each, positions;
     std::int64_t panels;  // of a block
-    std::shared_ptr<Packed<T>> one, two;
+    std::shared_ptr<Buffer<T>> one, two;
     std::int64_t p, q;
     std::int64_t count() const { return (samples + each - 1) / each; }
   };
@@ -162,8 +152,8 @@ class Gram {
              side.second.width};
     b.panels = panels(b.each * b.positions);
     const std::int64_t all = b.count() * b.panels;
-    b.one = std::make_shared<Packed<T>>(all * width_ * b.p);
-    b.two = std::make_shared<Packed<T>>(all * width_ * b.q);
+    b.one = std::make_shared<Buffer<T>>(all * width_ * b.p);
+    b.two = std::make_shared<Buffer<T>>(all * width_ * b.q);
     over(all, [&](std::int64_t panel) {
       const std::int64_t block = panel / b.panels, start = panel % b.panels * width_;
       const std::int64_t end = std::min(b.each, samples - block * b.each) * b.positions;
@@ -209,10 +199,16 @@ class Gram {
         if (triangle && last_sample < pj * width_ / right.positions) continue;
         const std::int64_t at_i = (i * left.panels + pi) * width_, at_j = (j * right.panels + pj) * width_;
         const std::int64_t end = std::min(width_, rows - pi * width_), col_end = std::min(width_, cols - pj * width_);
+        std::int64_t needed[kMostBlocks];
+        for (std::int64_t r = 0; r < end; r += loops_->row_block) {
+          const std::int64_t sample = (std::min(end, r + loops_->row_block) - 1 + pi * width_) / left.positions;
+          needed[r / loops_->row_block] =
+              triangle ? std::clamp<std::int64_t>((sample + 1) * right.positions - pj * width_, 0, col_end) : col_end;
+        }
         std::fill(x, x + width_ * width_, 0.0);
-        loops_->multiply(left.one->get() + at_i * left.p, right.one->get() + at_j * right.p, left.p, end, x);
+        loops_->multiply(left.one->get() + at_i * left.p, right.one->get() + at_j * right.p, left.p, end, needed, x);
         std::fill(y, y + width_ * width_, 0.0);
-        loops_->multiply(left.two->get() + at_i * left.q, right.two->get() + at_j * right.q, left.q, end, y);
+        loops_->multiply(left.two->get() + at_i * left.q, right.two->get() + at_j * right.q, left.q, end, needed, y);
         const std::int64_t first_other = pj * width_ / right.positions;
         std::int64_t sample = pi * width_ / left.positions;
         for (std::int64_t r = 0; r < end; ++sample) {
@@ -274,10 +270,14 @@ class Gram {
       for (std::int64_t i = task.i; i < task.end; ++i) {
         std::fill(x, x + width_ * width_, 0.0);
         const std::int64_t rows = std::min(width_, n - i * width_), cols = std::min(width_, m - task.j * width_);
-        loops_->multiply(left + i * width_ * depth, right + task.j * width_ * depth, depth, rows, x);
+        const bool diagonal = same_ && i == task.j;
+        std::int64_t needed[kMostBlocks];
+        for (std::int64_t r = 0; r < rows; r += loops_->row_block)
+          needed[r / loops_->row_block] = diagonal ? std::min(cols, r + loops_->row_block) : cols;
+        loops_->multiply(left + i * width_ * depth, right + task.j * width_ * depth, depth, rows, needed, x);
         for (std::int64_t r = 0; r < rows; ++r) {
           double* const out = gram_ + (i * width_ + r) * ld_ + task.j * width_;
-          const std::int64_t end = same_ && i == task.j ? std::min(cols, r + 1) : cols;
+          const std::int64_t end = diagonal ? std::min(cols, r + 1) : cols;
           for (std::int64_t c = 0; c < end; ++c) out[c] += x[r * width_ + c];
         }
       }

@@ -44,8 +44,9 @@ struct GramLoops {
   std::int64_t width, row_block;
   // rows[count] -> a panel, columns [0, cols)
   void (*pack)(const T* const* rows, std::int64_t count, std::int64_t cols, T* to);
-  // out [width][width] += a bᵀ of two panels, of a the first `rows` at least; short sums in T are added up as doubles
-  void (*multiply)(const T* a, const T* b, std::int64_t depth, std::int64_t rows, double* out);
+  // out [width][width] += a bᵀ of two panels, of a the first `rows` at least, in blocks of row_block; of b the first cols[block] at least;
+  // short sums in T are added up as doubles
+  void (*multiply)(const T* a, const T* b, std::int64_t depth, std::int64_t rows, const std::int64_t* cols, double* out);
   // out [rows][cols] = sum over positions of a(t, r) b(t, c), rows one behind the other
   void (*outer)(const T* a, std::int64_t a_stride, const T* b, std::int64_t b_stride, std::int64_t positions, std::int64_t rows,
                 std::int64_t cols, T* out);

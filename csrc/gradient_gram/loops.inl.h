@@ -2,48 +2,12 @@
 #pragma once
 #include <string.h>
 
-#include "core/single.h"
+#include "core/lanes.h"
 #include "gradient_gram/gradient_gram.h"
 
 namespace sf::SF_ISA {
 namespace {
 
-template <class T>
-struct Lanes;
-template <>
-struct Lanes<float> {
-  using Vector = Singles;
-  static constexpr int count = kSingles;
-};
-template <>
-struct Lanes<double> {
-  using Vector = Vec;
-  static constexpr int count = kLanes;
-};
-
-inline Singles take(const float* p) { return load_singles(p); }
-inline Vec take(const double* p) { return load(p); }
-inline void give(float* p, Singles a) { put_singles(p, a); }
-inline void give(double* p, Vec a) { store(p, a); }
-inline Singles plus(Singles a, Singles b) { return add_singles(a, b); }
-inline Vec plus(Vec a, Vec b) { return add(a, b); }
-inline Singles spread(float x) { return broadcast_single(x); }
-inline Vec spread(double x) { return broadcast(x); }
-// sum += a b, where the sum is: left to itself the compiler moves sums from register to register, and some to memory and back.
-inline void accumulate(Singles& sum, Singles a, Singles b) {
-#if defined(__GNUC__) && defined(__AVX2__)
-  asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-#else
-  sum = fma_singles(a, b, sum);
-#endif
-}
-inline void accumulate(Vec& sum, Vec a, Vec b) {
-#if defined(__GNUC__) && defined(__AVX2__)
-  asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-#else
-  sum = fma(a, b, sum);
-#endif
-}
 inline void add_doubles(double* to, Vec a) { store(to, add(load(to), a)); }
 inline void add_doubles(double* to, Singles a) {
   Vec two[2];
@@ -101,74 +65,75 @@ void pack(const T* const* rows, int64_t count, int64_t cols, T* to) {
   }
 }
 
-// Not inlined: among several in one function the compiler has no registers left for the sums.
-template <class T, int Rows>
-#if defined(__GNUC__)
-__attribute__((noinline))
-#endif
-void multiply_rows(const T* a, const T* b, int64_t depth, double* out) {
-  constexpr int64_t W = tile_width<T>;
-  typename Lanes<T>::Vector sums[Rows][kVecs];
+// sums += over `depth` lines of a (Rows numbers each) and b (Vecs vectors each); not inlined: among several in one function the compiler
+// has no registers left for the sums.
+template <class T, int Rows, int Vecs, class Put>
+inline void outer_products(const T* a, int64_t a_step, const T* b, int64_t b_step, int64_t depth, const Put& put_away) {
+  typename Lanes<T>::Vector sums[Rows][Vecs];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < kVecs; ++v) sums[r][v] = spread(T{0});
-  for (int64_t k = 0; k < depth; ++k, a += W, b += W) {
-    typename Lanes<T>::Vector line[kVecs];
+    for (int v = 0; v < Vecs; ++v) sums[r][v] = all(T{0});
+  for (int64_t k = 0; k < depth; ++k, a += a_step, b += b_step) {
+    typename Lanes<T>::Vector line[Vecs];
 #pragma GCC unroll 3
-    for (int v = 0; v < kVecs; ++v) line[v] = take(b + v * Lanes<T>::count);
+    for (int v = 0; v < Vecs; ++v) line[v] = get(b + v * Lanes<T>::count);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const auto x = spread(a[r]);
+      const auto x = all(a[r]);
 #pragma GCC unroll 3
-      for (int v = 0; v < kVecs; ++v) accumulate(sums[r][v], x, line[v]);
+      for (int v = 0; v < Vecs; ++v) accumulate(sums[r][v], x, line[v]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < kVecs; ++v) add_doubles(out + r * W + v * Lanes<T>::count, sums[r][v]);
+    for (int v = 0; v < Vecs; ++v) put_away(r, v, sums[r][v]);
+}
+
+#if defined(__GNUC__)
+#define SF_APART __attribute__((noinline))
+#else
+#define SF_APART
+#endif
+
+template <class T, int Vecs>
+SF_APART void multiply_rows(const T* a, const T* b, int64_t depth, double* out) {
+  constexpr int64_t W = tile_width<T>;
+  outer_products<T, kRows, Vecs>(a, W, b, W, depth, [&](int r, int v, auto sum) { add_doubles(out + r * W + v * Lanes<T>::count, sum); });
 }
 
 template <class T>
-void multiply(const T* a, const T* b, int64_t depth, int64_t rows, double* out) {
+void multiply(const T* a, const T* b, int64_t depth, int64_t rows, const int64_t* cols, double* out) {
   constexpr int64_t W = tile_width<T>;
-  static_assert(W % kRows == 0, "panels hold whole blocks of rows");
+  static_assert(W % kRows == 0 && W / kRows <= 8, "panels hold whole blocks of rows");
+  static_assert(kVecs == 3, "a case for each number of vectors");
   for (int64_t k = 0; k < depth; k += kChain) {
     const int64_t here = depth - k < kChain ? depth - k : kChain;
-    for (int64_t s = 0; s < rows; s += kRows) multiply_rows<T, kRows>(a + k * W + s, b + k * W, here, out + s * W);
+    for (int64_t s = 0; s < rows; s += kRows) {
+      const T* const as = a + k * W + s;
+      const T* const bs = b + k * W;
+      const int64_t vecs = (cols[s / kRows] + Lanes<T>::count - 1) / Lanes<T>::count;
+      if (vecs >= 3) {
+        multiply_rows<T, 3>(as, bs, here, out + s * W);
+      } else if (vecs == 2) {
+        multiply_rows<T, 2>(as, bs, here, out + s * W);
+      } else if (vecs == 1) {
+        multiply_rows<T, 1>(as, bs, here, out + s * W);
+      }
+    }
   }
 }
 
 // out (+)= sum over positions of a(t, r) b(t, :), one panel's width of columns; out's rows are ld apart.
 template <class T, int Rows>
-#if defined(__GNUC__)
-__attribute__((noinline))
-#endif
-void outer_rows(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t positions, bool add_to, T* out, int64_t ld) {
-  typename Lanes<T>::Vector sums[Rows][kVecs];
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 3
-    for (int v = 0; v < kVecs; ++v) sums[r][v] = spread(T{0});
-  for (int64_t t = 0; t < positions; ++t, a += a_stride, b += b_stride) {
-    typename Lanes<T>::Vector line[kVecs];
-#pragma GCC unroll 3
-    for (int v = 0; v < kVecs; ++v) line[v] = take(b + v * Lanes<T>::count);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const auto x = spread(a[r]);
-#pragma GCC unroll 3
-      for (int v = 0; v < kVecs; ++v) accumulate(sums[r][v], x, line[v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 3
-    for (int v = 0; v < kVecs; ++v) {
-      T* const to = out + r * ld + v * Lanes<T>::count;
-      give(to, add_to ? plus(take(to), sums[r][v]) : sums[r][v]);
-    }
+SF_APART void outer_rows(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t positions, bool add_to, T* out, int64_t ld) {
+  T before[Rows][kVecs * Lanes<T>::count];
+  for (int r = 0; add_to && r < Rows; ++r) memcpy(before[r], out + r * ld, sizeof before[r]);
+  outer_products<T, Rows, kVecs>(a, a_stride, b, b_stride, positions,
+                                 [&](int r, int v, auto sum) { put(out + r * ld + v * Lanes<T>::count, sum); });
+  for (int r = 0; add_to && r < Rows; ++r)
+    for (int c = 0; c < kVecs * Lanes<T>::count; ++c) out[r * ld + c] += before[r][c];
 }
 
 template <class T>

@@ -3,51 +3,12 @@
 #pragma once
 #include <string.h>
 
-#include "core/single.h"
+#include "core/lanes.h"
 #include "randomized_svd/convert.inl.h"
 #include "randomized_svd/loops.h"
 
 namespace sf::SF_ISA {
 namespace {
-
-template <class T>
-struct Of;
-template <>
-struct Of<float> {
-  using Vector = Singles;
-  static constexpr int lanes = kSingles;
-};
-template <>
-struct Of<double> {
-  using Vector = Vec;
-  static constexpr int lanes = kLanes;
-};
-
-inline Singles get(const float* p) { return load_singles(p); }
-inline Vec get(const double* p) { return load(p); }
-inline void put(float* p, Singles a) { put_singles(p, a); }
-inline void put(double* p, Vec a) { store(p, a); }
-inline Singles all(float x) { return broadcast_single(x); }
-inline Vec all(double x) { return broadcast(x); }
-inline Singles multiply_add(Singles a, Singles b, Singles c) { return fma_singles(a, b, c); }
-inline Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
-// sum += a b, where the sum is: left to itself the compiler moves sums from register to register, and some to memory and back.
-inline void accumulate(Singles& sum, Singles a, Singles b) {
-#if defined(__GNUC__) && defined(__AVX2__)
-  asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-#else
-  sum = multiply_add(a, b, sum);
-#endif
-}
-inline void accumulate(Vec& sum, Vec a, Vec b) {
-#if defined(__GNUC__) && defined(__AVX2__)
-  asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-#else
-  sum = multiply_add(a, b, sum);
-#endif
-}
-inline Singles plus(Singles a, Singles b) { return add_singles(a, b); }
-inline Vec plus(Vec a, Vec b) { return add(a, b); }
 
 // An entry in all lanes. One of bfloat16 is taken from the pair of which it is the low or the high half, as the upper 16 bits of a float.
 enum class Half { none, low, high };  // none: there is no pair to take it from
@@ -100,7 +61,7 @@ template <Half kHalf, class T, class E, class Vector, int Rows, int Vectors>
 inline void add_products(Vector (&sums)[Rows][Vectors], const E* a, int64_t lda, const T* x) {
   Vector line[Vectors];
 #pragma GCC unroll 3
-  for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * Of<T>::lanes);
+  for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * Lanes<T>::count);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     const Vector factor = spread<kHalf>(a + r * lda);
@@ -116,8 +77,8 @@ template <class T, class E, int Rows, int Vectors>
 __attribute__((noinline))
 #endif
 void rows_tile(const E* a, int64_t lda, int64_t depth, const T* x, int64_t ldx, T* y, int64_t ldy) {
-  constexpr int L = Of<T>::lanes;
-  typename Of<T>::Vector sums[Rows][Vectors];
+  constexpr int L = Lanes<T>::count;
+  typename Lanes<T>::Vector sums[Rows][Vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 3
@@ -152,7 +113,7 @@ inline void rows_strip(const E* a, int64_t lda, int64_t rows, int64_t depth, con
 
 template <class T, class E>
 void rows_product(const E* a, int64_t lda, int64_t rows, int64_t depth, const T* x, int64_t ldx, int64_t width, T* y, int64_t ldy) {
-  constexpr int L = Of<T>::lanes;
+  constexpr int L = Lanes<T>::count;
   const int64_t vectors = (width + L - 1) / L;
   for (int64_t k = 0; k < depth; k += kChain) {
     const int64_t here = depth - k < kChain ? depth - k : kChain;
@@ -167,15 +128,15 @@ void rows_product(const E* a, int64_t lda, int64_t rows, int64_t depth, const T*
 
 template <class T, class E, int Cols, int Vectors>
 inline void columns_tile(const E* a, int64_t lda, int64_t rows, const T* x, int64_t ldx, T* z, int64_t ldz) {
-  constexpr int L = Of<T>::lanes;
-  typename Of<T>::Vector sums[Cols][Vectors];
+  constexpr int L = Lanes<T>::count;
+  typename Lanes<T>::Vector sums[Cols][Vectors];
 #pragma GCC unroll 8
   for (int c = 0; c < Cols; ++c)
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) sums[c][v] = get(z + c * ldz + v * L);
   for (int64_t i = 0; i < rows; ++i, a += lda, x += ldx) {
     __builtin_prefetch(a + kAhead / sizeof(E));
-    typename Of<T>::Vector line[Vectors];
+    typename Lanes<T>::Vector line[Vectors];
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) line[v] = get(x + v * L);
 #pragma GCC unroll 4
@@ -212,7 +173,7 @@ inline void columns_strip(const E* a, int64_t lda, int64_t rows, int64_t cols, c
 
 template <class T, class E>
 void columns_product(const E* a, int64_t lda, int64_t rows, int64_t cols, const T* x, int64_t ldx, int64_t width, T* z, int64_t ldz) {
-  constexpr int L = Of<T>::lanes;
+  constexpr int L = Lanes<T>::count;
   const int64_t vectors = (width + L - 1) / L;
   for (int64_t i = 0; i < rows; i += kTogether, a += kTogether * lda, x += kTogether * ldx) {
     const int64_t here = rows - i < kTogether ? rows - i : kTogether;

@@ -7,12 +7,12 @@ namespace {
 
 template <class T>
 void scatter(const T* a, int64_t lda, int64_t rows, int64_t cols, const uint32_t* places, T* sums, int64_t ldsums) {
-  constexpr int L = Of<T>::lanes;
+  constexpr int L = Lanes<T>::count;
   const T signs[2] = {T{1}, T{-1}};
   for (int64_t i = 0; i < rows; ++i, a += lda, places += kParts) {
     T* to[kParts];
     T sign[kParts];
-    typename Of<T>::Vector factor[kParts];
+    typename Lanes<T>::Vector factor[kParts];
 #pragma GCC unroll 4
     for (int t = 0; t < kParts; ++t) {
       to[t] = sums + static_cast<int64_t>(places[t] >> 1) * ldsums;

@@ -64,12 +64,12 @@ def _side(a: NDArray[Any], b: NDArray[Any] | None, a_name: str, b_name: str) -> 
             raise TypeError(f"{name}: wanted a float32 or float64 array, got dtype {x.dtype}")
         if x.ndim not in (2, 3):
             raise ValueError(f"{name}: wanted a (samples, positions, width) or (samples, width) array, got {x.ndim} dimensions")
-    a = a[:, None, :] if a.ndim == 2 else a
+    a = np.ascontiguousarray(a[:, None, :] if a.ndim == 2 else a)  # a BLAS adds up in another order where rows lie apart
     if b is None:
         if a.shape[1] != 1:
             raise ValueError(f"{a_name}: wanted rows (samples, width) where {b_name} is not given")
         return a, np.ones((len(a), 1, 1), dtype=a.dtype)
-    b = b[:, None, :] if b.ndim == 2 else b
+    b = np.ascontiguousarray(b[:, None, :] if b.ndim == 2 else b)
     if b.shape[:2] != a.shape[:2] or b.dtype != a.dtype:
         raise ValueError(f"{b_name}: wanted the dtype, the samples and the positions of {a_name}")
     return a, b
