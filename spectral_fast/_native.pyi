@@ -71,6 +71,7 @@ def gradient_gram(
     b2: NDArray[Any] | None = None,
     *,
     algorithm: str,
+    times: NDArray[np.float64] | None = None,
     level: str | None = None,
     threads: int = 0,
 ) -> None: ...

@@ -51,7 +51,8 @@ GramSide side_of(const py::array& a, const std::optional<py::array>& b, const ch
 }
 
 void gradient_gram_of(const py::array& gram, const py::array& a, const std::optional<py::array>& b, const std::optional<py::array>& a2,
-                      const std::optional<py::array>& b2, const std::string& algorithm, const std::optional<std::string>& level,
+                      const std::optional<py::array>& b2, const std::string& algorithm,
+                      const std::optional<py::array_t<double, py::array::c_style>>& times, const std::optional<std::string>& level,
                       int threads) {
   require(b2.has_value() == (a2.has_value() && b.has_value()), "b2: wanted with b and a2, and only with them");
   const GramSide left = side_of(a, b, "a", "b");
@@ -61,7 +62,11 @@ void gradient_gram_of(const py::array& gram, const py::array& a, const std::opti
   double* const out = rows_to_fill<double>(gram, left.first.samples, right.first.samples, "gram", "products");
   require(algorithm == "positions" || algorithm == "gradients", "algorithm: unknown " + algorithm + "; known: positions, gradients");
   require(threads >= 0, "threads: wanted a number >= 0, got " + std::to_string(threads));
+  require(!times || !b, "times: wanted only where b is not given");
+  require(!times || (times->ndim() == 2 && times->shape(0) == left.first.samples && times->shape(1) == right.first.samples),
+          "times: wanted the shape of gram");
   GramOptions options;
+  options.times = times ? times->data() : nullptr;
   options.level = find_level(level.value_or(""));
   options.threads = threads;
   const GramAlgorithm how = algorithm == "positions" ? GramAlgorithm::positions : GramAlgorithm::gradients;
@@ -76,7 +81,8 @@ void gradient_gram_of(const py::array& gram, const py::array& a, const std::opti
 void bind_gradient_gram(py::module_& m) {
   m.def("gradient_gram", &gradient_gram_of, py::arg("gram").noconvert(), py::arg("a").noconvert(), py::arg("b").noconvert() = py::none(),
         py::arg("a2").noconvert() = py::none(), py::arg("b2").noconvert() = py::none(), py::kw_only(), py::arg("algorithm"),
-        py::arg("level") = py::none(), py::arg("threads") = 0, "See spectral_fast.kernels.numpy_kernels.gradient_gram.");
+        py::arg("times").noconvert() = py::none(), py::arg("level") = py::none(), py::arg("threads") = 0,
+        "See spectral_fast.kernels.numpy_kernels.gradient_gram.");
 }
 
 }  // namespace sf

@@ -1,5 +1,7 @@
 #include "core/parallel.h"
 
+#include "core/torch_threads.h"
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -180,8 +182,24 @@ void parallel_for(std::int64_t n_tasks, int threads, const std::function<void(st
         p.busy.store(false);
       }
     } release{*helpers_from};
-    helpers_from->start(job, helpers);
-    run_on_caller(job, interrupted);
+    struct Crew {
+      Job& job;
+      const std::function<bool()>& interrupted;
+      const std::thread::id caller = std::this_thread::get_id();
+    } crew{job, interrupted};
+    const auto work = [](void* given) {
+      Crew& c = *static_cast<Crew*>(given);
+      if (std::this_thread::get_id() == c.caller) {
+        run_on_caller(c.job, c.interrupted);
+      } else {
+        while (c.job.run_one()) {
+        }
+      }
+    };
+    if (!run_on_torch_threads(work, &crew, helpers + 1)) {
+      helpers_from->start(job, helpers);
+      run_on_caller(job, interrupted);
+    }
   }
   if (job.error) std::rethrow_exception(job.error);
 }

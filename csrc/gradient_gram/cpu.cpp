@@ -62,9 +62,10 @@ class Gram {
   // The layer's own gradients, some columns at a time, and their Gram matrix.
   void gradients(const GramSide& left, const GramSide& right) {
     const std::int64_t p = left.first.width, q = left.second.width;
-    // vectors run along the wider factor, whose columns fill them better
-    const bool turned = p > q;
-    const std::int64_t inner = std::max(p, q), outer = std::min(p, q);
+    // vectors run along the factor whose columns fill them better, the wider one where both do as well
+    const auto filled = [&](std::int64_t cols) { return (cols + width_ - 1) / width_ * width_ * 1024 / cols; };
+    const bool turned = filled(p) != filled(q) ? filled(p) < filled(q) : p > q;
+    const std::int64_t inner = turned ? p : q, outer = turned ? q : p;
     const std::int64_t rows = even(outer, kTileRows, loops_->row_block), cols = even(inner, kTileColumns, width_);
     Buffer<T> here(panels(left.first.samples) * width_ * rows * cols);
     Buffer<T> there(same_ ? 1 : panels(right.first.samples) * width_ * rows * cols);
@@ -278,7 +279,12 @@ class Gram {
         for (std::int64_t r = 0; r < rows; ++r) {
           double* const out = gram_ + (i * width_ + r) * ld_ + task.j * width_;
           const std::int64_t end = diagonal ? std::min(cols, r + 1) : cols;
-          for (std::int64_t c = 0; c < end; ++c) out[c] += x[r * width_ + c];
+          if (options_.times != nullptr) {
+            const double* const factor = options_.times + (out - gram_);
+            for (std::int64_t c = 0; c < end; ++c) out[c] += x[r * width_ + c] * factor[c];
+          } else {
+            for (std::int64_t c = 0; c < end; ++c) out[c] += x[r * width_ + c];
+          }
         }
       }
     });

@@ -31,6 +31,7 @@ enum class GramAlgorithm { positions, gradients };
 struct GramOptions {
   Level level;
   int threads = 0;
+  const double* times = nullptr;  // of rows: what each product is multiplied by, in the place it has in gram
   std::function<bool()> interrupted;
 };
 

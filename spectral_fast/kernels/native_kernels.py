@@ -119,11 +119,12 @@ def gradient_gram(
     b2: NDArray[Any] | None = None,
     *,
     algorithm: str,
+    times: NDArray[np.float64] | None = None,
     level: str | None = None,
     threads: int = 0,
 ) -> None:
     """See :func:`spectral_fast.kernels.numpy_kernels.gradient_gram`."""
-    _native.gradient_gram(gram, a, b, a2, b2, algorithm=algorithm, level=level, threads=threads)
+    _native.gradient_gram(gram, a, b, a2, b2, algorithm=algorithm, times=times, level=level, threads=threads)
 
 
 def orthogonalize(

@@ -23,6 +23,7 @@ def gradient_gram(
     b2: NDArray[Any] | None = None,
     *,
     algorithm: str,
+    times: F64 | None = None,
 ) -> None:
     """Add ``<G_i, G2_j>`` to ``gram`` (n, m), float64, C-contiguous, in place, G_i = sum_t b_it a_itᵀ being the gradient of sample i with respect to a
     layer's weight: sum_t sum_s <a_it, a2_js> <b_it, b2_js> (Goodfellow 2015 for one position; Rochette, Manoel & Tramel 2019).
@@ -33,6 +34,9 @@ def gradient_gram(
 
     algorithm: "positions": both products of every pair of positions, (n T)² (p + q) operations; "gradients": G by tiles, 2 n T p q + n² p q. Of b None
     there is one only.
+
+    times: (n, m) float64, where b is None: each product is multiplied by its entry before it is added. With one position the products of a layer's inputs
+    times those of the gradients of its outputs are the products of the gradients of its weight.
 
     Accuracy: float64 throughout, or sums of CHAIN terms in float32 that are added up in float64, so that the error of a product of rows x, y is at most
     CHAIN 2^-24 |x|ᵀ|y|; with "gradients" the entries of G are float32 too, of error (CHAIN + T / CHAIN) 2^-24 sum_t |b||a|. NaN and Inf spread to the pairs
@@ -50,8 +54,14 @@ def gradient_gram(
             raise ValueError(f"{name}: wanted the dtype and the width of {like}")
     if gram.shape != (len(left[0]), len(right[0])) or gram.dtype != np.float64:
         raise ValueError(f"gram: wanted ({len(left[0])}, {len(right[0])}) float64 products, got {gram.dtype} {gram.shape}")
+    if times is not None and b is not None:
+        raise ValueError("times: wanted only where b is not given")
+    if times is not None and times.shape != gram.shape:
+        raise ValueError("times: wanted the shape of gram")
     with np.errstate(invalid="ignore", over="ignore"):
         total = (_rows if b is None else _positions if algorithm == "positions" else _gradients)(left, right)
+        if times is not None:
+            total *= times
     gram += np.tril(total) + np.tril(total, -1).T if a2 is None else total
 
 

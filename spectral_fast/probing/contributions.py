@@ -42,7 +42,8 @@ def contribution(part: Part, gradient: Tensor, layout: Layout, n: int, shape: Se
     kept = [2 + a - (a > layout.axis) for a in part.axes]
     rest = [d for d in range(1, value.ndim) if d not in kept]
     value = value.permute(0, *kept, *rest)
-    value = value.reshape(n, part.region.numel, -1).sum(2) if rest else value.reshape(n, part.region.numel)
+    value = value.reshape(n, part.region.numel, -1)
+    value = value.sum(2) if value.shape[2] != 1 else value[:, :, 0]
     return _along(part, Rows(value, part.region), shape)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .batches import Batches
@@ -31,6 +32,7 @@ from .use_survey import Refused, Survey, forward, refuse_reordering, survey
 
 __all__ = ["GhostGram"]
 
+F64 = NDArray[np.float64]
 Report = Callable[[int, int, str], None]
 
 
@@ -91,6 +93,7 @@ class GhostGram(LayerSums):
         self.routes: dict[str, Route] = {}
         self.seconds = dict.fromkeys(self.sizes, 0.0)
         self._written: set[str] = set()
+        self._space = np.empty(0)
 
     def run(self, report: Report) -> None:
         """Use inside leave_no_trace(model). report(done, total, what) is called after each batch."""
@@ -279,20 +282,28 @@ class GhostGram(LayerSums):
                 collected[name] = [Rows(torch.cat(parts), whole_region((self.sizes[name],)))]
                 finish(name)
 
+    def _tile(self, rows: int, cols: int) -> F64:
+        """Zeros, in memory that the last tile has left."""
+        if self._space.size < rows * cols:
+            self._space = np.empty(rows * cols)
+        tile = self._space[: rows * cols].reshape(rows, cols)
+        tile.fill(0.0)
+        return tile
+
     def _products(self, name: str, gradient: ParameterGradient, held: list[Held], lo: int, hi: int, inside: bool) -> None:
         """The gradients lo .. hi of one parameter with themselves (inside the block) and with those that are held."""
         began = time.perf_counter()
         algorithm = self.routes[name][0] if name in self.routes else "auto"
         algorithm = algorithm if algorithm in ALGORITHMS else "auto"
         if inside:
-            tile = np.zeros((hi - lo, hi - lo))
+            tile = self._tile(hi - lo, hi - lo)
             gradient.gram(tile, None, self.kernel, algorithm)
             self.add_own(name, tile, lo)
             if name in self.moments:
                 self.add_rows(name, gradient.rows(), lo)
         for a, b, gradients in held:
             if name in gradients:
-                tile = np.zeros((hi - lo, b - a))
+                tile = self._tile(hi - lo, b - a)
                 try:
                     gradient.gram(tile, gradients[name], self.kernel, algorithm)
                 except ValueError as error:

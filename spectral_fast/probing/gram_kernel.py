@@ -34,12 +34,12 @@ class _Kernel:
         if a2 is None and b is None:
             gram += self._rows(a)
         elif a2 is None and a.ndim == 3 and a.shape[1] == 1 and algorithm != "gradients":
-            gram += self._products(a[:, 0]) * self._rows(b[:, 0])
+            self._compute(gram, a[:, 0], algorithm="positions", times=self._rows(b[:, 0]))
         else:
             self._add(gram, a, b, a2, b2, algorithm=_cheaper(a, b, a2) if algorithm == "auto" and b is not None else algorithm)
 
     def _rows(self, x: NDArray[Any]) -> F64:
-        if self._last is None or self._last[0].shape != x.shape or self._last[0].dtype != x.dtype or not np.array_equal(self._last[0], x):
+        if self._last is None or not _same(self._last[0], x):
             self._last = x, self._products(x)
         return self._last[1]
 
@@ -53,6 +53,13 @@ class _Kernel:
         self._compute(target, *factors, algorithm="gradients" if algorithm == "auto" else algorithm)
         if target is not gram:
             gram[:] = target
+
+
+def _same(x: NDArray[Any], y: NDArray[Any]) -> bool:
+    """The same numbers: in the same memory, which nobody writes to while ``x`` is held, or one by one."""
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    return (x.ctypes.data == y.ctypes.data and x.strides == y.strides) or np.array_equal(x, y)
 
 
 def _cheaper(a: Any, b: Any, a2: Any) -> str:

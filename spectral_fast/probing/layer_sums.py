@@ -15,6 +15,11 @@ __all__ = ["LayerSums"]
 F64 = NDArray[np.float64]
 
 
+def _sums(tile: F64, w: F64) -> F64:
+    """tile w, on this thread: BLAS would wake its own for it, and leave them waiting by spinning beside torch's."""
+    return np.asarray(np.einsum("ij,j->i", tile, w))
+
+
 class LayerSums:
     """gram: (n, n) float64 over all parameters, lower triangle of what is done (see full). grams: name -> (n, n) of one parameter; moments: name -> sum w g gᵀ
     (P_l, P_l) with means: sum w g (P_l), instead, for parameters of fewer numbers than samples whose gradients are formed anyway. bad: unit -> the first
@@ -61,14 +66,14 @@ class LayerSums:
         hi = lo + len(tile)
         w, norms2 = self.weights[lo:hi], np.diagonal(tile)
         self._norms2[name][lo:hi] = norms2
-        self._before[name][lo:hi] += 0.5 * (tile @ w)
+        self._before[name][lo:hi] += 0.5 * _sums(tile, w)
         for i in np.flatnonzero(~np.isfinite(norms2)).tolist():
             self.bad[lo + i] = min(name, self.bad.get(lo + i, name), key=self._order.__getitem__)
 
     def add_products(self, name: str, tile: F64, row: int, column: int) -> None:
         """tile: products of the units from ``row`` on with earlier ones from ``column`` on."""
         self._add(name, tile, row, column)
-        self._before[name][row : row + tile.shape[0]] += tile @ self.weights[column : column + tile.shape[1]]
+        self._before[name][row : row + tile.shape[0]] += _sums(tile, self.weights[column : column + tile.shape[1]])
 
     def add_rows(self, name: str, rows: Tensor, lo: int) -> None:
         """rows: (c, P_l) gradients of the units from lo on."""
