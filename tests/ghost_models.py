@@ -259,3 +259,20 @@ FAST: dict[str, Maker] = {
     "flat": flat,
     "patches": patches,
 }
+
+
+class Unknown(nn.Module):
+    """Parameters in functions that are not known: einsum, a product of three, one read where no gradient passes."""
+
+    def __init__(self, mixes: bool = False) -> None:
+        super().__init__()
+        self.core, self.known = nn.Parameter(torch.randn(3, 6, 6)), nn.Linear(6, 6)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+        self.cut = nn.Linear(6, 6)
+        self.mixes = mixes
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.einsum("nd,kde->ne", x, self.core)
+        y = torch.tanh(self.normed(self.known(y)))
+        y = self.cut(y) + F.linear(y, self.cut.weight.detach())
+        return y - y.mean(0, keepdim=True) if self.mixes else y

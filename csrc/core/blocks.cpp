@@ -7,7 +7,12 @@
 namespace sf {
 namespace {
 
-constexpr std::size_t kLeast = std::size_t{1} << 17, kMost = std::size_t{1} << 24, kKept = std::size_t{1} << 25;
+constexpr std::size_t kLeast = std::size_t{1} << 17, kMost = std::size_t{1} << 24;
+#if defined(__SANITIZE_ADDRESS__)
+constexpr std::size_t kKept = 0;  // it watches what is fresh and what is freed
+#else
+constexpr std::size_t kKept = std::size_t{1} << 25;
+#endif
 constexpr std::align_val_t kAlign{64};
 
 // In front of every block, in a cache line of its own.

@@ -51,5 +51,6 @@ void test_decode();
 void test_krylov();
 void test_class_moments();
 void test_gradient_gram();
+void test_blocks();
 
 }  // namespace sf::tests

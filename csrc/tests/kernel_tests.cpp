@@ -28,6 +28,7 @@ constexpr Test kTests[] = {
     {"krylov", sf::tests::test_krylov},
     {"class_moments", sf::tests::test_class_moments},
     {"gradient_gram", sf::tests::test_gradient_gram},
+    {"blocks", sf::tests::test_blocks},
 };
 
 bool known(const char* name) {

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..metrics.collapse_moments import between_rank_tolerance, cdnv, nc1, nc2, nc3, nearest_mean, norm_spread, relative_spread
 from ..probing.batches import Batches, to_tensors
 from ..probing.capture import find_classifier
+from ..probing.distributed import Ranks, ranks_of
 from ..probing.functional import FunctionalModel, unwrap
 from ..probing.losses import resolve_loss
 from ..probing.memory import memory_limit
@@ -29,6 +30,7 @@ from ..results import Status
 from .features import CannotAnalyse, FeaturePass, check_targets
 from .layers import LayerPass, classifier_rows, layer_numbers, layers_named
 from .result import F64, I64, NAN, LayerCollapse, NeuralCollapse
+from .shards import united
 
 __all__ = ["GLOBAL_MEANS", "neural_collapse"]
 
@@ -47,6 +49,7 @@ def neural_collapse(
     max_memory: int | float | None = None,
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     device: torch.device | str | None = None,
+    process_group: Any = None,
     progress: ProgressOption = None,
 ) -> NeuralCollapse:
     """NC1 to NC4 in evaluation mode; the model is left as it was.
@@ -64,6 +67,9 @@ def neural_collapse(
     The numbers are those of the samples given, about their own class means, as Papyan, Han & Donoho (2020) have them for training data
     and Galanti, Gyorgy & Hutter (2021) for test data and new classes: to compare train with test, call this once with each loader.
 
+    process_group: a group of torch.distributed, or "world": ``loader`` is this rank's shard of the samples, of any size, and the numbers are those of the
+    samples of all ranks, the same on each; see ModelOperator. A DistributedDataParallel model brings its group.
+
     Targets that are no classes, models without such a layer and fewer than two classes give status "skipped" with the reason.
     Raises ValueError for an unknown layer, layers that match nothing, an unknown global_mean and targets outside the model's classes.
     Ctrl-C returns what the samples seen so far give, status "incomplete".
@@ -71,42 +77,66 @@ def neural_collapse(
     started = time.perf_counter()
     if global_mean not in GLOBAL_MEANS:
         raise ValueError(f"global_mean: unknown {global_mean!r}; known: {', '.join(GLOBAL_MEANS)}")
+    ranks = ranks_of(model, process_group, loader)
     model = unwrap(model)
     names = [] if layers is None else layers_named(model, layers)
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     where = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
     limit = memory_limit(max_memory, torch.device("cpu"))
-    notes = list(eval_notes(model))
+    buffers = ranks.same_model(model, f"{where.type}, {layer}, {names}, {global_mean}, {per_class}")
+    notes = [*ranks.notes, *eval_notes(model)]
     with leave_no_trace(model), progress_reporter(progress) as report, torch.no_grad():
-        precision = compute_dtype(model) if first is not None else None
-        dtype = None if precision is None else precision.dtype
-        batches = Batches(loader, device=where, dtype=dtype, max_batches=max_batches, unpack=unpack)
-        # half precision is too coarse for the ranks of the scatter matrices
-        run: Callable[..., Any] = FunctionalModel(model, {}, where, dtype) if precision is not None and precision.casts else model
-        if precision is not None and precision.note:
-            notes.append(precision.note)
-        if batches.note:
-            notes.append(batches.note)
-        name = layer or ""
-        try:
-            check_targets(batches[0])
+        refused: CannotAnalyse | None = None
+        seen: FeaturePass | None = None
+        interrupted = False
+        with ranks.agreed("the features' class moments"):
+            precision = compute_dtype(model) if first is not None else None
+            dtype = None if precision is None else precision.dtype
+            batches = Batches(loader, device=where, dtype=dtype, max_batches=max_batches, unpack=unpack, may_be_empty=ranks.size > 1)
+            # half precision is too coarse for the ranks of the scatter matrices
+            run: Callable[..., Any] = model
+            if precision is not None and (precision.casts or buffers):
+                run = FunctionalModel(model, {}, where, dtype if precision.casts else None)
+                run.use_buffers(buffers)
+            notes += [note for note in (precision.note if precision is not None else "", batches.note) if note]
+
+            def look_at(name: str) -> FeaturePass:
+                found = FeaturePass(model, run, name, dict(model.named_modules())[name], batches, limit)
+                if layers is not None:
+                    found.layers = LayerPass(model, names, name, limit // 2)
+                return found
+
             try:
-                # the model itself runs here, so in its own precision
-                sample = batches[0] if run is model or first is None else replace(batches[0], inputs=to_tensors(batches[0].inputs, where, first.dtype))
-                name, module = find_classifier(model, sample, layer)
-            except ValueError as error:
-                if layer is not None:
-                    raise
-                raise CannotAnalyse(str(error)) from error
-            seen = FeaturePass(model, run, name, module, batches, limit)
-            seen.shifted = _shifted(model, run, batches)
-            if layers is not None:
-                seen.layers = LayerPass(model, names, name, limit // 2)
-            interrupted = seen.run(report)
-            return _numbers(seen, global_mean, per_class, interrupted, notes, started)
+                if len(batches):
+                    seen = look_at(_classifier(model, run, batches, layer, where, first))
+                    seen.shifted = _shifted(model, run, batches)
+                    interrupted = seen.run(report)
+            except CannotAnalyse as error:
+                refused = error
+        name = layer or (seen.name if seen is not None else "")
+        try:
+            if ranks.size > 1:
+                seen, interrupted = united(ranks, seen, interrupted, refused, look_at)
+            elif refused is not None:
+                raise refused
+            assert seen is not None
+            return _numbers(seen, ranks, global_mean, per_class, interrupted, notes, started)
         except CannotAnalyse as error:
             seconds = time.perf_counter() - started
             return NeuralCollapse(status=error.status, reason=str(error), layer=name, global_mean=global_mean, seconds=seconds, notes=tuple(notes))
+
+
+def _classifier(model: nn.Module, run: Any, batches: Batches, layer: str | None, where: torch.device, first: nn.Parameter | None) -> str:
+    """The name of the layer whose input is looked at."""
+    check_targets(batches[0])
+    try:
+        # the model itself runs here, so in its own precision
+        sample = batches[0] if run is model or first is None else replace(batches[0], inputs=to_tensors(batches[0].inputs, where, first.dtype))
+        return find_classifier(model, sample, layer)[0]
+    except ValueError as error:
+        if layer is not None:
+            raise
+        raise CannotAnalyse(str(error)) from error
 
 
 def _shifted(model: nn.Module, run: Callable[..., Any], batches: Batches) -> bool:
@@ -120,7 +150,7 @@ def _shifted(model: nn.Module, run: Callable[..., Any], batches: Batches) -> boo
     return own.shifted
 
 
-def _numbers(seen: FeaturePass, global_mean: str, per_class: bool, interrupted: bool, notes: list[str], started: float) -> NeuralCollapse:
+def _numbers(seen: FeaturePass, ranks: Ranks, global_mean: str, per_class: bool, interrupted: bool, notes: list[str], started: float) -> NeuralCollapse:
     moments = seen.moments
     if moments is None or seen.n_samples == 0:
         raise CannotAnalyse("interrupted before the first batch was done" if interrupted else "no sample has a valid target")
@@ -137,7 +167,7 @@ def _numbers(seen: FeaturePass, global_mean: str, per_class: bool, interrupted: 
         notes.append(f"NC1: the class means span {one.rank} of {min(n_present - 1, dim)} directions above rounding")
     two = nc2(a)
     w = _classifier_rows(seen, present, notes)
-    nc4, stopped = _nc4(seen, centre, a, present, notes)
+    nc4, stopped = _nc4(seen, ranks, centre, a, present, notes)
     by_layer = _by_layer(seen, global_mean, per_class, notes)
     status: Status = "incomplete" if interrupted or stopped else "unresolved" if one.rank == 0 else "ok"
     reason = {"incomplete": f"interrupted: {seen.done} of {len(seen.batches)} batches", "unresolved": "the class means are equal to rounding", "ok": ""}[status]
@@ -192,17 +222,22 @@ def _by_layer(seen: FeaturePass, global_mean: str, per_class: bool, notes: list[
     return {**found, seen.name: layer_numbers(seen.moments, seen.module, seen.eps, global_mean, per_class)}
 
 
-def _nc4(seen: FeaturePass, centre: F64, a: F64, present: NDArray[np.intp], notes: list[str]) -> tuple[float, bool]:
+def _nc4(seen: FeaturePass, ranks: Ranks, centre: F64, a: F64, present: NDArray[np.intp], notes: list[str]) -> tuple[float, bool]:
     if not seen.decided:
         notes.append("NC4: the model's output is not one score per class and target")
         return NAN, False
-    differs = 0
-    try:
-        for part in seen.again():
-            nearest = present[nearest_mean(part.features.double().numpy(), centre, a)]
-            differs += int(np.count_nonzero(nearest != part.decisions))
-    except KeyboardInterrupt:
+    differs, stopped = 0, False
+    with ranks.agreed("the nearest class means"):
+        try:
+            for part in seen.again():
+                nearest = present[nearest_mean(part.features.double().numpy(), centre, a)]
+                differs += int(np.count_nonzero(nearest != part.decisions))
+        except KeyboardInterrupt:
+            stopped = True
+    told = ranks.gather([differs, stopped])
+    if any(row[1] for row in told):
         return NAN, True
+    differs = sum(row[0] for row in told)
     dtype = str(seen.kept[0].features.dtype).removeprefix("torch.") if seen.kept else ""
     kept = f"from features kept in {dtype} ({seen.kept_bytes / 1e6:.3g} MB)"
     notes.append(f"NC4: {'second forward pass over the same batches' if seen.second_pass else kept}")

@@ -88,6 +88,10 @@ class LayerPass:
     def module(self, name: str) -> nn.Module:
         return self._modules[name]
 
+    def replace(self, moments: dict[str, ClassMoments], eps: dict[str, float], reasons: dict[str, str], same: dict[str, str]) -> None:
+        """What several passes have found together."""
+        self.moments, self.eps, self._reasons, self.same = moments, eps, reasons, same
+
     @contextmanager
     def watching(self, targets: Any, shifted: bool) -> Iterator[None]:
         """Take down the inputs during one forward pass, at once: what comes later may change them in place."""

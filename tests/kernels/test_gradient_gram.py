@@ -109,6 +109,32 @@ def test_rows(way: str, kind: str) -> None:
             assert (np.abs(gram - x @ y.T) <= 1.01 * unit * (np.abs(x) @ np.abs(y).T)).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_times(way: str, kind: str) -> None:
+    """The products of a layer with one position: those of its inputs times those of the gradients of its outputs."""
+    rng = np.random.default_rng(1)
+    for n, m in ((1, 1), (30, 5), (100, 100), (131, 49)):
+        a, a2 = rng.standard_normal((n, 1100)).astype(kind), rng.standard_normal((m, 1100)).astype(kind)
+        for other in (a, a2):
+            gram, times = np.ones((n, len(other))), rng.standard_normal((n, len(other)))
+            if other is a:
+                times += times.T
+            plain = np.zeros_like(gram)
+            way_of(way)(plain, a, None, *(() if other is a else (other,)), algorithm="positions")
+            way_of(way)(gram, a, None, *(() if other is a else (other,)), algorithm="positions", times=times)
+            assert np.abs(gram - 1.0 - plain * times).max() <= 1e-14 * (1.0 + np.abs(plain * times).max())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_times_names_the_argument(way: str) -> None:
+    a, gram = np.ones((4, 3)), np.zeros((4, 4))
+    with pytest.raises(ValueError, match="times: wanted the shape of gram"):
+        way_of(way)(gram, a, algorithm="positions", times=np.ones((4, 3)))
+    with pytest.raises(ValueError, match="times: wanted only where b is not given"):
+        way_of(way)(gram, a, a, algorithm="positions", times=np.ones((4, 4)))
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("way", WAYS)
 def test_strides(way: str, algorithm: str) -> None:

@@ -9,96 +9,20 @@ import ghost_models
 import numpy as np
 import pytest
 import torch
-from ghost_models import FAST, N, Wrap, classes
+from ghost_checks import TOLERANCE, assert_same, cast, ghost, materialized, plain_run, split, three_batches
+from ghost_models import FAST, N, Unknown, Wrap, classes
 from gram_reference import gradient_gram
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from spectral_fast.probing.batches import Batches
 from spectral_fast.probing.functional import FunctionalModel, select_parameters
 from spectral_fast.probing.ghost_gram import GhostGram
 from spectral_fast.probing.ghost_plan import plan_ghost
-from spectral_fast.probing.gradient_gram import GradientGram
+from spectral_fast.probing.gram_kernel import gram_kernel
 from spectral_fast.probing.layer_sums import LayerSums
 from spectral_fast.probing.losses import resolve_loss
-from spectral_fast.probing.per_sample import PerSampleGradients, samples_of
+from spectral_fast.probing.per_sample import samples_of
 from spectral_fast.probing.state import leave_no_trace
-
-F64 = NDArray[np.float64]
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-
-
-def cast(t: Any, dtype: torch.dtype) -> Any:
-    return t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
-
-
-def split(x: Tensor, y: Tensor, edges: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    return [(x[a:b], y[a:b]) for a, b in zip((0, *edges), (*edges, len(x)), strict=True)]
-
-
-def materialized(model: nn.Module, loader: list[Any], **options: Any) -> tuple[dict[str, F64], F64]:
-    """name -> (n, P) gradients in float64, one backward pass per sample; own losses."""
-    model = copy.deepcopy(model).double().eval()
-    batches = Batches(loader, dtype=torch.float64)
-    functional = FunctionalModel(model, select_parameters(model), torch.device("cpu"), None)
-    with leave_no_trace(model):
-        loss = resolve_loss(model, batches, **options)
-        units, _ = samples_of(batches, loss)
-        engine = PerSampleGradients(functional, batches, loss)
-        engine._use_vmap = False
-        pieces = [g for _, g in engine.rows(units, 0, len(units))]
-    rows = {name: torch.cat([p[name] for p in pieces]).numpy() for name in pieces[0]}
-    return rows, np.array([engine.losses[i] for i in range(len(units))])
-
-
-def ghost(model: nn.Module, loader: list[Any], limit: int = 1 << 30, falls_back: bool = False, **options: Any) -> GhostGram:
-    settings = {k: options.pop(k) for k in ("algorithm", "layer_spectra") if k in options}
-    batches = Batches(loader)
-    functional = FunctionalModel(model, select_parameters(model), torch.device("cpu"), None)
-    with leave_no_trace(model):
-        loss = resolve_loss(model, batches, **options)
-        units, _ = samples_of(batches, loss)
-        sizes = {name: p.numel() for name, p in functional.parameters.items()}
-
-        def fallback() -> tuple[GradientGram, PerSampleGradients]:
-            assert falls_back
-            return GradientGram(units, sizes, torch.device("cpu"), hold=50, chunk=50, layer_spectra=True), PerSampleGradients(functional, batches, loss)
-
-        sums = GhostGram(units, functional, batches, loss, gradient_gram, limit=limit, fallback=fallback, **settings)
-        sums.run(lambda done, total, what: None)
-    return sums
-
-
-def spectrum(gram: F64, w: F64, centered: bool) -> F64:
-    p = w / w.sum()
-    j = np.eye(len(p)) - (p if centered else 0.0)
-    return np.asarray(np.linalg.eigvalsh(np.sqrt(p)[:, None] * (j @ gram @ j.T) * np.sqrt(p))[::-1])
-
-
-def assert_same(sums: GhostGram, rows: dict[str, F64], losses: F64, tol: float) -> None:
-    n = len(losses)
-    whole = np.concatenate(list(rows.values()), axis=1)
-    gram, w = sums.full(sums.gram), sums.weights
-    assert sums.done == n and set(sums.sizes) == set(rows)
-    assert np.allclose([sums.losses[i] for i in range(n)], losses, rtol=10 * tol)
-    for centered in (True, False):
-        want, got = spectrum(whole @ whole.T, w, centered), spectrum(gram, w, centered)
-        real = want > 1e-3 * want[0]
-        assert np.abs(got - want).max() <= tol * want[0] and np.abs(got / want - 1)[real].max() <= tol
-    p = w / w.sum()
-    size = np.sqrt(np.trace(whole @ whole.T))
-    for name, g in rows.items():
-        second, mean2 = sums.layer_moments(name)
-        floor = (tol * size) ** 2
-        assert second == pytest.approx(p @ (g**2).sum(1), rel=10 * tol, abs=floor), name
-        assert mean2 == pytest.approx(((p @ g) ** 2).sum(), rel=10 * tol, abs=tol * second + floor), name
-        if name in sums.grams:
-            k = g @ g.T
-            assert np.abs(sums.full(sums.grams[name]) - k).max() <= 10 * tol * np.abs(k).max() + floor, name
-        elif name in sums.moments:
-            assert np.abs(sums.moments[name] - (g.T * w) @ g).max() <= 10 * tol * w.sum() * second + floor, name
-            assert np.abs(sums.means[name] - w @ g).max() <= 10 * tol * w.sum() * np.sqrt(second) + tol * size, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -109,9 +33,17 @@ def test_every_kind_of_layer(name: str, dtype: torch.dtype) -> None:
     model = model.to(dtype)
     x = cast(x, dtype)
     rows, losses = materialized(model, [(cast(x, torch.float64), y)])
-    sums = ghost(model, split(x, y, (9,)))
+    sums = ghost(model, split(x, y, (9,)), kernel=gram_kernel()[0])
     assert sums.slow == {} and sums.engine == "ghost" and sums.notes == []
     assert_same(sums, rows, losses, TOLERANCE[dtype])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", list(FAST))
+def test_every_kind_of_layer_with_64_samples(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ghost_models, "N", 64)
+    test_every_kind_of_layer(name, dtype)
 
 
 @pytest.mark.parametrize("name", ["conv1d", "conv2d"])
@@ -125,14 +57,6 @@ def test_gradients_that_are_written_out_have_the_parameters_order(name: str, mon
     sums = ghost(model, split(x, y, (33,)))
     assert any(name.startswith("body.") and len(rows[name].shape) == 2 and rows[name].shape[1] > 20 for name in sums.moments)
     assert_same(sums, rows, losses, 1e-10)
-
-
-def three_batches(name: str, seed: int = 2) -> tuple[nn.Module, list[tuple[Tensor, Tensor]], dict[str, F64], F64]:
-    torch.manual_seed(seed)
-    model, x, y = FAST[name]()
-    model, x = model.double(), cast(x, torch.float64)
-    loader = split(x, y, (5, 6, 11))
-    return model, loader, *materialized(model, loader)
 
 
 @pytest.mark.parametrize("algorithm", ["positions", "gradients"])
@@ -186,23 +110,6 @@ def test_sequences_of_different_lengths() -> None:
     assert_same(sums, rows, losses, 1e-10)
 
 
-class Unknown(nn.Module):
-    """Parameters in functions that are not known: einsum, a product of three, one read where no gradient passes."""
-
-    def __init__(self, mixes: bool = False) -> None:
-        super().__init__()
-        self.core, self.known = nn.Parameter(torch.randn(3, 6, 6)), nn.Linear(6, 6)
-        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
-        self.cut = nn.Linear(6, 6)
-        self.mixes = mixes
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.einsum("nd,kde->ne", x, self.core)
-        y = torch.tanh(self.normed(self.known(y)))
-        y = self.cut(y) + F.linear(y, self.cut.weight.detach())
-        return y - y.mean(0, keepdim=True) if self.mixes else y
-
-
 def test_what_is_not_known_is_computed_sample_by_sample() -> None:
     torch.manual_seed(0)
     model, x, y = Wrap(Unknown(), 6).double(), torch.randn(N, 6).double(), classes(N)
@@ -213,43 +120,6 @@ def test_what_is_not_known_is_computed_sample_by_sample() -> None:
     assert "einsum" in sums.slow["body.core"] and all(any(name in note for note in sums.notes) for name in sums.slow)
     assert sums.engine == "ghost" and sums.routes["body.core"][0] == "per-sample"
     assert_same(sums, rows, losses, 1e-10)
-
-
-def test_samples_that_are_not_independent_fall_back() -> None:
-    torch.manual_seed(0)
-    model, x, y = Wrap(Unknown(mixes=True), 6).double(), torch.randn(N, 6).double(), classes(N)
-    loader = [(x, y)]
-    rows, losses = materialized(model, loader)
-    sums = ghost(model, loader, falls_back=True)
-    assert sums.engine == "per-sample" and any("formed one by one" in note for note in sums.notes)
-    assert_same(sums, rows, losses, 1e-10)
-    batchwise = Wrap(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, track_running_stats=False)), 6).double()
-    with pytest.raises(ValueError, match="^model: per-sample products"):
-        plain_run(batchwise, loader)
-
-
-def plain_run(model: nn.Module, loader: list[Any], **options: Any) -> GhostGram:
-    """Without a fallback."""
-    batches = Batches(loader)
-    functional = FunctionalModel(model, select_parameters(model), torch.device("cpu"), None)
-    with leave_no_trace(model):
-        loss = resolve_loss(model, batches)
-        sums = GhostGram(samples_of(batches, loss)[0], functional, batches, loss, gradient_gram, limit=1 << 28, **options)
-        sums.run(lambda done, total, what: None)
-    return sums
-
-
-def test_detached_statistics_of_the_batch_fall_back() -> None:
-    """Its samples' gradients do not mix, their losses do."""
-
-    class Centred(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x - x.detach().mean(0)
-
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), Centred(), nn.Linear(6, 5)).double()
-    sums = ghost(model, [(torch.randn(N, 6).double(), classes(N))], falls_back=True)
-    assert sums.engine == "per-sample" and any("a sample's loss alone" in note for note in sums.notes)
 
 
 def test_packed_sequences_are_computed_sample_by_sample() -> None:
@@ -354,60 +224,6 @@ def test_leaves_no_trace() -> None:
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()) and all(m.training for m in model.modules())
     assert all(p.requires_grad and (g is None or torch.equal(p.grad, g)) for p, g in zip(model.parameters(), grads, strict=True))
     assert torch.backends.mha.get_fastpath_enabled() == fast and torch.equal(torch.get_rng_state(), rng)
-
-
-class Moves(nn.Module):
-    """Puts samples in an order that depends on them, or works on their tokens side by side."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.first, self.last, self.how = nn.Linear(6, 8), nn.Linear(8, 5), how
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.how == "sorted":
-            order = x[:, 0].argsort()
-            return self.last(torch.tanh(self.first(x[order]))[order.argsort()])  # type: ignore[no-any-return]
-        if self.how == "packed":
-            mask = x[:, :, None] > 0
-            h = torch.tanh(self.first(x[:, None].expand(-1, 6, -1)[mask[..., 0]]))
-            out = h.new_zeros(*x.shape, 8)
-            out[mask[..., 0]] = h
-            return self.last(out.sum(1))  # type: ignore[no-any-return]
-        h = torch.tanh(self.first(x))
-        best = h.sum(1).topk(len(h) // 2).indices
-        return self.last(h * torch.zeros(len(h), 1).to(h).index_fill(0, best, 1.0))  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("how", ["sorted", "packed", "chosen"])
-def test_an_order_that_depends_on_the_samples_is_not_trusted(how: str) -> None:
-    """A few samples show where the rows of a sample are, and others of them may be elsewhere."""
-    torch.manual_seed(0)
-    x, y = torch.randn(16, 6).double(), torch.randint(0, 5, (16,))
-    x[[0, 5, 10, 15], 0] = torch.arange(-4.0, 0.0).double()  # those that are looked at are in order
-    model = Moves(how).double()
-    sums = ghost(model, [(x, y)], falls_back=True)
-    assert sums.engine == "per-sample" and any("by an index" in note for note in sums.notes)
-    if how != "chosen":  # which are chosen depends on who else is there
-        rows, losses = materialized(model, [(x, y)])
-        assert_same(sums, rows, losses, 1e-10)
-
-
-def test_a_parameter_changed_in_place_is_not_known() -> None:
-    class Changed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.g, self.out = nn.Parameter(torch.ones(6)), nn.Linear(6, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            g = self.g.clone()
-            g.mul_(3)
-            return self.out(x * g)  # type: ignore[no-any-return]
-
-    torch.manual_seed(0)
-    model, x, y = Changed().double(), torch.randn(N, 6).double(), classes(N)
-    sums = ghost(model, [(x, y)])
-    assert "g" in sums.slow and "out.weight" not in sums.slow
-    assert_same(sums, *materialized(model, [(x, y)]), 1e-10)
 
 
 def test_an_interrupt_within_a_batch_leaves_the_layers_consistent(monkeypatch: pytest.MonkeyPatch) -> None:

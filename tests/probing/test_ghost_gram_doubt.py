@@ -1,0 +1,89 @@
+"""Models whose samples cannot be told apart from one run, or whose parameters change: nothing is trusted that was not seen to hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ghost_checks import assert_same, ghost, materialized, plain_run
+from ghost_models import N, Unknown, Wrap, classes
+from torch import Tensor, nn
+
+
+def test_samples_that_are_not_independent_fall_back() -> None:
+    torch.manual_seed(0)
+    model, x, y = Wrap(Unknown(mixes=True), 6).double(), torch.randn(N, 6).double(), classes(N)
+    loader = [(x, y)]
+    rows, losses = materialized(model, loader)
+    sums = ghost(model, loader, falls_back=True)
+    assert sums.engine == "per-sample" and any("formed one by one" in note for note in sums.notes)
+    assert_same(sums, rows, losses, 1e-10)
+    batchwise = Wrap(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, track_running_stats=False)), 6).double()
+    with pytest.raises(ValueError, match="^model: per-sample products"):
+        plain_run(batchwise, loader)
+
+
+def test_detached_statistics_of_the_batch_fall_back() -> None:
+    """Its samples' gradients do not mix, their losses do."""
+
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.detach().mean(0)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), Centred(), nn.Linear(6, 5)).double()
+    sums = ghost(model, [(torch.randn(N, 6).double(), classes(N))], falls_back=True)
+    assert sums.engine == "per-sample" and any("a sample's loss alone" in note for note in sums.notes)
+
+
+class Moves(nn.Module):
+    """Puts samples in an order that depends on them, or works on their tokens side by side."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.last, self.how = nn.Linear(6, 8), nn.Linear(8, 5), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "sorted":
+            order = x[:, 0].argsort()
+            return self.last(torch.tanh(self.first(x[order]))[order.argsort()])  # type: ignore[no-any-return]
+        if self.how == "packed":
+            mask = x[:, :, None] > 0
+            h = torch.tanh(self.first(x[:, None].expand(-1, 6, -1)[mask[..., 0]]))
+            out = h.new_zeros(*x.shape, 8)
+            out[mask[..., 0]] = h
+            return self.last(out.sum(1))  # type: ignore[no-any-return]
+        h = torch.tanh(self.first(x))
+        best = h.sum(1).topk(len(h) // 2).indices
+        return self.last(h * torch.zeros(len(h), 1).to(h).index_fill(0, best, 1.0))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["sorted", "packed", "chosen"])
+def test_an_order_that_depends_on_the_samples_is_not_trusted(how: str) -> None:
+    """A few samples show where the rows of a sample are, and others of them may be elsewhere."""
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 6).double(), torch.randint(0, 5, (16,))
+    x[[0, 5, 10, 15], 0] = torch.arange(-4.0, 0.0).double()  # those that are looked at are in order
+    model = Moves(how).double()
+    sums = ghost(model, [(x, y)], falls_back=True)
+    assert sums.engine == "per-sample" and any("by an index" in note for note in sums.notes)
+    if how != "chosen":  # which are chosen depends on who else is there
+        rows, losses = materialized(model, [(x, y)])
+        assert_same(sums, rows, losses, 1e-10)
+
+
+def test_a_parameter_changed_in_place_is_not_known() -> None:
+    class Changed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.g, self.out = nn.Parameter(torch.ones(6)), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            g = self.g.clone()
+            g.mul_(3)
+            return self.out(x * g)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x, y = Changed().double(), torch.randn(N, 6).double(), classes(N)
+    sums = ghost(model, [(x, y)])
+    assert "g" in sums.slow and "out.weight" not in sums.slow
+    assert_same(sums, *materialized(model, [(x, y)]), 1e-10)

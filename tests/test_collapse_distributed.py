@@ -1,0 +1,71 @@
+"""neural_collapse on two ranks with shards of the samples (gloo) against one process with all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import collapse_shards as shards
+import numpy as np
+import pytest
+import torch
+from children import run_python
+
+pytestmark = [
+    pytest.mark.skipif(not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="torch was built without gloo"),
+    pytest.mark.timeout(200),
+]
+
+Found = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    folder = tmp_path_factory.mktemp("ranks")
+    script = Path(shards.__file__)
+    setup = f"import runpy, sys\nsys.path.insert(0, {str(script.parent)!r})\nsys.argv = ['x', {str(folder)!r}]\n"
+    run = run_python(f"{setup}runpy.run_path({str(script)!r}, run_name='__main__')", OMP_NUM_THREADS="1")
+    assert run.returncode == 0, run.stderr[-3000:]
+    both = []
+    for rank in range(2):
+        with np.load(folder / f"rank{rank}.npz") as file:
+            both.append({name: file[name] for name in file.files})
+    return both
+
+
+@pytest.mark.parametrize("case", shards.CASES)
+def test_two_ranks_equal_one_process(case: str, ranks: Found) -> None:
+    want = shards.found(case)
+    first, second = ({name.removeprefix(f"{case}/"): x for name, x in found.items() if name.startswith(f"{case}/")} for found in ranks)
+    assert first.keys() == second.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)  # to the bit
+        if name == "skipped":
+            assert first[name].tolist() == value
+            continue
+        x = np.asarray(value, dtype=np.float64)
+        assert np.abs(first[name] - x).max() <= 1e-10 * np.abs(x).max(), name
+    if case == "no room":
+        assert want["skipped"]
+    if case in ("ragged", "empty"):
+        assert sum(name.endswith("eigenvalues") for name in want) >= 3
+
+
+BOTH = {  # what both ranks say
+    "parameters": "ValueError: model: parameter '0.weight' of rank 1 is not that of rank 0",
+    "arguments": "ValueError: model: the arguments or devices differ between rank 0",
+    "nothing": "ValueError: loader: no samples on any rank",
+    "numbers": "failed: rank 1: the input of '4' holds NaN or Inf in batch 0",
+    "floats": "skipped: rank 1: neural collapse needs integer class targets, got float64",
+    "ignored": "skipped: no sample has a valid target",
+}
+
+
+@pytest.mark.parametrize("name", [*BOTH, "target"])
+def test_what_fails_on_one_rank_is_told_on_both(name: str, ranks: Found) -> None:
+    said = [str(found[f"troubles/{name}"]) for found in ranks]
+    if name == "target":
+        assert said[0].startswith("ValueError: rank 1 failed at the features' class moments: ValueError: loader: target 11 is outside"), said
+        assert said[1].startswith("ValueError: loader: target 11 is outside"), said
+    else:
+        assert all(words.startswith(BOTH[name]) for words in said), said
