@@ -20,9 +20,9 @@ namespace {
 constexpr std::int64_t kBlockRows = 96;         // rows of a block, at least: what is packed of two blocks stays in the second-level cache
 constexpr std::int64_t kStripeBytes = 1 << 25;  // packed at a time on each side
 // Of the layer's gradients, made at a time: what the sums over 128 positions read of both factors stays in the first-level cache.
-constexpr std::int64_t kTileRows = 48, kTileColumns = 72;
+constexpr std::int64_t kTileRows = 64, kTileColumns = 72;
 constexpr std::int64_t kRowColumns = 1024;  // of rows that are packed at a time
-constexpr std::int64_t kTogether = 8;       // panels that one task multiplies by another
+constexpr std::int64_t kTogether = 8;       // panels that one task multiplies by another, at most
 constexpr std::int64_t kMostBlocks = 8;     // of rows in a panel
 
 // Parts of at most about `most` of `all`, as equal as multiples of `step` can be.
@@ -41,6 +41,7 @@ class Gram {
       loops_ = &gram_double_loops(options.level);
     }
     width_ = loops_->width;
+    some_ = width_ / loops_->vectors;
   }
 
   // Pairs of positions: the products of both factors, block by block, multiplied and summed over the positions of each pair of samples.
@@ -69,7 +70,7 @@ class Gram {
     const std::int64_t rows = even(outer, kTileRows, loops_->row_block), cols = even(inner, kTileColumns, width_);
     Buffer<T> here(panels(left.first.samples) * width_ * rows * cols);
     Buffer<T> there(same_ ? 1 : panels(right.first.samples) * width_ * rows * cols);
-    Scratch scratch(static_cast<std::size_t>((width_ * rows * cols * static_cast<std::int64_t>(sizeof(T)) + 7) / 8));
+    Scratch scratch(static_cast<std::size_t>((some_ * rows * cols * static_cast<std::int64_t>(sizeof(T)) + 7) / 8));
     for (std::int64_t r = 0; r < outer; r += rows)
       for (std::int64_t c = 0; c < inner; c += cols) {
         const Tile tile{r, std::min(rows, outer - r), c, std::min(cols, inner - c), turned};
@@ -168,7 +169,7 @@ class Gram {
   void pack_rows(const Positions& x, std::int64_t sample, std::int64_t start, std::int64_t end, T* to) {
     std::vector<const T*> rows;
     for (std::int64_t r = start; r < std::min(end, start + width_); ++r) rows.push_back(row(x, sample + r / x.positions, r % x.positions));
-    loops_->pack(rows.data(), static_cast<std::int64_t>(rows.size()), x.width, to);
+    loops_->pack(rows.data(), static_cast<std::int64_t>(rows.size()), x.width, width_, to);
   }
 
   void pairs(const Blocks& left, const Blocks& right, bool triangle) {
@@ -210,6 +211,14 @@ class Gram {
         loops_->multiply(left.one->get() + at_i * left.p, right.one->get() + at_j * right.p, left.p, end, needed, x);
         std::fill(y, y + width_ * width_, 0.0);
         loops_->multiply(left.two->get() + at_i * left.q, right.two->get() + at_j * right.q, left.q, end, needed, y);
+        if (left.positions == 1 && right.positions == 1) {
+          for (std::int64_t r = 0; r < end; ++r) {
+            double* const out = gram_ + (first_row + pi * width_ + r) * ld_ + first_col + pj * width_;
+            const std::int64_t cols_of = triangle ? std::min(col_end, (pi - pj) * width_ + r + 1) : col_end;
+            for (std::int64_t c = 0; c < cols_of; ++c) out[c] += x[r * width_ + c] * y[r * width_ + c];
+          }
+          continue;
+        }
         const std::int64_t first_other = pj * width_ / right.positions;
         std::int64_t sample = pi * width_ / left.positions;
         for (std::int64_t r = 0; r < end; ++sample) {
@@ -233,7 +242,7 @@ class Gram {
     over(panels(x.samples), [&](std::int64_t panel) {
       std::vector<const T*> rows;
       for (std::int64_t i = panel * width_; i < std::min(x.samples, (panel + 1) * width_); ++i) rows.push_back(row(x, i, 0) + first);
-      loops_->pack(rows.data(), static_cast<std::int64_t>(rows.size()), count, to + panel * width_ * count);
+      loops_->pack(rows.data(), static_cast<std::int64_t>(rows.size()), count, width_, to + panel * width_ * count);
     });
   }
 
@@ -241,17 +250,20 @@ class Gram {
     const std::int64_t columns = tile.rows * tile.cols, n = side.first.samples;
     const Positions& a = tile.turned ? side.second : side.first;
     const Positions& b = tile.turned ? side.first : side.second;
-    over(panels(n), [&](std::int64_t panel) {
+    // a vector of a panel's lines at a time: few samples make few panels, and what is in between stays in the second-level cache
+    over(panels(n) * loops_->vectors, [&](std::int64_t number) {
+      const std::int64_t start = number * some_;
       const Scratch::Lease lease(scratch);
       T* const made = reinterpret_cast<T*>(lease.data());
       std::vector<const T*> rows;
-      for (std::int64_t i = panel * width_; i < std::min(n, (panel + 1) * width_); ++i) {
+      for (std::int64_t i = start; i < std::min(n, start + some_); ++i) {
         T* const own = made + static_cast<std::int64_t>(rows.size()) * columns;
         loops_->outer(row(a, i, 0) + tile.r, a.position_stride, row(b, i, 0) + tile.c, b.position_stride, a.positions, tile.rows, tile.cols,
                       own);
         rows.push_back(own);
       }
-      loops_->pack(rows.data(), static_cast<std::int64_t>(rows.size()), columns, to + panel * width_ * columns);
+      loops_->pack(rows.data(), static_cast<std::int64_t>(rows.size()), columns, some_,
+                   to + start / width_ * width_ * columns + start % width_);
     });
   }
 
@@ -261,8 +273,9 @@ class Gram {
       std::int64_t i, j, end;
     };
     std::vector<Task> tasks;
+    const std::int64_t together = std::clamp<std::int64_t>(panels(n) * panels(m) / 32, 1, kTogether);
     for (std::int64_t j = 0; j < panels(m); ++j)
-      for (std::int64_t i = same_ ? j : 0; i < panels(n); i += kTogether) tasks.push_back({i, j, std::min(panels(n), i + kTogether)});
+      for (std::int64_t i = same_ ? j : 0; i < panels(n); i += together) tasks.push_back({i, j, std::min(panels(n), i + together)});
     Scratch scratch(static_cast<std::size_t>(width_ * width_));
     over(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t number) {
       const Scratch::Lease lease(scratch);
@@ -296,6 +309,7 @@ class Gram {
   const GramOptions& options_;
   const GramLoops<T>* loops_;
   std::int64_t width_;
+  std::int64_t some_;  // rows that are packed at a time, a vector of each of a panel's lines
 };
 
 template <class T>

@@ -42,9 +42,9 @@ void gradient_gram(const GramSide& left, const GramSide& right, bool same, GramA
 // The loops for one number format. A panel holds `width` rows side by side: [depth][width], rows that are missing being zero.
 template <class T>
 struct GramLoops {
-  std::int64_t width, row_block;
-  // rows[count] -> a panel, columns [0, cols)
-  void (*pack)(const T* const* rows, std::int64_t count, std::int64_t cols, T* to);
+  std::int64_t width, vectors, row_block;  // vectors: of a line of a panel
+  // rows[count] -> `room` rows of a panel side by side, columns [0, cols), with zeros for rows that are missing
+  void (*pack)(const T* const* rows, std::int64_t count, std::int64_t cols, std::int64_t room, T* to);
   // out [width][width] += a bᵀ of two panels, of a the first `rows` at least, in blocks of row_block; of b the first cols[block] at least;
   // short sums in T are added up as doubles
   void (*multiply)(const T* a, const T* b, std::int64_t depth, std::int64_t rows, const std::int64_t* cols, double* out);

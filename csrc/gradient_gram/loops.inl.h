@@ -24,7 +24,7 @@ template <class T>
 constexpr int64_t tile_width = kVecs * Lanes<T>::count;
 
 template <class T>
-void pack(const T* const* rows, int64_t count, int64_t cols, T* to) {
+void pack(const T* const* rows, int64_t count, int64_t cols, int64_t room, T* to) {
   constexpr int64_t W = tile_width<T>;
   constexpr int64_t kTogether = 64 / static_cast<int64_t>(sizeof(T));  // a cache line of each row
   int64_t k = 0;
@@ -60,7 +60,7 @@ void pack(const T* const* rows, int64_t count, int64_t cols, T* to) {
 #endif
     for (; r < count; ++r)
       for (int64_t h = k; h < end; ++h) to[h * W + r] = rows[r][h];
-    for (; r < W; ++r)
+    for (; r < room; ++r)
       for (int64_t h = k; h < end; ++h) to[h * W + r] = T{0};
   }
 }
