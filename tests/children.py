@@ -7,6 +7,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 import spectral_fast
 
@@ -45,3 +48,16 @@ def run_python(code: str, timeout: float = 120, **environment: str) -> subproces
     env = {**os.environ, "PYTHONPATH": path, **environment}
     with tempfile.TemporaryDirectory() as folder:
         return subprocess.run([sys.executable, "-c", code], env=env, cwd=folder, capture_output=True, text=True, timeout=timeout)
+
+
+def found_by_ranks(script: str | Path, folder: Path) -> list[dict[str, Any]]:
+    """What two ranks have written to rank0.npz and rank1.npz: ``script`` is run with ``folder`` as its argument."""
+    script = Path(script)
+    setup = f"import runpy, sys\nsys.path.insert(0, {str(script.parent)!r})\nsys.argv = ['x', {str(folder)!r}]\n"
+    run = run_python(f"{setup}runpy.run_path({str(script)!r}, run_name='__main__')", OMP_NUM_THREADS="1")
+    assert run.returncode == 0, run.stderr[-3000:]
+    both = []
+    for rank in range(2):
+        with np.load(folder / f"rank{rank}.npz") as file:
+            both.append({name: file[name] for name in file.files})
+    return both

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import collapse_shards as shards
 import numpy as np
 import pytest
 import torch
-from children import run_python
+from children import found_by_ranks
 
 pytestmark = [
     pytest.mark.skipif(not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="torch was built without gloo"),
@@ -22,15 +21,7 @@ Found = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(shards.__file__)
-    setup = f"import runpy, sys\nsys.path.insert(0, {str(script.parent)!r})\nsys.argv = ['x', {str(folder)!r}]\n"
-    run = run_python(f"{setup}runpy.run_path({str(script)!r}, run_name='__main__')", OMP_NUM_THREADS="1")
-    assert run.returncode == 0, run.stderr[-3000:]
-    both = []
-    for rank in range(2):
-        with np.load(folder / f"rank{rank}.npz") as file:
-            both.append({name: file[name] for name in file.files})
-    return both
+    return found_by_ranks(shards.__file__, folder)
 
 
 @pytest.mark.parametrize("case", shards.CASES)

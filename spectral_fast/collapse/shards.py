@@ -6,12 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from ..metrics.collapse_moments import ClassMoments
 from ..probing.distributed import Ranks
+from ..probing.sharded import on_tensor
 from .features import CannotAnalyse, FeaturePass
 from .layers import LayerPass
 
@@ -47,7 +44,7 @@ def united(
     seen.n_samples, seen.correct = (sum(words[name] for words in full) for name in ("n_samples", "correct"))
     seen.decided = all(words["decided"] for words in full)
     seen.eps = max(words["eps"] for words in full)
-    seen.moments.add_over(_adding(ranks))
+    seen.moments.add_over(lambda x: on_tensor(x, ranks.add_up))
     if seen.layers is not None:
         _unite_layers(ranks, seen.layers, full)
     return seen, interrupted
@@ -80,15 +77,5 @@ def _unite_layers(ranks: Ranks, layers: LayerPass, full: list[dict[str, Any]]) -
         reasons.setdefault(name, "the ranks see inputs of different widths")
     moments = {name: layers.moments.get(name) or ClassMoments(*first[name][:2]) for name in both}
     for m in moments.values():
-        m.add_over(_adding(ranks))
+        m.add_over(lambda x: on_tensor(x, ranks.add_up))
     layers.replace(moments, {name: max(words["layers"][name][2] for words in full) for name in both}, reasons, full[0]["same"])
-
-
-def _adding(ranks: Ranks) -> Callable[[NDArray[Any]], None]:
-    def add(x: NDArray[Any]) -> None:
-        whole = np.ascontiguousarray(x)
-        ranks.add_up(torch.from_numpy(whole))
-        if whole is not x:
-            x[...] = whole
-
-    return add

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..linalg.share import Share
 from .distributed import Ranks
 
-__all__ = ["ShardedProducts", "share_of"]
+__all__ = ["ShardedProducts", "on_tensor", "share_of"]
 
 LEAST = 64  # entries; a basis of shorter vectors is kept whole by every rank
 
@@ -32,12 +32,12 @@ def share_of(ranks: Ranks, n: int) -> Share | None:
     return Share(
         n,
         slice(first, min(n, first + width)),
-        lambda x: _on_tensor(x, ranks.add_up),
-        lambda x: _on_tensor(x, ranks.first),
+        lambda x: on_tensor(x, ranks.add_up),
+        lambda x: on_tensor(x, ranks.first),
     )
 
 
-def _on_tensor(x: NDArray[Any], work: Callable[[Tensor], None]) -> None:
+def on_tensor(x: NDArray[Any], work: Callable[[Tensor], None]) -> None:
     """``work`` on the memory of x, which may be strided."""
     whole = np.ascontiguousarray(x)
     work(torch.from_numpy(whole))

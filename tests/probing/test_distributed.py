@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import shards
 import torch
-from children import run_python
+from children import found_by_ranks
 
 from spectral_fast.curvature import Hessian
 from spectral_fast.probing.distributed import Ranks
@@ -27,15 +26,7 @@ Found = list[dict[str, Any]]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What both ranks found; one more than is there for ``gone``, what the first said when the other had left."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(shards.__file__)
-    setup = f"import runpy, sys\nsys.path.insert(0, {str(script.parent)!r})\nsys.argv = ['x', {str(folder)!r}]\n"
-    run = run_python(f"{setup}runpy.run_path({str(script)!r}, run_name='__main__')", OMP_NUM_THREADS="1")
-    assert run.returncode == 0, run.stderr[-3000:]
-    both = []
-    for rank in range(2):
-        with np.load(folder / f"rank{rank}.npz") as file:
-            both.append({name: file[name] for name in file.files})
-    return [*both, {"gone": (folder / "gone").read_text()}]
+    return [*found_by_ranks(shards.__file__, folder), {"gone": (folder / "gone").read_text()}]
 
 
 @pytest.mark.parametrize("case", shards.CASES)
