@@ -8,26 +8,27 @@
 
 namespace sf {
 
-class Scratch {
+template <class Memory>
+class ScratchOf {
  public:
   // doubles: size of each buffer. The memory comes at the first take() and goes with this object.
-  explicit Scratch(std::size_t doubles) : doubles_(doubles) {}
+  explicit ScratchOf(std::size_t doubles) : doubles_(doubles) {}
 
   class Lease {
    public:
-    explicit Lease(Scratch& from) : from_(from), data_(from.pop()) {}
+    explicit Lease(ScratchOf& from) : from_(from), data_(from.pop()) {}
     ~Lease() { from_.push(data_); }
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
     double* data() const { return data_; }
 
    private:
-    Scratch& from_;
+    ScratchOf& from_;
     double* data_;
   };
 
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+  ScratchOf(const ScratchOf&) = delete;
+  ScratchOf& operator=(const ScratchOf&) = delete;
 
  private:
   double* pop() {
@@ -49,7 +50,10 @@ class Scratch {
   std::size_t doubles_;
   std::mutex lock_;
   std::vector<double*> free_;
-  std::vector<Buffer<double>> all_;
+  std::vector<Buffer<double, Memory>> all_;
 };
+
+using Scratch = ScratchOf<FreshMemory>;
+using KeptScratch = ScratchOf<KeptMemory>;
 
 }  // namespace sf

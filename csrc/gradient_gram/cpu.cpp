@@ -68,9 +68,9 @@ class Gram {
     const bool turned = filled(p) != filled(q) ? filled(p) < filled(q) : p > q;
     const std::int64_t inner = turned ? p : q, outer = turned ? q : p;
     const std::int64_t rows = even(outer, kTileRows, loops_->row_block), cols = even(inner, kTileColumns, width_);
-    Buffer<T> here(panels(left.first.samples) * width_ * rows * cols);
-    Buffer<T> there(same_ ? 1 : panels(right.first.samples) * width_ * rows * cols);
-    Scratch scratch(static_cast<std::size_t>((some_ * rows * cols * static_cast<std::int64_t>(sizeof(T)) + 7) / 8));
+    KeptBuffer<T> here(panels(left.first.samples) * width_ * rows * cols);
+    KeptBuffer<T> there(same_ ? 1 : panels(right.first.samples) * width_ * rows * cols);
+    KeptScratch scratch(static_cast<std::size_t>((some_ * rows * cols * static_cast<std::int64_t>(sizeof(T)) + 7) / 8));
     for (std::int64_t r = 0; r < outer; r += rows)
       for (std::int64_t c = 0; c < inner; c += cols) {
         const Tile tile{r, std::min(rows, outer - r), c, std::min(cols, inner - c), turned};
@@ -83,7 +83,7 @@ class Gram {
   // Gradients that are there already: one factor only, and no positions.
   void rows(const Positions& left, const Positions& right) {
     const std::int64_t cols = std::min(left.width, kRowColumns);
-    Buffer<T> here(panels(left.samples) * width_ * cols), there(same_ ? 1 : panels(right.samples) * width_ * cols);
+    KeptBuffer<T> here(panels(left.samples) * width_ * cols), there(same_ ? 1 : panels(right.samples) * width_ * cols);
     for (std::int64_t c = 0; c < left.width; c += cols) {
       const std::int64_t some = std::min(cols, left.width - c);
       pack_columns(left, c, some, here.get());
@@ -111,7 +111,7 @@ class Gram {
   struct Blocks {
     std::int64_t first, samples, each, positions;
     std::int64_t panels;  // of a block
-    std::shared_ptr<Buffer<T>> one, two;
+    std::shared_ptr<KeptBuffer<T>> one, two;
     std::int64_t p, q;
     std::int64_t count() const { return (samples + each - 1) / each; }
   };
@@ -154,8 +154,8 @@ class Gram {
              side.second.width};
     b.panels = panels(b.each * b.positions);
     const std::int64_t all = b.count() * b.panels;
-    b.one = std::make_shared<Buffer<T>>(all * width_ * b.p);
-    b.two = std::make_shared<Buffer<T>>(all * width_ * b.q);
+    b.one = std::make_shared<KeptBuffer<T>>(all * width_ * b.p);
+    b.two = std::make_shared<KeptBuffer<T>>(all * width_ * b.q);
     over(all, [&](std::int64_t panel) {
       const std::int64_t block = panel / b.panels, start = panel % b.panels * width_;
       const std::int64_t end = std::min(b.each, samples - block * b.each) * b.positions;
@@ -179,9 +179,9 @@ class Gram {
     std::vector<Pair> tasks;
     for (std::int64_t i = 0; i < left.count(); ++i)
       for (std::int64_t j = 0; j < (triangle ? i + 1 : right.count()); ++j) tasks.push_back({i, j});
-    Scratch scratch(static_cast<std::size_t>(2 * width_ * width_ + width_));
+    KeptScratch scratch(static_cast<std::size_t>(2 * width_ * width_ + width_));
     over(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t task) {
-      const Scratch::Lease lease(scratch);
+      const KeptScratch::Lease lease(scratch);
       const Pair& pair = tasks[static_cast<std::size_t>(task)];
       block_pair(left, pair.i, right, pair.j, triangle && pair.i == pair.j, lease.data());
     });
@@ -246,14 +246,14 @@ class Gram {
     });
   }
 
-  void pack_gradients(const GramSide& side, const Tile& tile, Scratch& scratch, T* to) {
+  void pack_gradients(const GramSide& side, const Tile& tile, KeptScratch& scratch, T* to) {
     const std::int64_t columns = tile.rows * tile.cols, n = side.first.samples;
     const Positions& a = tile.turned ? side.second : side.first;
     const Positions& b = tile.turned ? side.first : side.second;
     // a vector of a panel's lines at a time: few samples make few panels, and what is in between stays in the second-level cache
     over(panels(n) * loops_->vectors, [&](std::int64_t number) {
       const std::int64_t start = number * some_;
-      const Scratch::Lease lease(scratch);
+      const KeptScratch::Lease lease(scratch);
       T* const made = reinterpret_cast<T*>(lease.data());
       std::vector<const T*> rows;
       for (std::int64_t i = start; i < std::min(n, start + some_); ++i) {
@@ -276,9 +276,9 @@ class Gram {
     const std::int64_t together = std::clamp<std::int64_t>(panels(n) * panels(m) / 32, 1, kTogether);
     for (std::int64_t j = 0; j < panels(m); ++j)
       for (std::int64_t i = same_ ? j : 0; i < panels(n); i += together) tasks.push_back({i, j, std::min(panels(n), i + together)});
-    Scratch scratch(static_cast<std::size_t>(width_ * width_));
+    KeptScratch scratch(static_cast<std::size_t>(width_ * width_));
     over(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t number) {
-      const Scratch::Lease lease(scratch);
+      const KeptScratch::Lease lease(scratch);
       double* const x = lease.data();
       const Task& task = tasks[static_cast<std::size_t>(number)];
       for (std::int64_t i = task.i; i < task.end; ++i) {
