@@ -2,6 +2,13 @@
 #pragma once
 #include "core/single.h"
 
+// Of a loop that fills the registers: inlined beside others it would have none left for its sums.
+#if defined(__GNUC__)
+#define SF_APART __attribute__((noinline))
+#else
+#define SF_APART
+#endif
+
 namespace sf::SF_ISA {
 namespace {
 

@@ -21,6 +21,8 @@ constexpr std::int64_t kBlockRows = 96;         // rows of a block, at least: wh
 constexpr std::int64_t kStripeBytes = 1 << 25;  // packed at a time on each side
 // Of the layer's gradients, made at a time: what the sums over 128 positions read of both factors stays in the first-level cache.
 constexpr std::int64_t kTileRows = 64, kTileColumns = 72;
+// Products of them that one task makes, at most: what it reads of both sides in a chunk of columns stays in the second-level cache.
+constexpr std::int64_t kMostRows = 96, kMostColumns = 48;
 constexpr std::int64_t kRowColumns = 1024;  // of rows that are packed at a time
 constexpr std::int64_t kTogether = 8;       // panels that one task multiplies by another, at most
 constexpr std::int64_t kMostBlocks = 8;     // of rows in a panel
@@ -41,7 +43,7 @@ class Gram {
       loops_ = &gram_double_loops(options.level);
     }
     width_ = loops_->width;
-    some_ = width_ / loops_->vectors;
+    lanes_ = width_ / loops_->vectors;
   }
 
   // Pairs of positions: the products of both factors, block by block, multiplied and summed over the positions of each pair of samples.
@@ -67,16 +69,15 @@ class Gram {
     const auto filled = [&](std::int64_t cols) { return (cols + width_ - 1) / width_ * width_ * 1024 / cols; };
     const bool turned = filled(p) != filled(q) ? filled(p) < filled(q) : p > q;
     const std::int64_t inner = turned ? p : q, outer = turned ? q : p;
-    const std::int64_t rows = even(outer, kTileRows, loops_->row_block), cols = even(inner, kTileColumns, width_);
-    KeptBuffer<T> here(panels(left.first.samples) * width_ * rows * cols);
-    KeptBuffer<T> there(same_ ? 1 : panels(right.first.samples) * width_ * rows * cols);
-    KeptScratch scratch(static_cast<std::size_t>((some_ * rows * cols * static_cast<std::int64_t>(sizeof(T)) + 7) / 8));
+    const std::int64_t rows = even(outer, kTileRows, loops_->row_block), cols = even(inner, kTileColumns, inner < width_ ? lanes_ : width_);
+    const std::int64_t step = spaced(rows * cols);
+    KeptBuffer<T> here(left.first.samples * step), there(same_ ? 1 : right.first.samples * step);
     for (std::int64_t r = 0; r < outer; r += rows)
       for (std::int64_t c = 0; c < inner; c += cols) {
         const Tile tile{r, std::min(rows, outer - r), c, std::min(cols, inner - c), turned};
-        pack_gradients(left, tile, scratch, here.get());
-        if (!same_) pack_gradients(right, tile, scratch, there.get());
-        products(here.get(), left.first.samples, same_ ? here.get() : there.get(), right.first.samples, tile.rows * tile.cols);
+        write_gradients(left, tile, here.get(), step);
+        if (!same_) write_gradients(right, tile, there.get(), step);
+        dots(here.get(), left.first.samples, same_ ? here.get() : there.get(), right.first.samples, step, tile.rows * tile.cols);
       }
   }
 
@@ -117,6 +118,13 @@ class Gram {
   };
 
   std::int64_t panels(std::int64_t rows) const { return (rows + width_ - 1) / width_; }
+
+  // Rows of so many numbers lie so far apart: whole lines of the cache, and not all in the same places of it.
+  std::int64_t spaced(std::int64_t numbers) const {
+    constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t lines = (numbers + kLine - 1) / kLine;
+    return (lines % 16 == 0 ? lines + 1 : lines) * kLine;
+  }
 
   static const T* row(const Positions& x, std::int64_t sample, std::int64_t position) {
     return static_cast<const T*>(x.data) + sample * x.sample_stride + position * x.position_stride;
@@ -246,24 +254,38 @@ class Gram {
     });
   }
 
-  void pack_gradients(const GramSide& side, const Tile& tile, KeptScratch& scratch, T* to) {
-    const std::int64_t columns = tile.rows * tile.cols, n = side.first.samples;
+  void write_gradients(const GramSide& side, const Tile& tile, T* to, std::int64_t step) {
     const Positions& a = tile.turned ? side.second : side.first;
     const Positions& b = tile.turned ? side.first : side.second;
-    // a vector of a panel's lines at a time: few samples make few panels, and what is in between stays in the second-level cache
-    over(panels(n) * loops_->vectors, [&](std::int64_t number) {
-      const std::int64_t start = number * some_;
+    over(a.samples, [&](std::int64_t i) {
+      loops_->outer(row(a, i, 0) + tile.r, a.position_stride, row(b, i, 0) + tile.c, b.position_stride, a.positions, tile.rows, tile.cols,
+                    to + i * step);
+    });
+  }
+
+  // gram += left rightᵀ of rows `step` apart, where they lie
+  void dots(const T* left, std::int64_t n, const T* right, std::int64_t m, std::int64_t step, std::int64_t depth) {
+    struct Task {
+      std::int64_t i, j;
+    };
+    std::int64_t rows = kMostRows, cols = kMostColumns;
+    while (rows > 12 && n * m < 16 * rows * cols) rows /= 2, cols /= 2;  // enough of them for the threads
+    std::vector<Task> tasks;
+    for (std::int64_t i = 0; i < n; i += rows)
+      for (std::int64_t j = 0; j < std::min(m, same_ ? i + rows : m); j += cols) tasks.push_back({i, j});
+    KeptScratch scratch(static_cast<std::size_t>(rows * cols));
+    over(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t number) {
       const KeptScratch::Lease lease(scratch);
-      T* const made = reinterpret_cast<T*>(lease.data());
-      std::vector<const T*> rows;
-      for (std::int64_t i = start; i < std::min(n, start + some_); ++i) {
-        T* const own = made + static_cast<std::int64_t>(rows.size()) * columns;
-        loops_->outer(row(a, i, 0) + tile.r, a.position_stride, row(b, i, 0) + tile.c, b.position_stride, a.positions, tile.rows, tile.cols,
-                      own);
-        rows.push_back(own);
+      double* const x = lease.data();
+      const Task& task = tasks[static_cast<std::size_t>(number)];
+      const std::int64_t some = std::min(rows, n - task.i), wide = std::min(cols, m - task.j);
+      const std::int64_t diagonal = same_ ? task.i - task.j : wide;  // of row r the columns up to r + diagonal are wanted
+      std::fill(x, x + some * cols, 0.0);
+      loops_->dot(left + task.i * step, right + task.j * step, step, some, wide, depth, diagonal, x, cols);
+      for (std::int64_t r = 0; r < some; ++r) {
+        double* const out = gram_ + (task.i + r) * ld_ + task.j;
+        for (std::int64_t c = 0; c < std::min(wide, r + diagonal + 1); ++c) out[c] += x[r * cols + c];
       }
-      loops_->pack(rows.data(), static_cast<std::int64_t>(rows.size()), columns, some_,
-                   to + start / width_ * width_ * columns + start % width_);
     });
   }
 
@@ -309,7 +331,7 @@ class Gram {
   const GramOptions& options_;
   const GramLoops<T>* loops_;
   std::int64_t width_;
-  std::int64_t some_;  // rows that are packed at a time, a vector of each of a panel's lines
+  std::int64_t lanes_;  // of a vector
 };
 
 template <class T>

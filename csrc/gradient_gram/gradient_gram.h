@@ -2,8 +2,8 @@
 //
 // Work, with R = n T rows: "positions" R^2 (p + q) flops (half of all pairs, each twice a product), "gradients" 2 n T p q for the gradients
 // and n^2 p q for their Gram matrix, "rows" n^2 p. All of it is register-blocked products, bound by arithmetic: 512 samples of a layer 1024
-// x 1024 are 0.54 GFLOP, 2 ms at 260 GFLOP/s in single precision, and read 4 MB. What is multiplied lies packed: panels of tile_width()
-// rows.
+// x 1024 are 0.54 GFLOP, 2 ms at 260 GFLOP/s in single precision, and read 4 MB. What is multiplied lies packed, in panels of tile_width()
+// rows, but for gradients made here: rows of numbers, whose products are taken along them.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -51,6 +51,10 @@ struct GramLoops {
   // out [rows][cols] = sum over positions of a(t, r) b(t, c), rows one behind the other
   void (*outer)(const T* a, std::int64_t a_stride, const T* b, std::int64_t b_stride, std::int64_t positions, std::int64_t rows,
                 std::int64_t cols, T* out);
+  // out [rows][cols], rows ld apart, += products of the rows of a and of b, `step` apart, where they lie; of row r only those in columns up
+  // to r + diagonal are wanted. Short sums in T are added up as doubles.
+  void (*dot)(const T* a, const T* b, std::int64_t step, std::int64_t rows, std::int64_t cols, std::int64_t depth, std::int64_t diagonal,
+              double* out, std::int64_t ld);
   // sums [width] += over the rows [from, to) of x times y, entry by entry, [width][width] both
   void (*sum_rows)(const double* x, const double* y, std::int64_t from, std::int64_t to, double* sums);
 };

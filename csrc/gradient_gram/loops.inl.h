@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/lanes.h"
+#include "gradient_gram/dots.inl.h"
 #include "gradient_gram/gradient_gram.h"
 
 namespace sf::SF_ISA {
@@ -65,8 +66,7 @@ void pack(const T* const* rows, int64_t count, int64_t cols, int64_t room, T* to
   }
 }
 
-// sums += over `depth` lines of a (Rows numbers each) and b (Vecs vectors each); not inlined: among several in one function the compiler
-// has no registers left for the sums.
+// sums += over `depth` lines of a (Rows numbers each) and b (Vecs vectors each).
 template <class T, int Rows, int Vecs, class Put>
 inline void outer_products(const T* a, int64_t a_step, const T* b, int64_t b_step, int64_t depth, const Put& put_away) {
   typename Lanes<T>::Vector sums[Rows][Vecs];
@@ -90,12 +90,6 @@ inline void outer_products(const T* a, int64_t a_step, const T* b, int64_t b_ste
 #pragma GCC unroll 3
     for (int v = 0; v < Vecs; ++v) put_away(r, v, sums[r][v]);
 }
-
-#if defined(__GNUC__)
-#define SF_APART __attribute__((noinline))
-#else
-#define SF_APART
-#endif
 
 template <class T, int Vecs>
 SF_APART void multiply_rows(const T* a, const T* b, int64_t depth, double* out) {
@@ -125,49 +119,56 @@ void multiply(const T* a, const T* b, int64_t depth, int64_t rows, const int64_t
   }
 }
 
-// out (+)= sum over positions of a(t, r) b(t, :), one panel's width of columns; out's rows are ld apart.
-template <class T, int Rows>
+// out (+)= sum over positions of a(t, r) b(t, :), some vectors of columns; out's rows are ld apart.
+template <class T, int Rows, int Vecs>
 SF_APART void outer_rows(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t positions, bool add_to, T* out, int64_t ld) {
-  T before[Rows][kVecs * Lanes<T>::count];
+  T before[Rows][Vecs * Lanes<T>::count];
   for (int r = 0; add_to && r < Rows; ++r) memcpy(before[r], out + r * ld, sizeof before[r]);
-  outer_products<T, Rows, kVecs>(a, a_stride, b, b_stride, positions,
-                                 [&](int r, int v, auto sum) { put(out + r * ld + v * Lanes<T>::count, sum); });
+  outer_products<T, Rows, Vecs>(a, a_stride, b, b_stride, positions,
+                                [&](int r, int v, auto sum) { put(out + r * ld + v * Lanes<T>::count, sum); });
   for (int r = 0; add_to && r < Rows; ++r)
-    for (int c = 0; c < kVecs * Lanes<T>::count; ++c) out[r * ld + c] += before[r][c];
+    for (int c = 0; c < Vecs * Lanes<T>::count; ++c) out[r * ld + c] += before[r][c];
 }
 
-template <class T>
+template <class T, int Vecs>
 void outer_columns(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t positions, int64_t rows, bool add_to, T* out,
                    int64_t ld) {
   int64_t r = 0;
-  for (; r + kRows <= rows; r += kRows) outer_rows<T, kRows>(a + r, a_stride, b, b_stride, positions, add_to, out + r * ld, ld);
-  for (; r + 2 <= rows; r += 2) outer_rows<T, 2>(a + r, a_stride, b, b_stride, positions, add_to, out + r * ld, ld);
-  for (; r < rows; ++r) outer_rows<T, 1>(a + r, a_stride, b, b_stride, positions, add_to, out + r * ld, ld);
+  for (; r + kRows <= rows; r += kRows) outer_rows<T, kRows, Vecs>(a + r, a_stride, b, b_stride, positions, add_to, out + r * ld, ld);
+  for (; r + 2 <= rows; r += 2) outer_rows<T, 2, Vecs>(a + r, a_stride, b, b_stride, positions, add_to, out + r * ld, ld);
+  for (; r < rows; ++r) outer_rows<T, 1, Vecs>(a + r, a_stride, b, b_stride, positions, add_to, out + r * ld, ld);
 }
 
 template <class T>
 void outer(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t positions, int64_t rows, int64_t cols, T* out) {
-  constexpr int64_t W = tile_width<T>;
-  const int64_t whole = cols / W * W, rest = cols - whole;
-  T line[kChain * W];
-  T sum[kRows * W];
+  constexpr int64_t L = Lanes<T>::count;
+  static_assert(kVecs == 3, "a case for each number of vectors");
+  const int64_t whole = cols / L * L, rest = cols - whole;
+  T line[kChain * L];
+  T sum[kRows * L];
   for (int64_t t = 0; t < positions; t += kChain) {
     const int64_t here = positions - t < kChain ? positions - t : kChain;
     const T* const at = a + t * a_stride;
     const T* const bt = b + t * b_stride;
-    for (int64_t c = 0; c < whole; c += W) outer_columns<T>(at, a_stride, bt + c, b_stride, here, rows, t > 0, out + c, cols);
+    int64_t c = 0;
+    for (; c + 3 * L <= whole; c += 3 * L) outer_columns<T, 3>(at, a_stride, bt + c, b_stride, here, rows, t > 0, out + c, cols);
+    if (c + 2 * L <= whole) {
+      outer_columns<T, 2>(at, a_stride, bt + c, b_stride, here, rows, t > 0, out + c, cols);
+    } else if (c < whole) {
+      outer_columns<T, 1>(at, a_stride, bt + c, b_stride, here, rows, t > 0, out + c, cols);
+    }
     if (rest == 0) continue;
     for (int64_t h = 0; h < here; ++h) {
-      for (int64_t c = 0; c < rest; ++c) line[h * W + c] = bt[h * b_stride + whole + c];
-      for (int64_t c = rest; c < W; ++c) line[h * W + c] = T{0};
+      for (c = 0; c < rest; ++c) line[h * L + c] = bt[h * b_stride + whole + c];
+      for (c = rest; c < L; ++c) line[h * L + c] = T{0};
     }
     for (int64_t r = 0; r < rows; r += kRows) {
       const int64_t some = rows - r < kRows ? rows - r : kRows;
-      outer_columns<T>(at + r, a_stride, line, W, here, some, false, sum, W);
+      outer_columns<T, 1>(at + r, a_stride, line, L, here, some, false, sum, L);
       for (int64_t i = 0; i < some; ++i)
-        for (int64_t c = 0; c < rest; ++c) {
+        for (c = 0; c < rest; ++c) {
           T* const to = out + (r + i) * cols + whole + c;
-          *to = t == 0 ? sum[i * W + c] : *to + sum[i * W + c];
+          *to = t == 0 ? sum[i * L + c] : *to + sum[i * L + c];
         }
     }
   }
