@@ -19,7 +19,7 @@ from .use_records import Region
 __all__ = ["ConvSum", "windows"]
 
 F64 = NDArray[np.float64]
-TILE_BYTES = 16 << 20  # of unfolded inputs, or of gradients written out, at once
+TILE_BYTES = 8 << 20  # of unfolded inputs, or of gradients written out, at once
 
 
 def windows(x: Tensor, options: Any, out: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from .batches import logits_of
 from .loss_hessians import working
 from .losses import IGNORE_INDEX, Loss, matched
 
-__all__ = ["own_losses"]
+__all__ = ["one_sample", "own_losses"]
 
 
 def own_losses(loss: Loss, outputs: Any, targets: Any, n: int) -> Tensor:
@@ -37,10 +37,12 @@ def own_losses(loss: Loss, outputs: Any, targets: Any, n: int) -> Tensor:
             return found
         except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError, AssertionError):
             pass  # a loss that cannot be vectorised: one sample at a time
-    return torch.stack([loss.of_outputs(*_sample(outputs, targets, i, n)) for i in range(n)])
+    return torch.stack([loss.of_outputs(*one_sample(outputs, targets, i, n)) for i in range(n)])
 
 
-def _sample(outputs: Any, targets: Any, i: int, n: int) -> tuple[Any, Any]:
+def one_sample(outputs: Any, targets: Any, i: int, n: int) -> tuple[Any, Any]:
+    """What belongs to sample i of n, as a batch of one. Raises ValueError where the outputs cannot be told apart by sample."""
+
     def cut(t: Tensor, multiples: bool) -> Tensor:
         if t.ndim == 0 or t.shape[0] % n or (t.shape[0] != n and not multiples):
             if multiples:

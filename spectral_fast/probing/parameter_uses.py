@@ -95,6 +95,11 @@ class ParameterUses(TorchFunctionMode):
     def _add(self, target: _Target) -> None:
         self._targets.setdefault(target.tensor.untyped_storage().data_ptr(), []).append(target)
 
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Of the parameters and of what is computed from them alone."""
+        return {target.tensor.dtype for targets in self._targets.values() for target in targets}
+
     def target(self, t: Any) -> _Target | None:
         """The parameter that ``t`` is, or is a view of."""
         if not isinstance(t, Tensor) or t.numel() == 0 or t.layout is not torch.strided:

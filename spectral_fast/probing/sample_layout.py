@@ -52,19 +52,26 @@ def find_layout(plain: Tensor, weighted: Tensor, factors: Tensor, axes: Sequence
     """
     n = len(factors)
     found: list[Layout] = []
+    eps = 64 * torch.finfo(plain.dtype).eps
+    # no number differs by more where a layout is the right one; NaN where the numbers are not all finite
+    most = float(plain.abs().max() * factors.abs().max()) * eps if plain.numel() else 0.0
     for axis in axes:
         size = plain.shape[axis]
         if size == 0 or size % n:
             continue
         for layout in (Layout(axis),) if size == n else (Layout(axis), Layout(axis, False)):
-            x, y = layout.split(plain, n).flatten(1), layout.split(weighted, n).flatten(1)
+            parts = layout.split(plain, n), layout.split(weighted, n)
+            few = [t[:, :, :1].flatten(1)[:, :64] for t in parts]
+            if float((few[0] * factors[:, None] - few[1]).abs().max()) > most:
+                continue  # seen without looking at all of them
+            x, y = (t.flatten(1) for t in parts)
             want = x * factors[:, None]
             if torch.equal(want, y):
                 found.append(layout)
                 continue
             # not finite where a sample's own numbers are not: says nothing about where it lies
             use = torch.isfinite(want) & torch.isfinite(y)
-            room = 64 * torch.finfo(x.dtype).eps * torch.where(use, want.abs(), 0.0).amax(dim=1, keepdim=True)
+            room = eps * torch.where(use, want.abs(), 0.0).amax(dim=1, keepdim=True)
             if bool((torch.where(use, (y - want).abs(), 0.0) <= room).all()):
                 found.append(layout)
     return (found[0], len(found) == 1 or n == 1) if found else (None, False)

@@ -1,6 +1,6 @@
 """A look at how a model uses its parameters, on a few samples: which calls, which rows belong to which sample, what has to be computed another way.
 
-What is found is checked against plain gradients of two samples, parameter by parameter, before anything is built on it.
+What is found is checked against a plain gradient of two samples, parameter by parameter, before anything is built on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -21,7 +20,7 @@ from .contributions import contribution
 from .functional import FunctionalModel
 from .layer_grams import Contribution, GramKernel
 from .losses import Loss
-from .own_losses import own_losses
+from .own_losses import one_sample, own_losses
 from .parameter_gradient import ParameterGradient
 from .parameter_uses import ParameterUses
 from .per_sample import Unit, take
@@ -42,7 +41,7 @@ class Refused(Exception):
 class Survey:
     """layouts: where samples lie in the outputs of a call; certain: False where its gradients were zero. slow: parameter -> why its gradients
     have to be computed sample by sample. shared: see ParameterUses. gradients: of the samples looked at. run_bytes: per sample, what a forward and
-    backward pass holds."""
+    backward pass holds. eps: of the coarsest dtype that gradients come in."""
 
     layouts: dict[CallKey, Layout] = field(default_factory=dict)
     certain: dict[CallKey, bool] = field(default_factory=dict)
@@ -51,6 +50,7 @@ class Survey:
     gradients: dict[str, ParameterGradient] = field(default_factory=dict)
     run_bytes: float = 0.0
     probed: int = 1
+    eps: float = 0.0
 
 
 # what torch raises when a model or a loss cannot be run in this way
@@ -145,6 +145,7 @@ def _settled(uses: ParameterUses, n: int, shapes: Mapping[str, Tensor], result: 
     """Reads the calls into ``result``; False where the model has to be run again with something else watched."""
     result.slow.update({name: f"used by {function}" for name, function in uses.unknown.items()})
     result.layouts, result.certain, result.gradients = {}, {}, {}
+    result.eps = max(torch.finfo(dtype).eps for dtype in uses.dtypes | {g.dtype for call in uses.calls for g in call.gradients})
     found: dict[str, list[Contribution]] = {}
     shared = set(result.shared)
     for call in uses.calls:
@@ -183,38 +184,37 @@ def _layout(call: Call, n: int, factors: Tensor) -> tuple[Layout | None, bool]:
 
 
 def _verify(functional: FunctionalModel, loss: Loss, batch: Batch, own: Tensor, kernel: GramKernel, result: Survey, algorithm: str) -> None:
-    """Norms and a product of the plain gradients of two samples against what was found; a parameter that fails is slow."""
+    """The plain gradient of a weighted sum of losses of some of the samples, run without the others, against what was found: its norm by parameter. A
+    parameter that fails is slow; losses that differ are refused."""
     leaves = functional.parameters
-    pair = [k for k in (0, batch.size - 1) if torch.isfinite(own[k])]
-    pair = sorted(set(pair))
-    tolerance = 1e3 * max(torch.finfo(p.dtype).eps for p in leaves.values())
-    plain: list[dict[str, Tensor]] = []
-    for k in pair:
-        with _refusing():
-            value = loss.batch(functional, take(batch, [k]))
-        if abs(float(value.detach()) - float(own[k])) > tolerance * max(abs(float(own[k])), 1e-3):
-            raise Refused(f"a sample's loss alone is {float(value.detach()):.6g}, in its batch {float(own[k]):.6g}")
-        with _refusing():
-            gradients: Any = torch.autograd.grad(value, tuple(leaves.values()), allow_unused=True) if value.requires_grad else [None] * len(leaves)
-        plain.append({name: g.detach().flatten() for name, g in zip(leaves, gradients, strict=True) if g is not None})
-
-    def products(name: str) -> NDArray[np.float64]:
-        rows = [one.get(name) for one in plain]
-        return np.array([[0.0 if g is None or h is None else float(torch.dot(g, h)) for h in rows] for g in rows]).reshape(len(rows), len(rows))
-
-    plain_products = {name: products(name) for name in leaves}
-    total = np.sqrt(np.diagonal(sum(plain_products.values(), np.zeros((len(pair), len(pair))))))
-    for name, want in plain_products.items():
-        if name in result.slow or not pair:
+    some = [k for k in ([0, batch.size - 1] if batch.size > 2 else [0]) if torch.isfinite(own[k])]
+    if not some:
+        return
+    tolerance = min(1e3 * result.eps, 0.1)
+    few = take(batch, some)
+    with _refusing():
+        outputs = call_model(functional, few)
+        values = torch.stack([loss.of_outputs(*one_sample(outputs, few.targets, i, len(some))) for i in range(len(some))])
+    for k, value in zip(some, values.tolist(), strict=True):
+        if abs(value - float(own[k])) > tolerance * max(abs(float(own[k])), 1e-3):
+            raise Refused(f"a sample's loss without the others is {value:.6g}, in its batch {float(own[k]):.6g}")
+    factors = sample_factors(batch.size, own)[some]
+    with _refusing():
+        total = (values * factors).sum()
+        plain: Any = torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True) if total.requires_grad else [None] * len(leaves)
+    weights = np.zeros(batch.size)
+    weights[some] = factors.double().cpu().numpy()
+    want = {name: 0.0 if g is None else float(torch.dot(g.flatten(), g.flatten())) for name, g in zip(leaves, plain, strict=True)}
+    whole = sum(want.values())
+    for name, norm2 in want.items():
+        if name in result.slow or not np.isfinite(norm2):
             continue
         got = np.zeros((batch.size, batch.size))
         if name in result.gradients:
             gradient = result.gradients[name]
             gradient.gram(got, None, kernel, gradient.route(batch.size, algorithm)[0])
-        got = got[np.ix_(pair, pair)]
-        norms = np.sqrt(np.maximum(np.diagonal(want), np.diagonal(got)))
-        # gradients that are zero but for rounding (biases of keys) are compared with the whole gradient
-        room = tolerance * np.outer(norms, norms) + tolerance**2 * np.outer(total, total)
-        if np.isfinite(want).all() and not (np.abs(got - want) <= room).all():
+        # of what the terms of the sum are at most; gradients that are zero but for rounding (biases of keys) are compared with the whole gradient
+        size = max(float(np.abs(weights) @ np.sqrt(np.maximum(np.diagonal(got), 0.0))) ** 2, norm2)
+        if not abs(float(weights @ got @ weights) - norm2) <= tolerance * size + tolerance**2 * whole:
             result.slow[name] = "its products differ from those of plain gradients"
             result.gradients.pop(name, None)

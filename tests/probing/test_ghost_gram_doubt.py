@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from ghost_checks import assert_same, ghost, materialized, plain_run
@@ -32,7 +34,30 @@ def test_detached_statistics_of_the_batch_fall_back() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), Centred(), nn.Linear(6, 5)).double()
     sums = ghost(model, [(torch.randn(N, 6).double(), classes(N))], falls_back=True)
-    assert sums.engine == "per-sample" and any("a sample's loss alone" in note for note in sums.notes)
+    assert sums.engine == "per-sample" and any("a sample's loss without the others" in note for note in sums.notes)
+
+
+def test_gradients_that_depend_on_the_size_of_the_batch_are_computed_alone() -> None:
+    """Neither their losses nor where they lie shows it."""
+
+    class Shared(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return gradients[0] / len(gradients[0])
+
+    class Divides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Shared.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), Divides(), nn.Linear(6, 5)).double()
+    sums = ghost(model, [(torch.randn(N, 6).double(), classes(N))])
+    assert set(sums.slow) == {"0.weight", "0.bias"}
+    assert all("differ from those of plain gradients" in why for why in sums.slow.values())
 
 
 class Moves(nn.Module):
