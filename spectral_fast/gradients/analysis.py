@@ -31,7 +31,9 @@ from ..metrics.gradient_noise import (
 )
 from ..metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram, samples_that_fit
 from ..probing.batches import Batches
+from ..probing.distributed import Ranks, ranks_of
 from ..probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
+from ..probing.gathered import gathered
 from ..probing.ghost_gram import GhostGram
 from ..probing.gradient_gram import GradientGram
 from ..probing.gram_kernel import gram_kernel
@@ -42,6 +44,7 @@ from ..probing.per_sample import PerSampleGradients, Unit, samples_of
 from ..probing.state import eval_notes, leave_no_trace
 from ..progress import ProgressOption, progress_reporter
 from .result import GradientSpectrum, LayerGradient
+from .united import run_formed, run_ghost
 
 __all__ = ["UNITS", "gradient_covariance"]
 
@@ -67,6 +70,7 @@ def gradient_covariance(
     max_batches: int | None = None,
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     device: torch.device | str | None = None,
+    process_group: Any = None,
     seed: int = 0,
     progress: ProgressOption = None,
 ) -> GradientSpectrum:
@@ -79,6 +83,8 @@ def gradient_covariance(
         eigenvalues per layer left out where the rest does not, which the notes say; "skipped" with the need where not even one sample fits. A model whose
         gradients have to be formed one by one (the notes say why) is skipped where those of the samples taken do not fit.
     seed: which samples are taken where not all are. Half-precision models are run in float32 on a copy.
+    process_group: a group of torch.distributed, or "world": ``loader`` is this rank's shard of the samples, of any size; up to max_samples / ranks of each are
+        handed to all, every rank computes its share of the products, and the result is that of the samples of all ranks, the same on each.
 
     Ctrl-C returns the samples done so far, status "incomplete". Raises ValueError for an unknown unit or a bad argument; loader,
     loss, loss_fn, params, unpack: see probing.Batches, resolve_loss, select_parameters.
@@ -89,24 +95,27 @@ def gradient_covariance(
     for name, value in (("k", k), ("max_samples", max_samples)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: wanted None or an integer >= 1, got {value!r}")
+    ranks = ranks_of(model, process_group, loader)
     model = unwrap(model)
     chosen = select_parameters(model, params)
     first = next(iter(chosen.values()))
     where = torch.device(device) if device is not None else first.device
     precision = compute_dtype(model)
-    notes = [*eval_notes(model), *([precision.note] if precision.note else ())]
+    settings = f"{where.type}, {precision.dtype}, {list(chosen)}, {centered}, {unit}, {k}, {max_samples}, {max_batches}, {seed}"
+    buffers = ranks.same_model(model, settings)
+    notes = [*ranks.notes, *eval_notes(model), *([precision.note] if precision.note else ())]
     with leave_no_trace(model), progress_reporter(progress) as report:
         wanted = max_samples if max_samples is not None or unit == "batch" else DEFAULT_SAMPLES
-        batches = Batches(loader, device=where, dtype=precision.dtype, max_batches=max_batches, max_samples=wanted, unpack=unpack)
-        if batches.note:
-            notes.append(batches.note)
+        batches = _samples(ranks, loader, notes, device=where, dtype=precision.dtype, max_batches=max_batches, max_samples=wanted, unpack=unpack)
         functional = FunctionalModel(model, chosen, where, precision.dtype if precision.casts else None)
-        resolved = resolve_loss(model, batches, loss, loss_fn, run=functional)
+        functional.use_buffers(buffers)
+        own_function = next((f for f in (loss_fn, loss) if callable(f)), None)
+        resolved = ranks.same_loss(resolve_loss(model, batches, loss, loss_fn, run=functional), batches, own_function)
         if resolved.note(batches):
             notes.append(resolved.note(batches))
         units = _units(batches, resolved, unit, notes)
         sizes = {name: (p.numel(), p.element_size()) for name, p in functional.parameters.items()}
-        limit = memory_limit(max_memory, where)
+        limit = ranks.least(memory_limit(max_memory, where))
         job = _Job(unit, centered, k, resolved.name, sum(p for p, _ in sizes.values()), started)
         single = unit == "sample"
         try:
@@ -135,23 +144,27 @@ def gradient_covariance(
                 return GradientGram(units, widths, where, hold=fits.hold, chunk=fits.chunk, layer_spectra=fits.layer_spectra, column_bytes=COLUMN_TILE), engine
 
             kernel, backend = gram_kernel()
-            sums = GhostGram(units, functional, batches, resolved, kernel, limit=limit, fallback=formed, seed=seed) if single else None
+            share = (ranks.rank, ranks.size)
+            sums = GhostGram(units, functional, batches, resolved, kernel, limit=limit, fallback=formed, seed=seed, share=share) if single else None
             interrupted = False
+            losses: Mapping[int, float] = {}
             made: GhostGram | GradientGram
             try:
                 if sums is not None:
                     made = sums
-                    sums.run(report)
+                    run_ghost(ranks, sums, report)
                     losses = sums.losses
                 else:
                     made, engine = formed()
                     losses = engine.losses
-                    made.run(engine, report)
+                    losses = run_formed(ranks, made, engine, report)
                     notes += engine.notes
                 _compare_with_batch(functional, batches, resolved, losses, units, unit, notes)
             except MemoryError as error:
                 return _empty(job, "skipped", str(error), [*notes, *(sums.notes if sums is not None else ())])
             except KeyboardInterrupt:
+                if ranks.size > 1:
+                    return _empty(job, "incomplete", "interrupted: the ranks' parts of the products were not complete", notes)
                 interrupted = True
                 losses = losses if sums is None else sums.losses
         if sums is not None:
@@ -172,6 +185,22 @@ class _Job:
     loss_name: str
     n_params: int
     started: float
+
+
+def _samples(
+    ranks: Ranks, loader: Any, notes: list[str], *, max_samples: int | None, device: torch.device, dtype: torch.dtype | None, **reading: Any
+) -> Batches:
+    """The samples of all ranks."""
+    each = None if max_samples is None else -(-max_samples // ranks.size)
+    with ranks.agreed("reading the samples"):
+        batches = Batches(loader, device=device, dtype=dtype, max_samples=each, may_be_empty=ranks.size > 1, **reading)
+    if batches.note:
+        notes.append(batches.note)
+    if ranks.size == 1:
+        return batches
+    counts = [row[0] for row in ranks.gather([batches.n_samples])]
+    notes.append(f"{sum(counts):,} samples, over {ranks.size} ranks: {', '.join(map(str, counts[:8]))}{', ...' if ranks.size > 8 else ''}")
+    return Batches(gathered(ranks, batches), device=device, dtype=dtype)
 
 
 def _units(batches: Batches, loss: Loss, unit: str, notes: list[str]) -> list[Unit]:

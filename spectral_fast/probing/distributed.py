@@ -127,9 +127,13 @@ class Ranks:
 
     def first(self, t: Tensor) -> None:
         """t <- the first rank's t, of any dtype."""
+        self.of_one(t, 0)
+
+    def of_one(self, t: Tensor, rank: int) -> None:
+        """t <- that rank's t, of any dtype."""
         if self.size > 1:
             moved = t.to(self.home(t.device)).contiguous()
-            dist.broadcast(moved.reshape(-1).view(torch.uint8), dist.get_global_rank(_known(self.group), 0), group=self.group)
+            dist.broadcast(moved.reshape(-1).view(torch.uint8), dist.get_global_rank(_known(self.group), rank), group=self.group)
             if moved is not t:
                 t.copy_(moved)
 

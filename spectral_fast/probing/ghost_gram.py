@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from .batches import Batches
 from .contributions import contribution
 from .functional import FunctionalModel
-from .ghost_plan import GhostPlan, plan_ghost
+from .ghost_plan import GhostPlan, blocks_of, plan_ghost
 from .gradient_gram import GradientGram
 from .layer_grams import Contribution, GramKernel, Rows
 from .layer_sums import LayerSums
@@ -68,10 +68,12 @@ class GhostGram(LayerSums):
         algorithm: str = "auto",
         seed: int = 0,
         vectorise: int = 64,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """units: of single samples, ordered by batch. kernel: adds products to a Gram, see layer_grams.GramKernel. limit: bytes. fallback: makes the
         accumulator and the engine that form gradients, for models this cannot be done for; None: ValueError then. layer_spectra: whether to keep Grams per
-        parameter, if they fit. vectorise: samples per vmap call of the slow route.
+        parameter, if they fit. vectorise: samples per vmap call of the slow route. share: (rank, size), which part of the products are
+        this process's; see LayerSums.add_over.
         """
         if algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm: unknown {algorithm!r}; known: {', '.join(ALGORITHMS)}")
@@ -79,15 +81,18 @@ class GhostGram(LayerSums):
             raise ValueError("units: wanted single samples, got whole batches")
         self.units, self.functional, self.batches, self.loss, self.kernel = units, functional, batches, loss, kernel
         self.limit, self.fallback, self.layer_spectra, self.algorithm = limit, fallback, layer_spectra, algorithm
-        self.seed, self.vectorise = seed, vectorise
+        self.seed, self.vectorise, self.share = seed, vectorise, share
         super().__init__(np.array([u.weight for u in units]), {name: p.numel() for name, p in functional.parameters.items()})
         self.notes: list[str] = []
         self.engine = "ghost"
         self.slow: dict[str, str] = {}
         self.plan: GhostPlan | None = None
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self, slow: Mapping[str, str] | None = None) -> None:
+        """Nothing computed yet. slow: parameters known to be computed sample by sample, in place of those known so far."""
+        if slow is not None:
+            self.slow, self.notes = dict(slow), []
         self.reset()
         self.losses: dict[int, float] = {}
         self.routes: dict[str, Route] = {}
@@ -114,26 +119,27 @@ class GhostGram(LayerSums):
                 except _Changed as changed:
                     names = [name for name in changed.names if name not in self.slow]
                     if not names:
-                        self._fall_back(str(changed), report)
+                        self.fall_back(str(changed), report)
                         break
                     self.slow.update(dict.fromkeys(names, str(changed)))
-                    self._start()
+                    self.start()
                 except Refused as refused:
-                    self._fall_back(str(refused), report)
+                    self.fall_back(str(refused), report)
                     break
         if self.engine == "ghost":
             for name, why in self.slow.items():
                 self.notes.append(f"gradients of {name} computed sample by sample: {why}")
 
-    def _fall_back(self, why: str, report: Report) -> None:
+    def fall_back(self, why: str, report: Report) -> None:
+        """All gradients sample by sample. Raises ValueError where no ``fallback`` was given."""
         if self.fallback is None:
             raise ValueError(f"model: per-sample products cannot be had from one backward pass: {why}")
-        self._start()
+        self.start()
         self.engine, self.slow = "per-sample", dict.fromkeys(self.sizes, why)
         self.notes.append(f"per-sample gradients formed one by one, not from inputs and output gradients: {why}")
         sums, engine = self.fallback()
         try:
-            sums.run(engine, report)
+            sums.run(engine, report, self.share)
         finally:
             self.notes += engine.notes
             self.losses = engine.losses
@@ -158,6 +164,8 @@ class GhostGram(LayerSums):
         few = [name for name, p in self.sizes.items() if p < n and self._forms_rows(name, found)]
         widths = [self.sizes[name] if name in few else n for name in self.sizes]
         largest = max(Counter(u.batch for u in self.units).values())
+        if self.share[1] > 1:
+            largest = min(largest, max(n - 1, 1))  # blocks are kept for later samples even of a single batch
         self.plan = plan_ghost(n, largest, widths, self.limit, found.run_bytes + held, held, self.layer_spectra)
         if self.plan.hold < n:
             self.notes.append(
@@ -181,8 +189,9 @@ class GhostGram(LayerSums):
         if self.slow:
             selected = SelectedParameters(self.functional, list(self.slow))
             slow_engine = PerSampleGradients(selected, self.batches, self.loss, vectorise=self.vectorise, seed=self.seed)
-        for start in range(0, n, self.plan.hold):
-            stop = min(start + self.plan.hold, n)
+        blocks = blocks_of(n, self.plan.hold, *self.share)
+        evaluations = sum(n - start for start, _ in blocks)
+        for start, stop in blocks:
             held: list[Held] = []
             lo = start
             while lo < n:
@@ -194,7 +203,7 @@ class GhostGram(LayerSums):
                 if lo < stop:
                     self.done = hi
                 evaluated += hi - lo
-                report(evaluated, self.plan.evaluations, "per-sample gradients")
+                report(evaluated, evaluations, "per-sample gradients")
                 lo = hi
         if slow_engine is not None:
             self.notes += slow_engine.notes

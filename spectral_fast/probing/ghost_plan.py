@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["GhostPlan", "plan_ghost"]
+__all__ = ["GhostPlan", "blocks_of", "plan_ghost"]
 
 WORKING_COPIES = 5  # n x n float64 arrays alive while eigenvalues are computed
 SCRATCH = 3  # of the products of one parameter: a tile, what it is added to, its unfolded inputs
+
+
+def blocks_of(n: int, hold: int, rank: int = 0, size: int = 1) -> list[tuple[int, int]]:
+    """The blocks (from, to) of at most ``hold`` of n samples whose products with themselves and all later ones are rank's to compute: of two blocks one has as
+    much more to do than half as the other has less."""
+    each = hold if size == 1 else max(1, min(hold, -(-n // (2 * size))))
+    starts = range(0, n, each)
+    turns = [i % (2 * size) for i in range(len(starts))]
+    return [(start, min(start + each, n)) for start, turn in zip(starts, turns, strict=True) if rank in (turn, 2 * size - 1 - turn)]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .ghost_plan import blocks_of
 from .per_sample import PerSampleGradients, Unit
 
 __all__ = ["GradientGram"]
@@ -43,12 +44,13 @@ class GradientGram:
         self.seconds: dict[str, float] = {}
         self.bad: dict[int, str] = {}  # unit -> first layer whose gradient is not finite
 
-    def run(self, engine: PerSampleGradients, report: Callable[[int, int, str], None]) -> None:
+    def run(self, engine: PerSampleGradients, report: Callable[[int, int, str], None], share: tuple[int, int] = (0, 1)) -> None:
+        """share: (rank, size), which part of the products are this process's; see add_over."""
         n, evaluated = len(self.units), 0
-        total = sum(n - start for start in range(0, n, self.hold))
+        blocks = blocks_of(n, self.hold, *share)
+        total = sum(n - start for start, _ in blocks)
         dtypes = {name: p.dtype for name, p in engine.functional.parameters.items()}
-        for start in range(0, n, self.hold):
-            stop = min(start + self.hold, n)
+        for start, stop in blocks:
             held = {name: torch.empty((stop - start, p), dtype=dtypes[name], device=self.device) for name, p in self.sizes.items()}
             for a in range(start, n, self.chunk):
                 # a chunk lies in the block or after it, never across
@@ -57,6 +59,14 @@ class GradientGram:
                     self._chunk(engine, held, start, stop, lo, hi)
                     evaluated += hi - lo
                     report(evaluated, total, "per-sample gradients")
+
+    def add_over(self, add_up: Callable[[Tensor], None]) -> None:
+        """The parts that all ranks have computed; add_up: t <- sum of the ranks' t."""
+        second = torch.tensor(list(self.second.values()), dtype=torch.float64)
+        for t in (torch.from_numpy(self.gram), *map(torch.from_numpy, self.grams.values()), *self.mean.values(), *self.moments.values(), second):
+            add_up(t)
+        self.second = dict(zip(self.second, second.tolist(), strict=True))
+        self.done = len(self.units)
 
     def _chunk(self, engine: PerSampleGradients, held: dict[str, Tensor], start: int, stop: int, lo: int, hi: int) -> None:
         """Gradients lo .. hi against the block that starts at `start`; inside the block they join it."""

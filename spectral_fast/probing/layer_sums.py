@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,6 +53,15 @@ class LayerSums:
         self.grams = {name: np.zeros((n, n)) for name in self.sizes if name not in few}
         self.moments = {name: np.zeros((self.sizes[name], self.sizes[name])) for name in few}
         self.means = {name: np.zeros(self.sizes[name]) for name in few}
+
+    def add_over(self, add_up: Callable[[Tensor], None]) -> None:
+        """The parts that all ranks have computed; add_up: t <- sum of the ranks' t."""
+        second = np.array([self._second.get(name, 0.0) for name in self.sizes])
+        kept = (self.grams, self.moments, self.means, self._norms2, self._before)
+        for x in (self.gram, second, *(x for one in kept for x in one.values())):
+            add_up(torch.from_numpy(x))
+        self._second = dict(zip(self.sizes, second.tolist(), strict=True))
+        self.done = len(self.weights)
 
     def adopt(self, sums: GradientGram) -> None:
         """What another accumulator found."""
