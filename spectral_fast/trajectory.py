@@ -152,7 +152,10 @@ def scalars(result: Result) -> dict[str, float]:
         more = dict(_of_curvature(result))
     elif kind == "NeuralCollapse":
         layers = getattr(result, "by_layer", {})
-        more = {f"{name}.{field}": getattr(c, field) for name, c in layers.items() for field in ("nc1", "cdnv", "nc2_etf") if hasattr(c, field)}
+        more = {f"{name}.{field}": getattr(c, field) for name, c in layers.items() for field in ("nc1", "cdnv", "nc2_etf", "ncc_accuracy") if hasattr(c, field)}
+        test = getattr(result, "test", None)
+        if test is not None and test.status == "ok":
+            more |= {f"test.{field}": getattr(test, field) for field in ("nc1", "cdnv", "nc4_train", "ncc_accuracy_train", "accuracy")}
     found.update({f"{prefix}.{name}": float(value) for name, value in more.items()})
     return found
 

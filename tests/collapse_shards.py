@@ -60,6 +60,12 @@ def statistics(rank: int) -> tuple[nn.Module, Shards, dict[str, Any]]:
     return model, parts(((30, 15), (45,))), {}
 
 
+def test_too() -> tuple[nn.Module, Shards, dict[str, Any]]:
+    """One rank has no test samples."""
+    x, y = data()
+    return mlp((6, 8, 5, 4)), [[(x[:20], y[:20])], [(x[20:60], y[20:60]), (x[60:], y[60:])]], {"layers": "*", "test": True}
+
+
 def no_room() -> tuple[nn.Module, Shards, dict[str, Any]]:
     """Features are not kept: NC4 by a second pass; and no layer fits."""
     return mlp((6, 8, 4)), parts(((30, 15), (45,))), {"layers": "*", "max_memory": 8 * (3 * 64 + 2 * 4 * 8) + 2000}
@@ -70,6 +76,7 @@ CASES: dict[str, Callable[[int], tuple[nn.Module, Shards, dict[str, Any]]]] = {
     "by class": lambda rank: by_class(),
     "empty": lambda rank: empty(),
     "statistics": statistics,
+    "test too": lambda rank: test_too(),
     "no room": lambda rank: no_room(),
 }
 
@@ -77,12 +84,16 @@ CASES: dict[str, Callable[[int], tuple[nn.Module, Shards, dict[str, Any]]]] = {
 def found(case: str, rank: int = 0, group: Any = None) -> dict[str, Any]:
     model, shards, how = CASES[case](rank)
     loader = shards[rank] if group is not None else [batch for shard in shards for batch in shard]
+    if how.pop("test", False):
+        how["test_loader"] = loader[-1:] if group is None or rank == 1 else []
     r = neural_collapse(model, loader, process_group=group, **how)
     assert r.status == "ok", r.reason
     out: dict[str, Any] = {"skipped": [s.name for s in r.skipped], "samples": r.n_samples, "counts": r.class_counts, "means": r.means, "accuracy": r.accuracy}
     out |= {name: getattr(r, name) for name in ("nc1", "nc2_norms", "nc2_angles", "nc3", "nc4", "cdnv", "spread", "n_classes")}
     for name, layer in r.by_layer.items():
-        out |= {f"{name} nc1": layer.nc1, f"{name} cdnv": layer.cdnv, f"{name} eigenvalues": layer.eigenvalues}
+        out |= {f"{name} nc1": layer.nc1, f"{name} cdnv": layer.cdnv, f"{name} eigenvalues": layer.eigenvalues, f"{name} nearest": layer.ncc_accuracy}
+    if r.test is not None:
+        out |= {"test nc1": r.test.nc1, "test nc4": r.test.nc4, "test nc4 train": r.test.nc4_train, "test samples": r.test.n_samples}
     return out
 
 

@@ -156,3 +156,56 @@ def test_collapsed_dimensions_show_and_everything_is_kept() -> None:
     assert "by layer" in made._repr_html_() and made.plot() is not None
     frame = made.to_pandas()
     assert set(frame["layer"]) == {"", "0", "1", "2"}
+
+
+def nearest_by_hand(h: np.ndarray, y: np.ndarray, about: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+    """The class whose mean, of ``about`` (features, labels) or of these, is nearest to each row."""
+    features, labels = about or (h, y)
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(labels.max() + 1)])
+    return np.asarray(np.square(h[:, None] - means[None]).sum(axis=2).argmin(axis=1))
+
+
+@pytest.mark.parametrize("max_memory", [None, 120_000], ids=["kept", "second pass"])
+def test_nearest_means_of_every_layer(max_memory: float | None) -> None:
+    net, (x, y) = mlp(), data()
+    y[::17] = -100
+    found = neural_collapse(net, split(x, y, 50), layers="*", max_memory=max_memory)
+    assert any("second forward pass" in note for note in found.notes) == (max_memory is not None)
+    with torch.no_grad():
+        decided = net(x).argmax(dim=1).numpy()
+        inputs = {name: net[: int(name)](x).double().numpy() for name in ("0", "2", "3", "4")}
+    valid = y.numpy() >= 0
+    for name, h in inputs.items():
+        nearest = nearest_by_hand(h[valid], y.numpy()[valid])
+        layer = found.by_layer[name]
+        assert layer.nc4 == np.mean(nearest != decided[valid]) and layer.ncc_accuracy == np.mean(nearest == y.numpy()[valid])
+    assert (found.nc4, found.ncc_accuracy) == (found.by_layer["4"].nc4, found.by_layer["4"].ncc_accuracy)
+    assert 0.0 < found.by_layer["0"].ncc_accuracy < 1.0
+
+
+def test_train_against_test() -> None:
+    net, (x, y) = mlp(), data()
+    torch.manual_seed(5)
+    other, labels = x[:90] + 1.5 * torch.randn(90, 6), y[:90]
+    found = neural_collapse(net, split(x, y, 50), test_loader=split(other, labels, 40), layers="*")
+    alone, test = neural_collapse(net, split(x, y, 50), layers="*"), neural_collapse(net, split(other, labels, 40), layers="*")
+    assert found.test is not None and found.test.test is None and math.isnan(found.nc4_train)
+    close(found, alone)
+    close(found.test, test)
+    assert (found.nc4, found.test.nc4, found.test.n_samples) == (alone.nc4, test.nc4, 90)
+    with torch.no_grad():
+        before, after = (net[:4](t).double().numpy() for t in (x, other))
+        decided = net(other).argmax(dim=1).numpy()
+    nearest = nearest_by_hand(after, labels.numpy(), (before, y.numpy()))
+    assert found.test.nc4_train == np.mean(nearest != decided) and found.test.ncc_accuracy_train == np.mean(nearest == labels.numpy())
+    assert found.test.nc4_train != found.test.nc4
+    text = found.summary()
+    assert "90 samples, accuracy" in text and "nearest right" in text
+    assert json.loads(found.to_json())["test"]["n_samples"] == 90
+
+
+def test_test_samples_without_numbers_say_why() -> None:
+    net, (x, y) = mlp(), data()
+    found = neural_collapse(net, [(x, y)], test_loader=[(x, y.double())])
+    assert found.status == "ok" and found.test is not None and found.test.status == "skipped" and "integer class targets" in found.test.reason
+    assert "skipped" in found.summary()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..metrics.collapse_moments import between_rank_tolerance, cdnv, nc1, nc2, nc3, nearest_mean, norm_spread, relative_spread
+from ..metrics.collapse_moments import between_rank_tolerance, cdnv, nc1, nc2, nc3, norm_spread, relative_spread
 from ..probing.batches import Batches, to_tensors
 from ..probing.capture import find_classifier
 from ..probing.distributed import Ranks, ranks_of
@@ -29,6 +29,7 @@ from ..progress import ProgressOption, progress_reporter
 from ..results import Status
 from .features import CannotAnalyse, FeaturePass, check_targets
 from .layers import LayerPass, classifier_rows, layer_numbers, layers_named
+from .nearest import Means, Nearest, nearest_means
 from .result import F64, I64, NAN, LayerCollapse, NeuralCollapse
 from .shards import united
 
@@ -41,6 +42,7 @@ def neural_collapse(
     model: nn.Module,
     loader: Any,
     *,
+    test_loader: Any = None,
     layer: str | None = None,
     layers: str | Sequence[str] | None = None,
     global_mean: str = "classes",
@@ -62,10 +64,11 @@ def neural_collapse(
     layers: a glob on the names of modules, or several: the same numbers for the input of each of them, ``by_layer``, from the same pass
     over the data: collapse by depth, and along how many dimensions the features of a layer spread. What an input has beyond one vector
     for each target, the positions of an image or a sequence, is averaged; of modules with the very same input the first is listed.
+    Each has its NC4 and the accuracy of its nearest class means (Ben-Shaul & Dekel 2022), from inputs that were kept or a second pass.
     Layers that do not fit into max_memory (3 d² + 2 C d numbers each) or have no such input are in ``skipped``, with the reason.
 
-    The numbers are those of the samples given, about their own class means, as Papyan, Han & Donoho (2020) have them for training data
-    and Galanti, Gyorgy & Hutter (2021) for test data and new classes: to compare train with test, call this once with each loader.
+    test_loader: other samples, whose numbers are in ``test``: about their own class means, as Galanti, Gyorgy & Hutter (2021) have them for test data and new
+    classes, and NC4 with the class means of ``loader``'s samples, those trained on (Papyan, Han & Donoho 2020).
 
     process_group: a group of torch.distributed, or "world": ``loader`` is this rank's shard of the samples, of any size, and the numbers are those of the
     samples of all ranks, the same on each; see ModelOperator. A DistributedDataParallel model brings its group.
@@ -74,25 +77,50 @@ def neural_collapse(
     Raises ValueError for an unknown layer, layers that match nothing, an unknown global_mean and targets outside the model's classes.
     Ctrl-C returns what the samples seen so far give, status "incomplete".
     """
-    started = time.perf_counter()
     if global_mean not in GLOBAL_MEANS:
         raise ValueError(f"global_mean: unknown {global_mean!r}; known: {', '.join(GLOBAL_MEANS)}")
-    ranks = ranks_of(model, process_group, loader)
+    names = None if layers is None else layers_named(unwrap(model), layers)
+    how = _How(global_mean, per_class, max_batches, max_memory, unpack, device, process_group, progress)
+    result, means = _collapse(model, loader, layer, names, how, None)
+    if test_loader is None:
+        return result
+    if result.status == "incomplete":
+        return replace(result, notes=(*result.notes, "interrupted before the samples of test_loader"))
+    return replace(result, test=_collapse(model, test_loader, result.layer or layer, names, how, means)[0])
+
+
+@dataclass(frozen=True)
+class _How:
+    global_mean: str
+    per_class: bool
+    max_batches: int | None
+    max_memory: int | float | None
+    unpack: Callable[[Any], tuple[Any, Any]] | None
+    device: torch.device | str | None
+    process_group: Any
+    progress: ProgressOption
+
+
+def _collapse(
+    model: nn.Module, loader: Any, layer: str | None, names: list[str] | None, how: _How, others: Means | None
+) -> tuple[NeuralCollapse, Means | None]:
+    """(the numbers of one set of samples, its class means). names: of the layers by depth. others: class means of other samples."""
+    started = time.perf_counter()
+    ranks = ranks_of(model, how.process_group, loader)
     model = unwrap(model)
-    names = [] if layers is None else layers_named(model, layers)
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    where = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
-    limit = memory_limit(max_memory, torch.device("cpu"))
-    buffers = ranks.same_model(model, f"{where.type}, {layer}, {names}, {global_mean}, {per_class}")
+    where = torch.device(how.device) if how.device is not None else first.device if first is not None else torch.device("cpu")
+    limit = memory_limit(how.max_memory, torch.device("cpu"))
+    buffers = ranks.same_model(model, f"{where.type}, {layer}, {names}, {how.global_mean}, {how.per_class}")
     notes = [*ranks.notes, *eval_notes(model)]
-    with leave_no_trace(model), progress_reporter(progress) as report, torch.no_grad():
+    with leave_no_trace(model), progress_reporter(how.progress) as report, torch.no_grad():
         refused: CannotAnalyse | None = None
         seen: FeaturePass | None = None
         interrupted = False
         with ranks.agreed("the features' class moments"):
             precision = compute_dtype(model) if first is not None else None
             dtype = None if precision is None else precision.dtype
-            batches = Batches(loader, device=where, dtype=dtype, max_batches=max_batches, unpack=unpack, may_be_empty=ranks.size > 1)
+            batches = Batches(loader, device=where, dtype=dtype, max_batches=how.max_batches, unpack=how.unpack, may_be_empty=ranks.size > 1)
             # half precision is too coarse for the ranks of the scatter matrices
             run: Callable[..., Any] = model
             if precision is not None and (precision.casts or buffers):
@@ -102,7 +130,7 @@ def neural_collapse(
 
             def look_at(name: str) -> FeaturePass:
                 found = FeaturePass(model, run, name, dict(model.named_modules())[name], batches, limit)
-                if layers is not None:
+                if names is not None:
                     found.layers = LayerPass(model, names, name, limit // 2)
                 return found
 
@@ -120,10 +148,12 @@ def neural_collapse(
             elif refused is not None:
                 raise refused
             assert seen is not None
-            return _numbers(seen, ranks, global_mean, per_class, interrupted, notes, started)
+            return _numbers(seen, ranks, how, others, interrupted, notes, started)
         except CannotAnalyse as error:
             seconds = time.perf_counter() - started
-            return NeuralCollapse(status=error.status, reason=str(error), layer=name, global_mean=global_mean, seconds=seconds, notes=tuple(notes))
+            notes_so_far = tuple(notes)
+            empty = NeuralCollapse(status=error.status, reason=str(error), layer=name, global_mean=how.global_mean, seconds=seconds, notes=notes_so_far)
+            return empty, None
 
 
 def _classifier(model: nn.Module, run: Any, batches: Batches, layer: str | None, where: torch.device, first: nn.Parameter | None) -> str:
@@ -150,7 +180,9 @@ def _shifted(model: nn.Module, run: Callable[..., Any], batches: Batches) -> boo
     return own.shifted
 
 
-def _numbers(seen: FeaturePass, ranks: Ranks, global_mean: str, per_class: bool, interrupted: bool, notes: list[str], started: float) -> NeuralCollapse:
+def _numbers(
+    seen: FeaturePass, ranks: Ranks, how: _How, others: Means | None, interrupted: bool, notes: list[str], started: float
+) -> tuple[NeuralCollapse, Means]:
     moments = seen.moments
     if moments is None or seen.n_samples == 0:
         raise CannotAnalyse("interrupted before the first batch was done" if interrupted else "no sample has a valid target")
@@ -159,28 +191,29 @@ def _numbers(seen: FeaturePass, ranks: Ranks, global_mean: str, per_class: bool,
     if n_present < 2:
         raise CannotAnalyse(f"neural collapse needs at least two classes, the samples hold {n_present}")
     means, counts = moments.means[present], moments.counts[present]
-    centre = means.mean(axis=0) if global_mean == "classes" else (counts / counts.sum()) @ means
-    a = means - centre
+    about = Means.of(moments, how.global_mean)
+    a = about.centred
     _say_classes(seen, n_present, dim, counts, notes)
-    one = nc1(moments.scatter, seen.n_samples, a, between_rank_tolerance(means, seen.eps), per_class=per_class)
+    one = nc1(moments.scatter, seen.n_samples, a, between_rank_tolerance(means, seen.eps), per_class=how.per_class)
     if one.rank < min(n_present - 1, dim):
         notes.append(f"NC1: the class means span {one.rank} of {min(n_present - 1, dim)} directions above rounding")
     two = nc2(a)
     w = _classifier_rows(seen, present, notes)
-    nc4, stopped = _nc4(seen, ranks, centre, a, present, notes)
-    by_layer = _by_layer(seen, global_mean, per_class, notes)
-    status: Status = "incomplete" if interrupted or stopped else "unresolved" if one.rank == 0 else "ok"
+    nearest = nearest_means(seen, ranks, how.global_mean, others, notes)
+    by_layer = _by_layer(seen, nearest, how, notes)
+    status: Status = "incomplete" if interrupted or nearest.stopped else "unresolved" if one.rank == 0 else "ok"
     reason = {"incomplete": f"interrupted: {seen.done} of {len(seen.batches)} batches", "unresolved": "the class means are equal to rounding", "ok": ""}[status]
-    return NeuralCollapse(
+    result = NeuralCollapse(
         status=status, reason=reason, backend=moments.backend, nc1=one.value, nc1_rank=one.rank, nc1_tolerance=one.tolerance,
         mean_values=one.values, spread=relative_spread(moments.scatter, means, counts),
         cdnv=cdnv(moments.spread[present], counts, a), nc2_norms=two.norms, nc2_norms_classifier=NAN if w is None else norm_spread(w),
-        nc2_angles=two.angles, nc2_etf=two.etf, nc3=NAN if w is None else nc3(w, a), nc4=nc4,
+        nc2_angles=two.angles, nc2_etf=two.etf, nc3=NAN if w is None else nc3(w, a), nc4=nearest.own[0], ncc_accuracy=nearest.own[1],
         accuracy=seen.correct / seen.n_samples if seen.decided else NAN, n_classes=n_present, n_samples=seen.n_samples, feature_dim=dim,
-        layer=seen.name, etf_exists=n_present <= dim + 1, class_counts=moments.counts, means=means, global_mean=global_mean,
-        by_layer=by_layer, skipped=seen.layers.skipped if seen.layers is not None else (),
+        layer=seen.name, etf_exists=n_present <= dim + 1, class_counts=moments.counts, means=means, global_mean=how.global_mean,
+        nc4_train=nearest.others[0], ncc_accuracy_train=nearest.others[1], by_layer=by_layer, skipped=seen.layers.skipped if seen.layers is not None else (),
         seconds=time.perf_counter() - started, notes=tuple(notes),
     )  # fmt: skip
+    return result, about
 
 
 def _say_classes(seen: FeaturePass, n_present: int, dim: int, counts: I64, notes: list[str]) -> None:
@@ -207,7 +240,7 @@ def _classifier_rows(seen: FeaturePass, present: NDArray[np.intp], notes: list[s
     return rows
 
 
-def _by_layer(seen: FeaturePass, global_mean: str, per_class: bool, notes: list[str]) -> dict[str, LayerCollapse]:
+def _by_layer(seen: FeaturePass, nearest: Nearest, how: _How, notes: list[str]) -> dict[str, LayerCollapse]:
     if seen.layers is None or seen.moments is None:
         return {}
     others = seen.layers
@@ -215,30 +248,10 @@ def _by_layer(seen: FeaturePass, global_mean: str, per_class: bool, notes: list[
         named = ", ".join(f"{name} = {other}" for name, other in list(others.same.items())[:8]) + (", .." if len(others.same) > 8 else "")
         notes.append(f"layers with the very same input are listed once: {named}")
     found = {
-        name: layer_numbers(moments, others.module(name), others.eps[name], global_mean, per_class)
+        name: layer_numbers(moments, others.module(name), others.eps[name], how.global_mean, how.per_class)
         for name, moments in others.moments.items()
         if np.count_nonzero(moments.counts) >= 2
     }
-    return {**found, seen.name: layer_numbers(seen.moments, seen.module, seen.eps, global_mean, per_class)}
-
-
-def _nc4(seen: FeaturePass, ranks: Ranks, centre: F64, a: F64, present: NDArray[np.intp], notes: list[str]) -> tuple[float, bool]:
-    if not seen.decided:
-        notes.append("NC4: the model's output is not one score per class and target")
-        return NAN, False
-    differs, stopped = 0, False
-    with ranks.agreed("the nearest class means"):
-        try:
-            for part in seen.again():
-                nearest = present[nearest_mean(part.features.double().numpy(), centre, a)]
-                differs += int(np.count_nonzero(nearest != part.decisions))
-        except KeyboardInterrupt:
-            stopped = True
-    told = ranks.gather([differs, stopped])
-    if any(row[1] for row in told):
-        return NAN, True
-    differs = sum(row[0] for row in told)
-    dtype = str(seen.kept[0].features.dtype).removeprefix("torch.") if seen.kept else ""
-    kept = f"from features kept in {dtype} ({seen.kept_bytes / 1e6:.3g} MB)"
-    notes.append(f"NC4: {'second forward pass over the same batches' if seen.second_pass else kept}")
-    return differs / seen.n_samples, False
+    found[seen.name] = layer_numbers(seen.moments, seen.module, seen.eps, how.global_mean, how.per_class)
+    at = {name: nearest.by_layer.get(name, (NAN, NAN)) for name in found}
+    return {name: replace(numbers, nc4=at[name][0], ncc_accuracy=at[name][1]) for name, numbers in found.items()}

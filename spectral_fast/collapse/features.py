@@ -155,11 +155,16 @@ class FeaturePass:
             if self.kept_bytes > self.limit // 2:
                 self.kept = None
 
-    def again(self) -> Iterator[Labelled]:
-        """The labelled features a second time: those kept, or another forward pass over the same batches."""
-        if self.kept is not None:
-            yield from self.kept
-            return
-        self.second_pass = True
+    def again(self) -> Iterator[tuple[Labelled, dict[str, Tensor]]]:
+        """The labelled features of every batch a second time, and the layers' inputs by name: those kept, or of another forward pass over the same batches."""
         for i in range(self.done):
-            yield self._labelled(i)
+            layers = self.layers if self.layers is not None and self.layers.moments else None
+            inputs = {} if layers is None or layers.kept is None else layers.kept[i]
+            part = None if self.kept is None else self.kept[i]
+            watched = layers if layers is not None and layers.kept is None else None
+            if part is None or watched is not None:
+                self.second_pass = True
+                run = self._labelled(i, watched)
+                part = run if part is None else part
+                inputs = inputs if watched is None else watched.taken(self._labels)
+            yield part, inputs

@@ -80,6 +80,8 @@ class LayerPass:
         self._reasons: dict[str, str] = {}
         self.same: dict[str, str] = {}  # layer -> one before it that has the very same input
         self._seen: dict[str, Tensor | str] = {}
+        self.kept: list[dict[str, Tensor]] | None = []  # inputs of every batch, as long as there is room
+        self._room = 0
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -148,8 +150,17 @@ class LayerPass:
             else:
                 self._reasons[name] = x
                 self.moments.pop(name, None)
+        if self.kept is not None:
+            inputs = self.taken(labels)
+            self._room -= sum(x.numel() * x.element_size() for x in inputs.values())
+            self.kept = [*self.kept, inputs] if self._room >= 0 else None
         self._seen = {}
         self._active = [name for name in self._active if name in self.moments]
+
+    def taken(self, labels: I64) -> dict[str, Tensor]:
+        """The inputs of the last forward pass, of the rows with labels."""
+        valid = torch.from_numpy(labels >= 0)
+        return {name: x[valid] for name in self.moments if isinstance(x := self._seen.get(name), Tensor)}
 
     def _plan(self, n_classes: int) -> None:
         """After the first pass: as many layers as fit, small ones first; the eigenvalues of the largest have to be found too."""
@@ -165,6 +176,7 @@ class LayerPass:
                 continue
             left -= need
             self.moments[name] = ClassMoments(n_classes, dims[name])
+        self._room = max(left, 0) // 2
         # in the order of the forward pass
         self._active = [name for name in self._seen if name in self.moments]
         self.moments = {name: self.moments[name] for name in self._active}

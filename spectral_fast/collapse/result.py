@@ -34,6 +34,8 @@ class LayerCollapse:
     nc2_angles: float = NAN
     nc2_etf: float = NAN
     nc3: float = NAN
+    nc4: float = NAN
+    ncc_accuracy: float = NAN
     spread: float = NAN
     feature_dim: int = 0
     etf_exists: bool = False
@@ -54,9 +56,12 @@ class NeuralCollapse(Result):
     mean_values: (min(C, d),) singular values of the centred class means, descending: along how many directions the classes differ. spread: root mean
     square distance of the features to their mean over the length of that mean, 0 where all samples give one point.
     nc3: distance of the normalised classifier and class means. nc4: share of samples where the model's decision differs from the
-    nearest class mean. accuracy: share decided right. means: (C, d) float64 class means of the classes that occur.
+    nearest class mean. accuracy: share decided right; ncc_accuracy: share whose nearest class mean is their own class's. means: (C, d) float64 class means
+    of the classes that occur.
     by_layer: with ``layers=``, the numbers of every layer by name, in the order of the forward pass, the classifier's last. skipped: layers without numbers,
     and why.
+    test: the same of ``test_loader=``'s samples, about their own class means; nc4_train and ncc_accuracy_train: theirs with the class means of the samples
+    trained on, NaN elsewhere.
     """
 
     nc1: float = NAN
@@ -70,6 +75,7 @@ class NeuralCollapse(Result):
     nc3: float = NAN
     nc4: float = NAN
     accuracy: float = NAN
+    ncc_accuracy: float = NAN
     n_classes: int = 0
     n_samples: int = 0
     feature_dim: int = 0
@@ -82,5 +88,8 @@ class NeuralCollapse(Result):
     global_mean: str = "classes"
     by_layer: dict[str, LayerCollapse] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
+    test: NeuralCollapse | None = None
+    nc4_train: float = NAN
+    ncc_accuracy_train: float = NAN
     seconds: float = 0.0
     notes: tuple[str, ...] = ()

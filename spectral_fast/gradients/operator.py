@@ -283,7 +283,9 @@ def top_directions(op: GradientCovariance, result: GradientSpectrum, k: int) -> 
     of dozens. Only pairs above the noise floor of ``result``, which may be of some of op's units (its own sample limit). Raises ValueError where the
     two are not of the same model, sample set and convention.
     """
-    same = (op.shape[0], op.unit, op.centered) == (result.n_params, result.unit, result.centered) and op.ranks.size == 1
+    if op.ranks.size > 1:
+        raise ValueError("op: is spread over ranks; the eigenvectors of a Gram matrix are found where one process has all samples")
+    same = (op.shape[0], op.unit, op.centered) == (result.n_params, result.unit, result.centered)
     if not same or not 1 <= len(result.units) <= op.n_units or result.units[-1] >= op.n_units:
         raise ValueError(f"result: has {result.n_units} {result.unit} gradients of {result.n_params} parameters, op {op.n_units} of {op.shape[0]}")
     values, coefficients = gram_vectors(result.gram, result.weights, k, centered=op.centered)

@@ -112,9 +112,12 @@ def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
     pairs = [
         ("features", f"{integer(c.feature_dim)} inputs of {plain(c.layer)}"),
         ("data", f"{integer(c.n_samples)} samples, {integer(c.n_classes)} classes{sizes}"),
-        ("accuracy", share(c.accuracy)),
+        ("accuracy", f"{share(c.accuracy)}; of the nearest class mean {share(c.ncc_accuracy)}"),
         ("spread", f"{number(c.spread, 3)} x the length of their mean; class means differ along {integer(c.nc1_rank)} directions above rounding"),
     ]
+    if c.test is not None:
+        about = f"{integer(c.test.n_samples)} samples, accuracy {share(c.test.accuracy)}; of the nearest mean of the training classes "
+        pairs.append(("test", about + share(c.test.ncc_accuracy_train) if c.test.status == "ok" else f"{c.test.status}: {plain(c.test.reason)}"))
     if c.status != "ok":
         pairs.insert(0, ("status", f"{c.status}: {plain(c.reason)}"))
     rows = collapse_rows(c)
@@ -122,6 +125,7 @@ def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
         (
             Column("measure", [r[0] for r in rows], "left"),
             Column("value", [number(r[2]) for r in rows]),
+            *([] if c.test is None else [Column("test", [number(r[2]) for r in collapse_rows(c.test)])]),
             Column("collapsed", [r[3] for r in rows], "left", drop=1),
             Column("what it is", [r[1] for r in rows], "left", drop=2),
         )
@@ -139,10 +143,13 @@ def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
                     Column("CDNV", [number(v.cdnv, 3) for _, v in layers]),
                     Column("NC2 norms", [number(v.nc2_norms, 3) for _, v in layers], drop=2),
                     Column("NC2 angles", [number(v.nc2_angles, 3) for _, v in layers], drop=1),
-                    Column("NC2 ETF", [number(v.nc2_etf, 3) for _, v in layers]),
+                    Column("NC2 ETF", [number(v.nc2_etf, 3) for _, v in layers], drop=1),
+                    Column("NC4", [share(v.nc4) for _, v in layers], drop=3),
+                    Column("nearest right", [share(v.ncc_accuracy) for _, v in layers]),
                 ),
                 caption="by layer, from the input on",
-                legend="effective rank: of the covariance of all features; far below the number of inputs they spread along few dimensions",
+                legend="effective rank: of the covariance of all features; far below the number of inputs they spread along few dimensions. nearest right: "
+                "samples whose nearest class mean is their own class's; NC4: samples where it is not the model's decision",
             )
         )
     blocks += skipped_notes(c.skipped)

@@ -210,7 +210,20 @@ def _collapse(c: NeuralCollapse) -> Made:
         return rows, ("measure", "value", "collapsed", "what")
     for row in rows:
         row["layer"] = ""
-    measures = ("nc1", "cdnv", "nc2_norms", "nc2_angles", "nc2_etf", "nc3", "spread", "effective_rank", "participation_ratio", "feature_dim")
+    measures = (
+        "nc1",
+        "cdnv",
+        "nc2_norms",
+        "nc2_angles",
+        "nc2_etf",
+        "nc3",
+        "nc4",
+        "ncc_accuracy",
+        "spread",
+        "effective_rank",
+        "participation_ratio",
+        "feature_dim",
+    )
     rows += [{"layer": name, "measure": measure, "value": float(getattr(v, measure))} for name, v in c.by_layer.items() for measure in measures]
     return rows, ("layer", "measure", "value", "collapsed", "what")
 
