@@ -91,7 +91,7 @@ def gradient_covariance(
     """
     started = time.perf_counter()
     if unit not in UNITS:
-        raise ValueError(f"unit: {unit!r} is {'not built yet' if unit == 'position' else 'unknown'}; known: {', '.join(UNITS)}")
+        raise ValueError(f"unit: {unit!r} is {'for products with GradientCovariance alone' if unit == 'position' else 'unknown'}; known: {', '.join(UNITS)}")
     for name, value in (("k", k), ("max_samples", max_samples)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: wanted None or an integer >= 1, got {value!r}")

@@ -7,6 +7,7 @@ cotangents of the losses. G (N x P) is not formed.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,12 +28,13 @@ from ..probing.memory import free_memory
 from ..probing.operator import ModelOperator
 from ..probing.per_sample import samples_of, take
 from ..probing.sample_losses import SampleLosses
+from .positions import PositionFactors, Positions
 from .result import GradientSpectrum
 
 __all__ = ["GradientCovariance", "top_directions"]
 
 F64 = NDArray[np.float64]
-UNITS = ("sample", "batch")
+UNITS = ("sample", "position", "batch")
 KEPT, REBUILT, FORWARD = "kept graph", "graph rebuilt", "forward mode"
 # A kept graph holds the forward pass's saved tensors, those of the backward pass through it, and what a product makes on its way.
 GRAPH_FACTOR = 4.0
@@ -45,7 +47,7 @@ EDGES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 7)
 
 @dataclass(frozen=True)
 class _Part:
-    """The units of one batch: samples with a valid target, or the batch. p: (m,) their weights, float64; first: index of the first unit."""
+    """The units of one batch: samples with a valid target, or the batch. p: (m,) their weights, float64; first: index of the first one."""
 
     batch: Batch
     p: Tensor
@@ -68,23 +70,23 @@ class GradientCovariance(ModelOperator):
 
     g_n: gradient of the own mean loss of sample n, p_n: its share of all terms (1/N, or its valid tokens over all), g = sum p_n g_n: C is
     that of ``gradient_covariance``, whose nonzero eigenvalues it has. centered=False: sum p_n g_n g_nᵀ, the empirical Fisher.
-    unit: "sample", or "batch" for the mean gradients of the loader's batches.
+    unit: "sample"; "batch" for the mean gradients of the loader's batches; "position" for what single positions t of T (tokens, patches) add to the
+    gradients of their samples, T g_nt with weight p_n / T, so that their mean is g: of a weight's sum_t b_nt a_ntᵀ one t alone. That is not the gradient
+    of a loss at this position. Products need the inputs and output gradients of one forward and backward pass, which are kept where they fit in
+    ``graph_memory``; all layers need the same positions, so that convolutional networks have none.
 
     A product costs two to three gradients, and holds the mean gradient and the graph of a batch, not N x P numbers. keep: whether the graphs
     of all batches are kept between products; None: where they fit in ``graph_memory`` bytes (None: a quarter of what is free). strategy: how
     products are computed. ``losses.way``: how the losses of single samples are, in one forward pass where that agrees with samples alone.
 
-    Raises ValueError for an unknown unit and for fewer than two units with centered=True; NotImplementedError for unit="position".
+    Raises ValueError for an unknown unit, for fewer than two units with centered=True, and with unit="position" for models whose positions cannot be
+    told apart.
     """
 
     keep: bool | None = None
     graph_memory: float | None = None
 
     def __init__(self, model: Any, loader: Any, loss: Any = None, *, centered: bool = True, unit: str = "sample", **arguments: Any) -> None:
-        if unit == "position":
-            raise NotImplementedError(
-                f"unit: 'position' is not offered as products (a position's share of a gradient belongs to each layer's outputs); here: {', '.join(UNITS)}"
-            )
         if unit not in UNITS:
             raise ValueError(f"unit: {unit!r} is unknown; known: {', '.join(UNITS)}")
         super().__init__(model, loader, loss, **arguments)
@@ -93,19 +95,24 @@ class GradientCovariance(ModelOperator):
         self._kept: dict[int, _Graph] = {}
         self._mean: Tensor | None = None
         self._seconds: dict[str, float] = {}
+        self._positions: Positions | None = None
+        self._factors: dict[int, PositionFactors] = {}
+        counts: list[int] = []  # of the positions of each part's samples
         calls = Calls((), (), (), 0, self.device.type == "cuda")  # of a rank without samples
         with self.ranks.agreed("the losses of single samples"):
             self._parts, empty = self._divided()
             if self._parts:
                 with self.running():
-                    if unit == "sample":
+                    if unit != "batch":
                         self.losses(self._parts[0].batch)  # the way is chosen here, outside of what is watched
                     self._draws.restore()
                     calls = watched_calls(self.model, lambda: self._unit_losses(self._parts[0].batch), self.leaves)
+                if unit == "position" and self._parts:
+                    counts = self._count_positions()
         self._saved = calls.saved_bytes
-        own = sum(len(part.p) for part in self._parts)
-        self.n_units = sum(row[0] for row in self.ranks.gather([own]))
-        s2 = self.ranks.total(sum(float(part.p @ part.p) for part in self._parts))
+        each = counts or [1] * len(self._parts)
+        self.n_units = sum(row[0] for row in self.ranks.gather([sum(t * len(part.p) for t, part in zip(each, self._parts, strict=True))]))
+        s2 = self.ranks.total(sum(float(part.p @ part.p) / t for t, part in zip(each, self._parts, strict=True)))
         if centered and self.n_units < 2:
             raise ValueError(f"loader: a covariance needs at least 2 {unit} gradients, got {self.n_units}")
         self.scale = 1.0 / (1.0 - s2) if centered else 1.0
@@ -133,9 +140,12 @@ class GradientCovariance(ModelOperator):
     def release(self) -> None:
         """Drop the kept graphs (they come back with the next product)."""
         self._kept.clear()
+        self._factors.clear()
 
     @property
     def strategy(self) -> str:
+        if self.unit == "position":
+            return f"inputs and output gradients, {'kept' if self._factors and len(self._factors) == len(self._parts) else 'computed for every product'}"
         return f"{self._way()}; losses of samples by {self.losses.way}" if self.unit == "sample" else self._way()
 
     def graph_bytes(self) -> float:
@@ -162,6 +172,9 @@ class GradientCovariance(ModelOperator):
         super()._own_part(rows, out, same)
 
     def _products(self, rows: Tensor, out: Tensor) -> None:
+        if self.unit == "position":
+            self._by_position(rows, out)
+            return
         way = self._way()
         self._timed(way, rows, out)
         if way == REBUILT and FORWARD not in self._seconds:
@@ -202,7 +215,7 @@ class GradientCovariance(ModelOperator):
 
     def _go(self, way: str, rows: Tensor, out: Tensor) -> None:
         along = [self.split(v) for v in rows]
-        shifts = [float(self._mean @ v.to(self.sum_dtype)) if self._mean is not None and self.centered else 0.0 for v in rows]
+        shifts = self._shifts(rows)
         left = [0.0] * len(rows)
         for part, graph in self._graphs(way):
             for i, row in enumerate(out):
@@ -212,10 +225,64 @@ class GradientCovariance(ModelOperator):
                 c = part.p * (u.to(part.p) - shifts[i])
                 left[i] += float(c.sum())
                 self._pull(losses, c, row, self.scale, graph is not None and (bool(self.keep) or i + 1 < len(rows)))
+        self._centre(left, out)
+
+    def _shifts(self, rows: Tensor) -> list[float]:
+        """<g, v>, 0 where nothing is centred."""
+        return [float(self._mean @ v.to(self.sum_dtype)) if self._mean is not None and self.centered else 0.0 for v in rows]
+
+    def _centre(self, left: list[float], out: Tensor) -> None:
+        """left: sum_n p_n (u_n - <g, v>) by row."""
         if self.centered and self._mean is not None:
             # u and <g, v> come by different sums: what is left of sum_n p_n (u_n - <g, v>) would come back as a multiple of g
             for row, rest in zip(out, left, strict=True):
                 row.sub_(self._mean, alpha=self.scale * rest)
+
+    def _count_positions(self) -> list[int]:
+        """Of every part's samples; and whether the positions' parts add up to the gradient."""
+        with self.running():
+            self._positions = Positions(self.functional, self.batches, self.loss)
+            counts, wrong = [], 0.0
+            for i, part in enumerate(self._parts):
+                factors = self._factors_of(i)
+                counts.append(factors.positions)
+                if i == 0:
+                    want, got = self.zeros(), self.zeros()
+                    self._pull(self._unit_losses(part.batch), part.p, want, 1.0, False)
+                    self._add_combined(factors, part.p[:, None].expand(-1, factors.positions), got, 1.0)
+                    wrong = float((got - want).norm()) / max(float(want.norm()), 1e-300) if bool(want.any()) else float(got.norm())
+            if not wrong <= min(AGREEMENT * torch.finfo(self.dtype).eps, 0.1):
+                raise ValueError(f"unit: 'position': the parts of the positions do not add up to the gradient, by {wrong:.1g} of it")
+        return counts
+
+    def _factors_of(self, i: int) -> PositionFactors:
+        known = self._factors.get(i)
+        if known is not None:
+            return known
+        assert self._positions is not None
+        found = self._positions.of(self._parts[i].batch)
+        limit = GRAPH_SHARE * free_memory(self.device) if self.graph_memory is None else self.graph_memory
+        kept = self.keep is not False and sum(f.nbytes for f in self._factors.values()) + found.nbytes <= limit
+        if kept or self.keep:
+            self._factors[i] = found
+        return found
+
+    def _by_position(self, rows: Tensor, out: Tensor) -> None:
+        shifts, left = self._shifts(rows), [0.0] * len(rows)
+        along = [{name: t.reshape(-1).contiguous() for name, t in zip(self.names, self.split(v), strict=True)} for v in rows]
+        for k, part in enumerate(self._parts):
+            factors = self._factors_of(k)
+            for i, row in enumerate(out):
+                u = factors.positions * factors.along(along[i]).to(part.p)
+                c = part.p[:, None] / factors.positions * (u - shifts[i])
+                left[i] += float(c.sum())
+                self._add_combined(factors, c, row, self.scale * factors.positions)
+        self._centre(left, out)
+
+    def _add_combined(self, factors: PositionFactors, c: Tensor, row: Tensor, weight: float) -> None:
+        """row += weight * sum_nt c_nt g_nt."""
+        found = factors.combined(c.to(self.dtype), {name: math.prod(shape) for name, shape in self.shapes.items()})
+        self.add_flat(row, tuple(found.get(name) for name in self.names), weight)
 
     def _graphs(self, way: str) -> Iterator[tuple[_Part, _Graph | None]]:
         for i, part in enumerate(self._parts):
@@ -263,6 +330,8 @@ class GradientCovariance(ModelOperator):
         """sum_n c_kn g_n: (k, n) coefficients of this process's n units, in the loader's order without those of weight 0 -> (k, P), in float64.
         One forward pass, and one backward pass for each of the k. Raises ValueError for another shape."""
         own = sum(len(part.p) for part in self._parts)
+        if self.unit == "position":
+            raise ValueError("op: combinations are of the gradients of samples or batches, not of positions")
         if coefficients.ndim != 2 or coefficients.shape[1] != own:
             raise ValueError(f"coefficients: wanted shape (k, {own}), got {coefficients.shape}")
         out = torch.zeros((len(coefficients), self.shape[0]), dtype=self.sum_dtype, device=self.device)

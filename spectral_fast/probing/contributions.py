@@ -12,7 +12,7 @@ from .layer_grams import Contribution, MatrixSum, Rows, Tokens
 from .sample_layout import Layout
 from .use_records import Part, whole_region
 
-__all__ = ["contribution"]
+__all__ = ["along_chain", "contribution", "unsummed"]
 
 
 def contribution(part: Part, gradient: Tensor, layout: Layout, n: int, shape: Sequence[int]) -> Contribution:
@@ -36,18 +36,23 @@ def contribution(part: Part, gradient: Tensor, layout: Layout, n: int, shape: Se
         assert part.x is not None
         tokens, b = layout.split(part.x, n).reshape(n, -1), layout.split(gradient, n)
         return Tokens.of(tokens, b.reshape(n, -1, b.shape[-1]), shape[0], part.region, part.options["padding"])
+    value = unsummed(part, gradient, layout, n)
+    value = value.sum(2) if value.shape[2] != 1 else value[:, :, 0]
+    return along_chain(part, Rows(value, part.region), shape)
+
+
+def unsummed(part: Part, gradient: Tensor, layout: Layout, n: int) -> Tensor:
+    """(n, numbers of the region, what they are summed over) of a part of kind "rows"."""
     value = gradient if part.factor is None or part.x is None else gradient * part.factor(part.x)
     value = layout.split(value if part.sign == 1.0 else part.sign * value, n)
     # the dimensions come out as (n, positions, the others in their order)
     kept = [2 + a - (a > layout.axis) for a in part.axes]
     rest = [d for d in range(1, value.ndim) if d not in kept]
     value = value.permute(0, *kept, *rest)
-    value = value.reshape(n, part.region.numel, -1)
-    value = value.sum(2) if value.shape[2] != 1 else value[:, :, 0]
-    return _along(part, Rows(value, part.region), shape)
+    return value.reshape(n, part.region.numel, -1)
 
 
-def _along(part: Part, rows: Rows, shape: Sequence[int]) -> Contribution:
+def along_chain(part: Part, rows: Rows, shape: Sequence[int]) -> Contribution:
     """Rows for something computed from the parameter -> for the parameter."""
     for k in range(len(part.chain) - 1, -1, -1):
         shared = part.chain[k]

@@ -207,7 +207,7 @@ def test_batches_as_units() -> None:
     result = gradient_covariance(model, parts, unit="batch")
     assert_same(result, materialized(model, parts))
     assert result.n_units == 6 and result.n_samples == N
-    with pytest.raises(ValueError, match="not built yet; known: sample, batch"):
+    with pytest.raises(ValueError, match="for products with GradientCovariance alone; known: sample, batch"):
         gradient_covariance(model, parts, unit="position")
 
 
