@@ -7,7 +7,6 @@ cotangents of the losses. G (N x P) is not formed.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from ..probing.memory import free_memory
 from ..probing.operator import ModelOperator
 from ..probing.per_sample import samples_of, take
 from ..probing.sample_losses import SampleLosses
-from .positions import PositionFactors, Positions
+from .positions import AGREEMENT, PositionProducts
 from .result import GradientSpectrum
 
 __all__ = ["GradientCovariance", "top_directions"]
@@ -39,8 +38,6 @@ KEPT, REBUILT, FORWARD = "kept graph", "graph rebuilt", "forward mode"
 # A kept graph holds the forward pass's saved tensors, those of the backward pass through it, and what a product makes on its way.
 GRAPH_FACTOR = 4.0
 GRAPH_SHARE = 0.25
-# The relative difference that forward mode may have from the double backward, in units of the dtype's epsilon.
-AGREEMENT = 2e4
 # backward() takes edges, which do not hold the gradients' values in memory, from torch 2.7 on
 EDGES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 7)
 
@@ -95,9 +92,7 @@ class GradientCovariance(ModelOperator):
         self._kept: dict[int, _Graph] = {}
         self._mean: Tensor | None = None
         self._seconds: dict[str, float] = {}
-        self._positions: Positions | None = None
-        self._factors: dict[int, PositionFactors] = {}
-        counts: list[int] = []  # of the positions of each part's samples
+        self._by_position: PositionProducts | None = None
         calls = Calls((), (), (), 0, self.device.type == "cuda")  # of a rank without samples
         with self.ranks.agreed("the losses of single samples"):
             self._parts, empty = self._divided()
@@ -106,11 +101,11 @@ class GradientCovariance(ModelOperator):
                     if unit != "batch":
                         self.losses(self._parts[0].batch)  # the way is chosen here, outside of what is watched
                     self._draws.restore()
-                    calls = watched_calls(self.model, lambda: self._unit_losses(self._parts[0].batch), self.leaves)
+                    calls = watched_calls(self.model, lambda: self.unit_losses(self._parts[0].batch), self.leaves)
                 if unit == "position" and self._parts:
-                    counts = self._count_positions()
+                    self._by_position = PositionProducts(self, [(part.batch, part.p) for part in self._parts])
         self._saved = calls.saved_bytes
-        each = counts or [1] * len(self._parts)
+        each = self._by_position.counts if self._by_position is not None else [1] * len(self._parts)
         self.n_units = sum(row[0] for row in self.ranks.gather([sum(t * len(part.p) for t, part in zip(each, self._parts, strict=True))]))
         s2 = self.ranks.total(sum(float(part.p @ part.p) / t for t, part in zip(each, self._parts, strict=True)))
         if centered and self.n_units < 2:
@@ -140,13 +135,18 @@ class GradientCovariance(ModelOperator):
     def release(self) -> None:
         """Drop the kept graphs (they come back with the next product)."""
         self._kept.clear()
-        self._factors.clear()
+        if self._by_position is not None:
+            self._by_position.kept.clear()
 
     @property
     def strategy(self) -> str:
-        if self.unit == "position":
-            return f"inputs and output gradients, {'kept' if self._factors and len(self._factors) == len(self._parts) else 'computed for every product'}"
+        if self._by_position is not None:
+            return self._by_position.strategy
         return f"{self._way()}; losses of samples by {self.losses.way}" if self.unit == "sample" else self._way()
+
+    def kept_limit(self) -> float:
+        """Bytes that may be kept between products."""
+        return GRAPH_SHARE * free_memory(self.device) if self.graph_memory is None else self.graph_memory
 
     def graph_bytes(self) -> float:
         """Of all batches together, predicted from what the forward pass of the first saves."""
@@ -161,7 +161,7 @@ class GradientCovariance(ModelOperator):
             mean = self.zeros()
             with self.ranks.agreed("the mean gradient"), self.running():
                 for part in self._parts:
-                    self._pull(self._unit_losses(part.batch), part.p, mean, 1.0, False)
+                    self.pull(self.unit_losses(part.batch), part.p, mean, 1.0, False)
             self.ranks.add_up(mean)
             self._mean = mean
         return self._mean
@@ -172,8 +172,10 @@ class GradientCovariance(ModelOperator):
         super()._own_part(rows, out, same)
 
     def _products(self, rows: Tensor, out: Tensor) -> None:
-        if self.unit == "position":
-            self._by_position(rows, out)
+        if self._by_position is not None:
+            shifts, left = self._shifts(rows), [0.0] * len(rows)
+            self._by_position.add(rows, shifts, left, out)
+            self._centre(left, out)
             return
         way = self._way()
         self._timed(way, rows, out)
@@ -182,7 +184,7 @@ class GradientCovariance(ModelOperator):
 
     def _way(self) -> str:
         if self.keep is None:
-            self.keep = self.graph_bytes() <= (GRAPH_SHARE * free_memory(self.device) if self.graph_memory is None else self.graph_memory)
+            self.keep = self.graph_bytes() <= self.kept_limit()
         if self.keep:
             return KEPT
         return FORWARD if self._seconds.get(FORWARD, np.inf) < self._seconds.get(REBUILT, np.inf) else REBUILT
@@ -224,7 +226,7 @@ class GradientCovariance(ModelOperator):
                     continue
                 c = part.p * (u.to(part.p) - shifts[i])
                 left[i] += float(c.sum())
-                self._pull(losses, c, row, self.scale, graph is not None and (bool(self.keep) or i + 1 < len(rows)))
+                self.pull(losses, c, row, self.scale, graph is not None and (bool(self.keep) or i + 1 < len(rows)))
         self._centre(left, out)
 
     def _shifts(self, rows: Tensor) -> list[float]:
@@ -238,52 +240,6 @@ class GradientCovariance(ModelOperator):
             for row, rest in zip(out, left, strict=True):
                 row.sub_(self._mean, alpha=self.scale * rest)
 
-    def _count_positions(self) -> list[int]:
-        """Of every part's samples; and whether the positions' parts add up to the gradient."""
-        with self.running():
-            self._positions = Positions(self.functional, self.batches, self.loss)
-            counts, wrong = [], 0.0
-            for i, part in enumerate(self._parts):
-                factors = self._factors_of(i)
-                counts.append(factors.positions)
-                if i == 0:
-                    want, got = self.zeros(), self.zeros()
-                    self._pull(self._unit_losses(part.batch), part.p, want, 1.0, False)
-                    self._add_combined(factors, part.p[:, None].expand(-1, factors.positions), got, 1.0)
-                    wrong = float((got - want).norm()) / max(float(want.norm()), 1e-300) if bool(want.any()) else float(got.norm())
-            if not wrong <= min(AGREEMENT * torch.finfo(self.dtype).eps, 0.1):
-                raise ValueError(f"unit: 'position': the parts of the positions do not add up to the gradient, by {wrong:.1g} of it")
-        return counts
-
-    def _factors_of(self, i: int) -> PositionFactors:
-        known = self._factors.get(i)
-        if known is not None:
-            return known
-        assert self._positions is not None
-        found = self._positions.of(self._parts[i].batch)
-        limit = GRAPH_SHARE * free_memory(self.device) if self.graph_memory is None else self.graph_memory
-        kept = self.keep is not False and sum(f.nbytes for f in self._factors.values()) + found.nbytes <= limit
-        if kept or self.keep:
-            self._factors[i] = found
-        return found
-
-    def _by_position(self, rows: Tensor, out: Tensor) -> None:
-        shifts, left = self._shifts(rows), [0.0] * len(rows)
-        along = [{name: t.reshape(-1).contiguous() for name, t in zip(self.names, self.split(v), strict=True)} for v in rows]
-        for k, part in enumerate(self._parts):
-            factors = self._factors_of(k)
-            for i, row in enumerate(out):
-                u = factors.positions * factors.along(along[i]).to(part.p)
-                c = part.p[:, None] / factors.positions * (u - shifts[i])
-                left[i] += float(c.sum())
-                self._add_combined(factors, c, row, self.scale * factors.positions)
-        self._centre(left, out)
-
-    def _add_combined(self, factors: PositionFactors, c: Tensor, row: Tensor, weight: float) -> None:
-        """row += weight * sum_nt c_nt g_nt."""
-        found = factors.combined(c.to(self.dtype), {name: math.prod(shape) for name, shape in self.shapes.items()})
-        self.add_flat(row, tuple(found.get(name) for name in self.names), weight)
-
     def _graphs(self, way: str) -> Iterator[tuple[_Part, _Graph | None]]:
         for i, part in enumerate(self._parts):
             if way == FORWARD:
@@ -295,7 +251,7 @@ class GradientCovariance(ModelOperator):
             yield part, graph
 
     def _build(self, batch: Batch) -> _Graph:
-        losses = self._unit_losses(batch)
+        losses = self.unit_losses(batch)
         cotangent = torch.zeros_like(losses).requires_grad_()
         if not losses.requires_grad:
             return _Graph(losses, cotangent, (), ())
@@ -309,7 +265,7 @@ class GradientCovariance(ModelOperator):
         if graph is None:
             with dual_level():
                 duals = {name: make_dual(leaf, a) for name, leaf, a in zip(self.names, self.leaves, along, strict=True)}  # type: ignore[no-untyped-call]
-                losses, u = unpack_dual(self._unit_losses(batch, duals))  # type: ignore[no-untyped-call]
+                losses, u = unpack_dual(self.unit_losses(batch, duals))  # type: ignore[no-untyped-call]
             # outside the level the graph is that of the primal values alone
             return losses, None if u is None or not losses.requires_grad else u.detach()
         if not graph.pulled:
@@ -317,10 +273,11 @@ class GradientCovariance(ModelOperator):
         (u,) = torch.autograd.grad(graph.pulled, graph.cotangent, tuple(along[i] for i in graph.index), retain_graph=True)
         return graph.losses, u
 
-    def _unit_losses(self, batch: Batch, leaves: Any = None) -> Tensor:
+    def unit_losses(self, batch: Batch, leaves: Any = None) -> Tensor:
+        """(m,) of the units of a batch, with their graph."""
         return self.batch_loss(batch, leaves).reshape(1) if self.unit == "batch" else self.losses(batch, leaves)
 
-    def _pull(self, losses: Tensor, c: Tensor, row: Tensor, weight: float, retain: bool) -> None:
+    def pull(self, losses: Tensor, c: Tensor, row: Tensor, weight: float, retain: bool) -> None:
         """row += weight * sum_n c_n g_n."""
         if losses.requires_grad:
             cotangent = c.to(device=losses.device, dtype=losses.dtype)
@@ -337,10 +294,10 @@ class GradientCovariance(ModelOperator):
         out = torch.zeros((len(coefficients), self.shape[0]), dtype=self.sum_dtype, device=self.device)
         with self.ranks.agreed("combinations of gradients"), self.running():
             for part in self._parts:
-                losses = self._unit_losses(part.batch)
+                losses = self.unit_losses(part.batch)
                 for i, row in enumerate(out):
                     c = torch.from_numpy(np.ascontiguousarray(coefficients[i, part.first : part.first + len(part.p)]))
-                    self._pull(losses, c, row, 1.0, i + 1 < len(out))
+                    self.pull(losses, c, row, 1.0, i + 1 < len(out))
         self.ranks.add_up(out)
         return np.asarray(out.cpu().numpy(), dtype=np.float64)
 

@@ -6,8 +6,10 @@ pass back, b_nt a_ntᵀ over all layers together. It is not the gradient of a lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,7 +27,13 @@ from ..probing.selected import once_differentiable
 from ..probing.use_records import Call, Part, Region, whole_region
 from ..probing.use_survey import Refused, forward, refuse_reordering, survey
 
-__all__ = ["PositionFactors", "Positions"]
+if TYPE_CHECKING:
+    from .operator import GradientCovariance
+
+__all__ = ["AGREEMENT", "PositionFactors", "PositionProducts", "Positions"]
+
+# The relative difference that two ways to the same sums may have, in units of the dtype's epsilon.
+AGREEMENT = 2e4
 
 
 @dataclass(frozen=True)
@@ -206,3 +214,55 @@ def _lines_of(region: Region, positions: int) -> bool:
             return False
         step *= size
     return step == region.numel and step % positions == 0
+
+
+class PositionProducts:
+    """Products of a GradientCovariance of positions. parts: its batches with the weights (m,) of their samples. counts: positions of the samples of each.
+
+    Raises ValueError where the parts of the positions do not add up to the gradient; see Positions."""
+
+    def __init__(self, op: GradientCovariance, parts: Sequence[tuple[Batch, Tensor]]) -> None:
+        self._op, self._parts = op, parts
+        self.kept: dict[int, PositionFactors] = {}
+        self._sizes = {name: math.prod(shape) for name, shape in op.shapes.items()}
+        with op.running():
+            self._positions = Positions(op.functional, op.batches, op.loss)
+            self.counts = [self._factors(i).positions for i in range(len(parts))]
+            (batch, p), factors = parts[0], self._factors(0)
+            want, got = op.zeros(), op.zeros()
+            op.pull(op.unit_losses(batch), p, want, 1.0, False)
+            self._add_combined(factors, p[:, None].expand(-1, factors.positions), got, 1.0)
+        wrong = float((got - want).norm()) / max(float(want.norm()), 1e-300) if bool(want.any()) else float(got.norm())
+        if not wrong <= min(AGREEMENT * torch.finfo(op.dtype).eps, 0.1):
+            raise ValueError(f"unit: 'position': the parts of the positions do not add up to the gradient, by {wrong:.1g} of it")
+
+    @property
+    def strategy(self) -> str:
+        return f"inputs and output gradients, {'kept' if len(self.kept) == len(self._parts) else 'computed for every product'}"
+
+    def _factors(self, i: int) -> PositionFactors:
+        known = self.kept.get(i)
+        if known is not None:
+            return known
+        found = self._positions.of(self._parts[i][0])
+        room = self._op.keep is not False and sum(f.nbytes for f in self.kept.values()) + found.nbytes <= self._op.kept_limit()
+        if room or self._op.keep:
+            self.kept[i] = found
+        return found
+
+    def add(self, rows: Tensor, shifts: Sequence[float], left: list[float], out: Tensor) -> None:
+        """out[i] += scale sum w (<h, v_i> - shifts[i]) h over the units h = T g_nt, w = p_n / T; left[i] += sum w (<h, v_i> - shifts[i])."""
+        op = self._op
+        along = [{name: t.reshape(-1).contiguous() for name, t in zip(op.names, op.split(v), strict=True)} for v in rows]
+        for k, (_, p) in enumerate(self._parts):
+            factors = self._factors(k)
+            for i, row in enumerate(out):
+                u = factors.positions * factors.along(along[i]).to(p)
+                c = p[:, None] / factors.positions * (u - shifts[i])
+                left[i] += float(c.sum())
+                self._add_combined(factors, c, row, op.scale * factors.positions)
+
+    def _add_combined(self, factors: PositionFactors, c: Tensor, row: Tensor, weight: float) -> None:
+        """row += weight * sum_nt c_nt g_nt."""
+        found = factors.combined(c.to(self._op.dtype), self._sizes)
+        self._op.add_flat(row, tuple(found.get(name) for name in self._op.names), weight)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .panels import BLUE, GREEN, GREY, VERMILLION, dress, label, legend, title
+from .panels import BLUE, GREEN, GREY, ORANGE, VERMILLION, dress, label, legend, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,8 @@ _NAMES = 24  # layers whose names are written below the axis
 
 
 def collapse_by_depth(ax: Axes, layers: Mapping[str, LayerCollapse]) -> None:
-    """NC1, CDNV and distance from a simplex of every layer's inputs on a log axis, and the share of the dimensions that they fill."""
+    """NC1, CDNV and distance from a simplex of every layer's inputs on a log axis, the share of the dimensions that they fill, and that of the
+    samples whose nearest class mean is another class's."""
     title(ax, "collapse by depth")
     x = np.arange(len(layers))
     values = list(layers.values())
@@ -29,6 +30,7 @@ def collapse_by_depth(ax: Axes, layers: Mapping[str, LayerCollapse]) -> None:
         ("CDNV", VERMILLION, "-", [v.cdnv for v in values]),
         ("NC2 ETF", GREEN, "-", [v.nc2_etf for v in values]),
         ("effective rank / inputs", GREY, "--", [v.effective_rank / max(v.feature_dim, 1) for v in values]),
+        ("nearest mean wrong", ORANGE, "-", [1.0 - v.ncc_accuracy for v in values]),
     )
     for name, color, style, numbers in lines:
         y = np.asarray(numbers, dtype=float)
