@@ -31,27 +31,25 @@ from ..metrics.gradient_noise import (
 )
 from ..metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram, samples_that_fit
 from ..probing.batches import Batches
-from ..probing.distributed import Ranks, ranks_of
+from ..probing.distributed import ranks_of
 from ..probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
-from ..probing.gathered import gathered
 from ..probing.ghost_gram import GhostGram
 from ..probing.gradient_gram import GradientGram
 from ..probing.gram_kernel import gram_kernel
 from ..probing.losses import Loss, resolve_loss
 from ..probing.memory import memory_limit
 from ..probing.operator import compute_dtype
-from ..probing.per_sample import PerSampleGradients, Unit, samples_of
+from ..probing.per_sample import PerSampleGradients, Unit
 from ..probing.state import eval_notes, leave_no_trace
 from ..progress import ProgressOption, progress_reporter
 from .result import GradientSpectrum, LayerGradient
 from .united import run_formed, run_ghost
+from .units import DEFAULT_SAMPLES, affordable, compare_with_batch, samples_of_ranks, units_of
 
 __all__ = ["UNITS", "gradient_covariance"]
 
 F64 = NDArray[np.float64]
 UNITS = ("sample", "batch")
-DEFAULT_SAMPLES = 2048  # without max_samples; the Gram's cost grows with the square
-DEFAULT_FLOPS = 1e13  # without max_samples: N² P is kept below this, minutes on a laptop
 NAN = math.nan
 
 
@@ -106,22 +104,22 @@ def gradient_covariance(
     notes = [*ranks.notes, *eval_notes(model), *([precision.note] if precision.note else ())]
     with leave_no_trace(model), progress_reporter(progress) as report:
         wanted = max_samples if max_samples is not None or unit == "batch" else DEFAULT_SAMPLES
-        batches = _samples(ranks, loader, notes, device=where, dtype=precision.dtype, max_batches=max_batches, max_samples=wanted, unpack=unpack)
+        batches = samples_of_ranks(ranks, loader, notes, device=where, dtype=precision.dtype, max_batches=max_batches, max_samples=wanted, unpack=unpack)
         functional = FunctionalModel(model, chosen, where, precision.dtype if precision.casts else None)
         functional.use_buffers(buffers)
         own_function = next((f for f in (loss_fn, loss) if callable(f)), None)
         resolved = ranks.same_loss(resolve_loss(model, batches, loss, loss_fn, run=functional), batches, own_function)
         if resolved.note(batches):
             notes.append(resolved.note(batches))
-        units = _units(batches, resolved, unit, notes)
+        units = units_of(batches, resolved, unit, notes)
         sizes = {name: (p.numel(), p.element_size()) for name, p in functional.parameters.items()}
         limit = ranks.least(memory_limit(max_memory, where))
         job = _Job(unit, centered, k, resolved.name, sum(p for p, _ in sizes.values()), started)
         single = unit == "sample"
         try:
-            affordable = _affordable(len(units), job.n_params, max_samples)
+            enough = affordable(len(units), job.n_params, max_samples)
             # single samples' gradients are not formed: only their products have to fit
-            fitting = samples_that_fit(affordable, limit) if single else plan_gram(affordable, sizes, limit).n_samples
+            fitting = samples_that_fit(enough, limit) if single else plan_gram(enough, sizes, limit).n_samples
         except MemoryError as error:
             return _empty(job, "skipped", str(error), notes)
         if fitting < len(units):
@@ -159,7 +157,7 @@ def gradient_covariance(
                     losses = engine.losses
                     losses = run_formed(ranks, made, engine, report)
                     notes += engine.notes
-                _compare_with_batch(functional, batches, resolved, losses, units, unit, notes)
+                compare_with_batch(functional, batches, resolved, losses, units, unit, notes)
             except MemoryError as error:
                 return _empty(job, "skipped", str(error), [*notes, *(sums.notes if sums is not None else ())])
             except KeyboardInterrupt:
@@ -187,62 +185,11 @@ class _Job:
     started: float
 
 
-def _samples(
-    ranks: Ranks, loader: Any, notes: list[str], *, max_samples: int | None, device: torch.device, dtype: torch.dtype | None, **reading: Any
-) -> Batches:
-    """The samples of all ranks."""
-    each = None if max_samples is None else -(-max_samples // ranks.size)
-    with ranks.agreed("reading the samples"):
-        batches = Batches(loader, device=device, dtype=dtype, max_samples=each, may_be_empty=ranks.size > 1, **reading)
-    if batches.note:
-        notes.append(batches.note)
-    if ranks.size == 1:
-        return batches
-    counts = [row[0] for row in ranks.gather([batches.n_samples])]
-    notes.append(f"{sum(counts):,} samples, over {ranks.size} ranks: {', '.join(map(str, counts[:8]))}{', ...' if ranks.size > 8 else ''}")
-    return Batches(gathered(ranks, batches), device=device, dtype=dtype)
-
-
-def _units(batches: Batches, loss: Loss, unit: str, notes: list[str]) -> list[Unit]:
-    if unit == "batch":
-        units = [Unit(b, None, w) for b, w in enumerate(loss.weights(batches)) if w > 0]
-        notes.append(f"unit: mean gradients of {len(units)} batches; the noise scale is in samples, {batches.n_samples / len(batches):.4g} per batch")
-        return units
-    units, empty = samples_of(batches, loss)
-    if empty:
-        notes.append(f"{empty} samples without a valid target left out")
-    if not units:
-        raise ValueError("loader: no valid targets in the sample set")
-    return units
-
-
-def _affordable(n: int, n_params: int, max_samples: int | None) -> int:
-    if max_samples is not None:
-        return min(n, max_samples)
-    return min(n, DEFAULT_SAMPLES, max(int(math.sqrt(DEFAULT_FLOPS / n_params)), 2))
-
-
 def _say_plan(plan: GramPlan, unit: str, notes: list[str]) -> None:
     if plan.hold < plan.n_samples:
         notes.append(f"gradients computed in blocks of {plan.hold}: {plan.evaluations} evaluations for {plan.n_samples} (max_memory)")
     if not plan.layer_spectra:
         notes.append("no eigenvalues per layer: their Gram matrices do not fit (max_memory)")
-
-
-def _compare_with_batch(
-    functional: FunctionalModel, batches: Batches, loss: Loss, losses: Mapping[int, float], units: list[Unit], unit: str, notes: list[str]
-) -> None:
-    """Is the loss of a batch the mean of its samples' own losses? Where it is not (summed losses, in-batch negatives), say it."""
-    first = batches[units[0].batch]
-    own = [i for i, u in enumerate(units) if u.batch == units[0].batch]
-    if unit == "batch" or len(own) != first.size:
-        return
-    with torch.no_grad():
-        whole = float(loss.batch(functional, first))
-    w = np.array([units[i].weight for i in own])
-    mean = float(w @ np.array([losses[i] for i in own]) / w.sum())
-    if math.isfinite(whole) and abs(whole - mean) > 1e-3 * max(abs(whole), abs(mean)):
-        notes.append(f"the loss of the first batch is {whole:.6g}, the mean of its samples' own losses {mean:.6g}: it is not a mean over independent samples")
 
 
 def _empty(job: _Job, status: Any, reason: str, notes: list[str], gram: F64 | None = None, weights: F64 | None = None, n: int = 0) -> GradientSpectrum:
