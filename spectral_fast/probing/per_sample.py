@@ -55,8 +55,9 @@ def samples_of(batches: Batches, loss: Loss) -> tuple[list[Unit], int]:
     units, empty = [], 0
     for b, batch in enumerate(batches):
         terms = loss.terms_of_each(batch)
+        weights = None if terms is None else terms.tolist()
         for row in range(batch.size):
-            weight = _terms_alone(loss, batch, row) if terms is None else float(terms[row])
+            weight = _terms_alone(loss, batch, row) if weights is None else float(weights[row])
             if weight > 0:
                 units.append(Unit(b, row, weight))
             else:
