@@ -116,6 +116,9 @@ def troubles(rank: int) -> dict[str, str]:
         "parameters": raised(lambda: neural_collapse(mlp((6, 8, 5, 4), seed=rank), [(x, y)], process_group="world")),
         "arguments": raised(lambda: neural_collapse(model, [(x, y)], per_class=bool(rank), process_group="world")),
         "nothing": raised(lambda: neural_collapse(model, [], process_group="world")),
+        "layers": raised(lambda: neural_collapse(model, [(x, y)], layers="nothing*" if rank else "*", process_group="world")),
+        "tests": raised(lambda: neural_collapse(model, [(x, y)], test_loader=None if rank else [(x, y)], process_group="world")),
+        "floats and tests": raised(lambda: neural_collapse(model, [(x, y.double() if rank else y)], test_loader=[(x, y)], process_group="world")),
         "ignored": raised(lambda: neural_collapse(model, [(x, y * 0 - 100)], process_group="world")),
     }
 

@@ -134,6 +134,8 @@ def troubles(rank: int) -> dict[str, str]:
         "parameters": both(x, y, model=mlp((6, 8, 5, 4), seed=rank)),
         "nothing": both(),
         "ignored": both(x, y * 0 - 100),
+        "k": both(x, y, k=0 if rank else 1),
+        "parameter names": both(x, y, params="nothing*" if rank else None),
         "room": both(x, y, max_memory=300),
     }
 

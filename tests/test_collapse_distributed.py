@@ -49,13 +49,18 @@ BOTH = {  # what both ranks say
     "numbers": "failed: rank 1: the input of '4' holds NaN or Inf in batch 0",
     "floats": "skipped: rank 1: neural collapse needs integer class targets, got float64",
     "ignored": "skipped: no sample has a valid target",
+    "tests": "ValueError: model: the arguments or devices differ between rank 0",
+    "floats and tests": "skipped: rank 1: neural collapse needs integer class targets, got float64",
 }
 
 
-@pytest.mark.parametrize("name", [*BOTH, "target"])
+@pytest.mark.parametrize("name", [*BOTH, "target", "layers"])
 def test_what_fails_on_one_rank_is_told_on_both(name: str, ranks: Found) -> None:
     said = [str(found[f"troubles/{name}"]) for found in ranks]
-    if name == "target":
+    if name == "layers":
+        assert said[0].startswith("ValueError: rank 1 failed at reading the arguments: ValueError: layers: 'nothing*' matches no module"), said
+        assert said[1].startswith("ValueError: layers: 'nothing*' matches no module"), said
+    elif name == "target":
         assert said[0].startswith("ValueError: rank 1 failed at the features' class moments: ValueError: loader: target 11 is outside"), said
         assert said[1].startswith("ValueError: loader: target 11 is outside"), said
     else:

@@ -4,9 +4,9 @@
 
 namespace sf {
 
-// Calls work(data) on up to `threads` threads of torch's OpenMP runtime at once, the calling one among them. False, and nothing is called,
-// where torch is not loaded, its threads were never started, this is not the process's first thread (each thread has a set of its own) or
-// the process was forked (threads do not survive that).
+// Calls work(data) on `threads` threads of torch's OpenMP runtime at once, the calling one among them. False, and nothing is called, where
+// torch is not loaded or uses fewer threads, the process has no second thread yet (most likely torch's were never started), this is not
+// its first thread (each thread has a set of its own), or it was forked, before or after this was loaded (threads do not survive that).
 bool run_on_torch_threads(void (*work)(void* data), void* data, int threads);
 
 }  // namespace sf

@@ -34,6 +34,19 @@ void aligned_and_apart() {
   give_block(nullptr);
 }
 
+void the_same_again() {
+#if !defined(__SANITIZE_ADDRESS__)
+  void* const first = take_block(300 * kKilo);
+  give_block(first);
+  void* const again = take_block(290 * kKilo);
+  check(again == first, "what was given back is taken again");
+  void* const other = take_block(300 * kKilo);
+  check(other != again, "but not by two at once");
+  give_block(again);
+  give_block(other);
+#endif
+}
+
 void by_many_threads() {
   std::vector<std::thread> threads;
   std::vector<int> spoiled(4, 0);
@@ -55,6 +68,7 @@ void by_many_threads() {
 }  // namespace
 
 void test_blocks() {
+  the_same_again();
   aligned_and_apart();
   by_many_threads();
 }

@@ -77,16 +77,28 @@ def neural_collapse(
     Raises ValueError for an unknown layer, layers that match nothing, an unknown global_mean and targets outside the model's classes.
     Ctrl-C returns what the samples seen so far give, status "incomplete".
     """
-    if global_mean not in GLOBAL_MEANS:
-        raise ValueError(f"global_mean: unknown {global_mean!r}; known: {', '.join(GLOBAL_MEANS)}")
-    names = None if layers is None else layers_named(unwrap(model), layers)
-    how = _How(global_mean, per_class, max_batches, max_memory, unpack, device, process_group, progress)
-    result, means = _collapse(model, loader, layer, names, how, None)
-    if test_loader is None:
-        return result
-    if result.status == "incomplete":
-        return replace(result, notes=(*result.notes, "interrupted before the samples of test_loader"))
-    return replace(result, test=_collapse(model, test_loader, result.layer or layer, names, how, means)[0])
+    ranks = ranks_of(model, process_group, loader)
+    with ranks.agreed("reading the arguments"):
+        if global_mean not in GLOBAL_MEANS:
+            raise ValueError(f"global_mean: unknown {global_mean!r}; known: {', '.join(GLOBAL_MEANS)}")
+        names = None if layers is None else layers_named(unwrap(model), layers)
+        limit = memory_limit(max_memory, torch.device("cpu"))
+        first = next((p for p in unwrap(model).parameters() if p.is_floating_point()), None)
+        where = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
+    how = _How(global_mean, per_class, max_batches, limit, unpack, where, progress, test_loader is not None)
+    with ranks.one_interrupt():
+        result, means = _collapse(model, ranks, loader, layer, names, how, None)
+        if test_loader is None:
+            return result
+        if result.status == "incomplete":
+            return replace(result, notes=(*result.notes, "interrupted before the samples of test_loader"))
+        try:
+            test = _collapse(model, ranks_of(model, process_group, test_loader), test_loader, result.layer if means else layer, names, how, means)[0]
+        except (TypeError, ValueError) as error:
+            if str(error).startswith("loader:"):
+                raise type(error)(f"test_{error}") from error
+            raise
+    return replace(result, test=test)
 
 
 @dataclass(frozen=True)
@@ -94,24 +106,21 @@ class _How:
     global_mean: str
     per_class: bool
     max_batches: int | None
-    max_memory: int | float | None
+    limit: int
     unpack: Callable[[Any], tuple[Any, Any]] | None
-    device: torch.device | str | None
-    process_group: Any
+    where: torch.device
     progress: ProgressOption
+    tests: bool
 
 
 def _collapse(
-    model: nn.Module, loader: Any, layer: str | None, names: list[str] | None, how: _How, others: Means | None
+    model: nn.Module, ranks: Ranks, loader: Any, layer: str | None, names: list[str] | None, how: _How, others: Means | None
 ) -> tuple[NeuralCollapse, Means | None]:
     """(the numbers of one set of samples, its class means). names: of the layers by depth. others: class means of other samples."""
     started = time.perf_counter()
-    ranks = ranks_of(model, how.process_group, loader)
-    model = unwrap(model)
+    model, where, limit = unwrap(model), how.where, how.limit
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    where = torch.device(how.device) if how.device is not None else first.device if first is not None else torch.device("cpu")
-    limit = memory_limit(how.max_memory, torch.device("cpu"))
-    buffers = ranks.same_model(model, f"{where.type}, {layer}, {names}, {how.global_mean}, {how.per_class}")
+    buffers = ranks.same_model(model, f"{where.type}, {layer}, {names}, {how.global_mean}, {how.per_class}, test_loader {how.tests}")
     notes = [*ranks.notes, *eval_notes(model)]
     with leave_no_trace(model), progress_reporter(how.progress) as report, torch.no_grad():
         refused: CannotAnalyse | None = None
@@ -138,10 +147,11 @@ def _collapse(
                 if len(batches):
                     seen = look_at(_classifier(model, run, batches, layer, where, first))
                     seen.shifted = _shifted(model, run, batches)
-                    interrupted = seen.run(report)
+                    interrupted = seen.run(report, ranks.asked_to_stop)
             except CannotAnalyse as error:
                 refused = error
-        name = layer or (seen.name if seen is not None else "")
+        # with several ranks it is not known here what the others found
+        name = layer or (seen.name if seen is not None and ranks.size == 1 else "")
         try:
             if ranks.size > 1:
                 seen, interrupted = united(ranks, seen, interrupted, refused, look_at)

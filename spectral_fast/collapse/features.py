@@ -73,10 +73,12 @@ class FeaturePass:
         self.eps = float(np.finfo(np.float64).eps)
         self.second_pass = False
 
-    def run(self, report: Progress) -> bool:
+    def run(self, report: Progress, asked_to_stop: Callable[[], bool] = lambda: False) -> bool:
         """True when interrupted."""
         try:
             for i in range(len(self.batches)):
+                if asked_to_stop():
+                    return True
                 self._add(self._labelled(i, self.layers))
                 report(i + 1, len(self.batches), "class moments")
         except KeyboardInterrupt:

@@ -62,6 +62,9 @@ def nearest_means(seen: FeaturePass, ranks: Ranks, global_mean: str, others: Mea
     with ranks.agreed("the nearest class means"):
         try:
             for part, inputs in seen.again():
+                if ranks.asked_to_stop():
+                    stopped = True
+                    break
                 features = part.features.double().numpy()
                 counts[0] += own.counted(features, part)
                 if others is not None:

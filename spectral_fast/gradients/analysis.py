@@ -88,33 +88,44 @@ def gradient_covariance(
     loss, loss_fn, params, unpack: see probing.Batches, resolve_loss, select_parameters.
     """
     started = time.perf_counter()
-    if unit not in UNITS:
-        raise ValueError(f"unit: {unit!r} is {'for products with GradientCovariance alone' if unit == 'position' else 'unknown'}; known: {', '.join(UNITS)}")
-    for name, value in (("k", k), ("max_samples", max_samples)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: wanted None or an integer >= 1, got {value!r}")
     ranks = ranks_of(model, process_group, loader)
-    model = unwrap(model)
-    chosen = select_parameters(model, params)
-    first = next(iter(chosen.values()))
-    where = torch.device(device) if device is not None else first.device
-    precision = compute_dtype(model)
+    with ranks.agreed("reading the arguments"):
+        if unit not in UNITS:
+            only = "for products with GradientCovariance alone"
+            raise ValueError(f"unit: {unit!r} is {only if unit == 'position' else 'unknown'}; known: {', '.join(UNITS)}")
+        for name, value in (("k", k), ("max_samples", max_samples)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: wanted None or an integer >= 1, got {value!r}")
+        model = unwrap(model)
+        chosen = select_parameters(model, params)
+        first = next(iter(chosen.values()))
+        where = torch.device(device) if device is not None else first.device
+        precision = compute_dtype(model)
+        room = memory_limit(max_memory, where)
+    limit = ranks.least(room)
     settings = f"{where.type}, {precision.dtype}, {list(chosen)}, {centered}, {unit}, {k}, {max_samples}, {max_batches}, {seed}"
     buffers = ranks.same_model(model, settings)
     notes = [*ranks.notes, *eval_notes(model), *([precision.note] if precision.note else ())]
-    with leave_no_trace(model), progress_reporter(progress) as report:
+    job = _Job(unit, centered, k, "", sum(p.numel() for p in chosen.values()), started)
+    with leave_no_trace(model), progress_reporter(progress) as told, ranks.one_interrupt():
+        report = ranks.stopping(told)
         wanted = max_samples if max_samples is not None or unit == "batch" else DEFAULT_SAMPLES
-        batches = samples_of_ranks(ranks, loader, notes, device=where, dtype=precision.dtype, max_batches=max_batches, max_samples=wanted, unpack=unpack)
+        reading: dict[str, Any] = {"max_batches": max_batches, "max_samples": wanted, "unpack": unpack}
+        try:
+            batches = samples_of_ranks(ranks, loader, notes, limit, device=where, dtype=precision.dtype, **reading)
+        except MemoryError as error:
+            return _empty(job, "skipped", str(error), notes)
         functional = FunctionalModel(model, chosen, where, precision.dtype if precision.casts else None)
         functional.use_buffers(buffers)
         own_function = next((f for f in (loss_fn, loss) if callable(f)), None)
-        resolved = ranks.same_loss(resolve_loss(model, batches, loss, loss_fn, run=functional), batches, own_function)
+        with ranks.agreed("choosing the loss"):
+            resolved = resolve_loss(model, batches, loss, loss_fn, run=functional)
+        resolved = ranks.same_loss(resolved, batches, own_function)
         if resolved.note(batches):
             notes.append(resolved.note(batches))
         units = units_of(batches, resolved, unit, notes)
         sizes = {name: (p.numel(), p.element_size()) for name, p in functional.parameters.items()}
-        limit = ranks.least(memory_limit(max_memory, where))
-        job = _Job(unit, centered, k, resolved.name, sum(p for p, _ in sizes.values()), started)
+        job = replace(job, loss_name=resolved.name)
         single = unit == "sample"
         try:
             enough = affordable(len(units), job.n_params, max_samples)

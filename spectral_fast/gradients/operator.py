@@ -112,6 +112,8 @@ class GradientCovariance(ModelOperator):
             raise ValueError(f"loader: a covariance needs at least 2 {unit} gradients, got {self.n_units}")
         self.scale = 1.0 / (1.0 - s2) if centered else 1.0
         self.notes += (*calls.notes, *self.losses.notes, *((f"{empty} samples without a valid target left out",) if empty else ()))
+        if self._by_position is not None:
+            self.notes += self._by_position.notes
 
     def _divided(self) -> tuple[list[_Part], int]:
         """The units by batch, without those of weight 0, and how many were left out."""

@@ -96,6 +96,12 @@ class PositionFactors:
     terms: tuple[_Term, ...]
 
     @property
+    def as_wide(self) -> tuple[str, ...]:
+        """Parameters of layers that are as wide as there are positions: if one works along the positions, its shapes do not show it."""
+        found = (t.name for t in self.terms if isinstance(t, _Outer) and self.positions > 1 and self.positions in (t.left.shape[2], t.right.shape[2]))
+        return tuple(dict.fromkeys(found))
+
+    @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for term in self.terms for t in vars(term).values() if isinstance(t, Tensor))
 
@@ -193,7 +199,7 @@ def _term(part: Part, gradient: Tensor, layout: Layout, n: int, positions: int, 
             return _Whole(part.name, made.region, made.values.reshape(n, positions, -1))
     elif values.shape[2] == 1 and values.shape[1] % positions == 0:  # numbers of the parameter for every position
         each = values.reshape(n, positions, -1)
-        if not part.chain and _lines_of(part.region, positions):
+        if not part.chain and _lines_of(part.region, positions) and gradient.shape[part.axes[0]] == positions:
             width = each.shape[2]
             lines = torch.arange(positions, device=each.device).expand(n, -1)
             return _Lines(part.name, Region(part.region.offset, ((positions, width), (width, 1))), lines, each)
@@ -235,6 +241,9 @@ class PositionProducts:
         wrong = float((got - want).norm()) / max(float(want.norm()), 1e-300) if bool(want.any()) else float(got.norm())
         if not wrong <= min(AGREEMENT * torch.finfo(op.dtype).eps, 0.1):
             raise ValueError(f"unit: 'position': the parts of the positions do not add up to the gradient, by {wrong:.1g} of it")
+        wide = ", ".join(factors.as_wide[:4])
+        self.notes = (f"unit: {factors.positions} positions, as many as {wide} is wide: a layer that works along the positions is not told from one at each",)
+        self.notes = self.notes if wide else ()
 
     @property
     def strategy(self) -> str:

@@ -23,9 +23,9 @@ DEFAULT_FLOPS = 1e13  # without max_samples: N² P is kept below this, minutes o
 
 
 def samples_of_ranks(
-    ranks: Ranks, loader: Any, notes: list[str], *, max_samples: int | None, device: torch.device, dtype: torch.dtype | None, **reading: Any
+    ranks: Ranks, loader: Any, notes: list[str], limit: int, *, max_samples: int | None, device: torch.device, dtype: torch.dtype | None, **reading: Any
 ) -> Batches:
-    """The samples of all ranks."""
+    """The samples of all ranks. Raises MemoryError where they do not fit into ``limit`` bytes."""
     each = None if max_samples is None else -(-max_samples // ranks.size)
     with ranks.agreed("reading the samples"):
         batches = Batches(loader, device=device, dtype=dtype, max_samples=each, may_be_empty=ranks.size > 1, **reading)
@@ -35,7 +35,7 @@ def samples_of_ranks(
         return batches
     counts = [row[0] for row in ranks.gather([batches.n_samples])]
     notes.append(f"{sum(counts):,} samples, over {ranks.size} ranks: {', '.join(map(str, counts[:8]))}{', ...' if ranks.size > 8 else ''}")
-    return Batches(gathered(ranks, batches), device=device, dtype=dtype)
+    return Batches(gathered(ranks, batches, limit), device=device, dtype=dtype)
 
 
 def units_of(batches: Batches, loss: Loss, unit: str, notes: list[str]) -> list[Unit]:

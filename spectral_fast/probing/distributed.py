@@ -219,6 +219,21 @@ class Ranks:
             if late and callable(before):
                 before(signal.SIGINT, None)
 
+    def stopping(self, report: Callable[..., None]) -> Callable[..., None]:
+        """``report``, which raises KeyboardInterrupt where Ctrl-C came; for work inside agreed inside one_interrupt."""
+
+        def told(*words: Any) -> None:
+            report(*words)
+            if self._interrupted:
+                raise KeyboardInterrupt
+
+        return told
+
+    def asked_to_stop(self) -> bool:
+        """Whether Ctrl-C came since the last time, inside one_interrupt."""
+        asked, self._interrupted = self._interrupted, False
+        return asked
+
     # -- one model, one loss ---------------------------------------------------------------------------------------------
 
     def same_model(self, model: nn.Module, settings: str) -> dict[str, Tensor]:

@@ -19,16 +19,19 @@ _PLAIN = (type(None), bool, int, float, str)
 _DTYPES = {str(t): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
 
 
-def gathered(ranks: Ranks, batches: Batches) -> list[Batch]:
+def gathered(ranks: Ranks, batches: Batches, limit: int) -> list[Batch]:
     """The ranks' batches, one rank's behind the other's, the same on all of them.
 
     Tensors travel as bytes, what is beside them as text: None, numbers, truth values and strings in tuples, lists and dicts. Raises TypeError for other
-    things in a batch, ValueError where no rank has a sample; on all ranks alike."""
+    things in a batch, ValueError where no rank has a sample, MemoryError where they need more than ``limit`` bytes; on all ranks alike."""
     with ranks.agreed("the samples of all ranks"):
         mine = [_outline(batch) for batch in batches]
     told: list[list[dict[str, Any]]] = [json.loads(text) for text in ranks.gather_text(json.dumps(mine))]
     if not any(told):
         raise ValueError("loader: no samples on any rank")
+    need = 2 * sum(_bytes(words) for outlines in told for outline in outlines for words in outline["leaves"] if "shape" in words)
+    if need > limit:
+        raise MemoryError(f"handing the samples of all ranks round needs {need / 1e9:.3g} GB, {limit / 1e9:.3g} GB allowed (max_samples, max_memory)")
     out: list[Batch] = []
     for rank, outlines in enumerate(told):
         own = [leaf for batch in batches for leaf in pytree.tree_leaves((batch.inputs, batch.targets)) if isinstance(leaf, Tensor)]

@@ -184,8 +184,8 @@ def _layout(call: Call, n: int, factors: Tensor) -> tuple[Layout | None, bool]:
 
 
 def _verify(functional: FunctionalModel, loss: Loss, batch: Batch, own: Tensor, kernel: GramKernel, result: Survey, algorithm: str) -> None:
-    """The plain gradient of a weighted sum of losses of some of the samples, run without the others, against what was found: its norm by parameter. A
-    parameter that fails is slow; losses that differ are refused."""
+    """The plain gradient of a weighted sum of losses of two of the samples, run without the others, against what was found: its norm by parameter; and
+    the losses of these two and of one alone. A parameter that fails is slow; losses that differ are refused."""
     leaves = functional.parameters
     some = [k for k in ([0, batch.size - 1] if batch.size > 2 else [0]) if torch.isfinite(own[k])]
     if not some:
@@ -195,7 +195,9 @@ def _verify(functional: FunctionalModel, loss: Loss, batch: Batch, own: Tensor, 
     with _refusing():
         outputs = call_model(functional, few)
         values = torch.stack([loss.of_outputs(*one_sample(outputs, few.targets, i, len(some))) for i in range(len(some))])
-    for k, value in zip(some, values.tolist(), strict=True):
+    with _refusing(), torch.no_grad():  # a pair may keep between them what makes them depend on each other
+        alone = float(loss.batch(functional, take(batch, some[:1])))
+    for k, value in ((some[0], alone), *zip(some, values.tolist(), strict=True)):
         if abs(value - float(own[k])) > tolerance * max(abs(float(own[k])), 1e-3):
             raise Refused(f"a sample's loss without the others is {value:.6g}, in its batch {float(own[k]):.6g}")
     factors = sample_factors(batch.size, own)[some]

@@ -45,7 +45,9 @@ BOTH = {  # what both ranks say
     "parameters": "ValueError: model: parameter '0.weight' of rank 1 is not that of rank 0",
     "nothing": "ValueError: loader: no samples on any rank",
     "ignored": "ValueError: loader: no valid targets in the sample set of any rank",
-    "room": "skipped: ",
+    "room": "skipped: handing the samples of all ranks round needs",
+    "k": "ValueError: rank 1 failed at reading the arguments: ValueError: k: wanted",
+    "parameter names": "ValueError: rank 1 failed at reading the arguments: ValueError: params",
 }
 
 
@@ -56,7 +58,9 @@ def test_what_fails_on_one_rank_is_told_on_both(name: str, ranks: Found) -> None
         assert said[1].startswith("TypeError: loader: a batch holds a object"), said
         assert said[0].startswith("TypeError: rank 1 failed at the samples of all ranks: TypeError: loader: a batch holds"), said
     elif name == "targets":
-        assert all("Error" in words for words in said), said
+        assert all("out of bounds" in words for words in said), said
+    elif "rank 1 failed" in BOTH[name]:
+        assert said[0].startswith(BOTH[name]) and said[1].startswith(BOTH[name].partition("arguments: ")[2]), said
     else:
         assert all(words.startswith(BOTH[name]) for words in said), said
 

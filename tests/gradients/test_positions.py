@@ -114,7 +114,7 @@ def test_float32_attention() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     model = nn.Sequential(nn.Embedding(9, 8), layer, nn.Linear(8, 9))
     x = torch.randint(0, 9, (12, 7))
-    op = GradientCovariance(model, [(x, x)], unit="position", loss_fn=lambda z, y: F.cross_entropy(z.transpose(1, 2), y))
+    op = GradientCovariance(model, [(x, x)], unit="position", loss_fn=tagging)
     a, b = np.random.default_rng(0).standard_normal((2, op.shape[0])).astype(np.float32)
     assert abs(a @ (op @ b) - b @ (op @ a)) <= 1e-4 * abs(a @ (op @ a))
     assert op.n_units == 84
@@ -132,13 +132,37 @@ def mixed() -> nn.Module:
     return Pooled()
 
 
+class Biased(nn.Module):
+    """A bias after the positions are pooled, of as many numbers as would do for one at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.bias = nn.Linear(6, 4, bias=False), nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.body(x)).mean(1) + self.bias
+
+
+def test_layers_as_wide_as_there_are_positions_are_told_of() -> None:
+    model, batches = case()
+    assert any("as many as out.weight is wide" in note for note in GradientCovariance(model, batches, unit="position").notes)
+    torch.manual_seed(0)
+    plain = GradientCovariance(nn.Linear(4, 3), [(torch.randn(6, 2, 4), torch.randint(0, 3, (6, 2)))], unit="position", loss_fn=tagging)
+    assert not any("is wide" in note for note in plain.notes)
+
+
+def tagging(z: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(z.transpose(1, 2), y)
+
+
 @pytest.mark.parametrize(
     ("make", "x", "words"),
     [
+        (Biased, torch.randn(8, 2, 6), "what of bias belongs to which of 2 positions"),
         (mixed, torch.randn(8, 4, 6), "positions, .* all layers need the same ones"),
         (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(9, 3)), torch.randn(8, 2, 4), "is a convolution's"),
     ],
-    ids=["pooled", "convolution"],
+    ids=["bias", "pooled", "convolution"],
 )
 def test_positions_that_differ_are_refused(make: Any, x: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=f"^unit: 'position': .*{words}"):

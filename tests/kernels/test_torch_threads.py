@@ -79,6 +79,44 @@ def test_in_a_forked_process() -> None:
     """)
 
 
+def test_in_a_forked_process_that_is_the_first_to_load_the_kernels() -> None:
+    done = run_python(
+        """if True:
+    import os
+    import numpy as np, torch
+    torch.ones(1000, 1000).exp()
+    child = os.fork()
+    if child == 0:
+        from spectral_fast.kernels import native_kernels as k
+        a = np.random.default_rng(0).standard_normal((300, 400)).astype(np.float32)
+        found = []
+        for threads in (1, 2, 2, 2):  # the first loop of two starts threads that are not torch's
+            found.append(np.zeros((300, 300)))
+            k.gradient_gram(found[-1], a, algorithm="positions", threads=threads)
+        os._exit(0 if all(np.array_equal(found[0], g) for g in found) else 1)
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """,
+        OMP_NUM_THREADS="2",
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_torch_keeps_its_threads() -> None:
+    """Ops with fewer tasks than torch has threads."""
+    ended_well("""
+    torch.set_num_threads(4)
+    torch.ones(1000, 1000).exp()
+    assert np.array_equal(alone, gram())
+    torch.ones(1000, 1000).exp()
+    before = set(os.listdir("/proc/self/task"))
+    for _ in range(10):
+        assert np.array_equal(alone, gram())
+        torch.ones(1000, 1000).exp()
+    assert set(os.listdir("/proc/self/task")) == before
+    """)
+
+
 def test_an_interrupt_ends_a_long_call() -> None:
     ended_well("""
     import signal, time

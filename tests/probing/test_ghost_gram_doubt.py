@@ -37,6 +37,20 @@ def test_detached_statistics_of_the_batch_fall_back() -> None:
     assert sums.engine == "per-sample" and any("a sample's loss without the others" in note for note in sums.notes)
 
 
+@pytest.mark.parametrize("n", [2, 3, N])
+def test_pairs_of_samples_that_depend_on_each_other_fall_back(n: int) -> None:
+    """The first and the last, say: run together they look as they do in the batch."""
+
+    class Mixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0.5 * x.detach().flip(0)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), Mixed(), nn.Linear(6, 5)).double()
+    sums = ghost(model, [(torch.randn(n, 6).double(), classes(n))], falls_back=True)
+    assert sums.engine == "per-sample" and any("a sample's loss without the others" in note for note in sums.notes)
+
+
 def test_gradients_that_depend_on_the_size_of_the_batch_are_computed_alone() -> None:
     """Neither their losses nor where they lie shows it."""
 
