@@ -242,8 +242,8 @@ class PositionProducts:
         if not wrong <= min(AGREEMENT * torch.finfo(op.dtype).eps, 0.1):
             raise ValueError(f"unit: 'position': the parts of the positions do not add up to the gradient, by {wrong:.1g} of it")
         wide = ", ".join(factors.as_wide[:4])
-        self.notes = (f"unit: {factors.positions} positions, as many as {wide} is wide: a layer that works along the positions is not told from one at each",)
-        self.notes = self.notes if wide else ()
+        said = (f"unit: {factors.positions} positions, as many as {wide} is wide: a layer that works along the positions is not told from one at each",)
+        self.notes: tuple[str, ...] = said if wide else ()
 
     @property
     def strategy(self) -> str:
