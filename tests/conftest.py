@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pretend_device import on_device
 
-from spectral_fast.kernels import native_kernels, select
+from spectral_fast.kernels import native_kernels, select, torch_kernels
 
 EXPECT_NATIVE = os.environ.get("SPECTRAL_FAST_EXPECT_NATIVE") == "1"
 
@@ -53,15 +54,19 @@ def real_inputs() -> Path:
 
 def _backends() -> list[Any]:
     levels = native_kernels.levels() or ["baseline"]  # without the module one skip (or failure) says so
-    return ["numpy", *(pytest.param(f"native-{level}", marks=pytest.mark.native_only) for level in levels)]
+    return ["numpy", "torch", *(pytest.param(f"native-{level}", marks=pytest.mark.native_only) for level in levels)]
 
 
 @pytest.fixture(params=_backends())
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    """``kernels(op)``: the op's function in every CPU backend and at every instruction-set level that runs here."""
+    """``kernels(op)``: the op's function in every CPU backend and at every instruction-set level that runs here, and torch's on a device."""
     backend, _, level = request.param.partition("-")
 
     def get(op: str) -> Callable[..., Any]:
+        if backend not in select.OPS[op]:
+            pytest.skip(f"there is no {op} of {backend}'s")
+        if backend == "torch":
+            return on_device(getattr(torch_kernels, op))
         function, _ = select.select(op, backend)
         return functools.partial(function, level=level) if level else function
 

@@ -31,8 +31,8 @@ ONLY_INSIDE_FUNCTIONS = {"matplotlib", "plotly", "pandas", "dask", "lightning", 
 
 def may_load_torch(module: str) -> bool:
     head, _, rest = module.partition(".")
-    return head in {"probing", "curvature", "gradients", "collapse"} or module in {"kernels.torch_kernels", "kernels.cuda_kernels"} or (
-        head == "checkpoints" and rest.startswith("torch_")
+    return head in {"probing", "curvature", "gradients", "collapse"} or module == "kernels.cuda_kernels" or (
+        head in {"checkpoints", "kernels"} and rest.startswith("torch_")
     )  # fmt: skip
 
 

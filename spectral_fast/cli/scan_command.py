@@ -36,6 +36,7 @@ def scan(
         typer.Option("--dask", metavar="ADDRESS|local:N", help="Compute on a Dask cluster, or on N processes here; its workers read PATH."),
     ] = None,
     dask_insecure: Annotated[bool, typer.Option("--dask-insecure", help="Allow a scheduler elsewhere without TLS: whoever reaches it runs code.")] = False,
+    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="Where singular values are computed, e.g. cuda; else the CPU.")] = None,
     as_json: JsonOption = None,
     html: HtmlOption = None,
     table: Annotated[Path | None, typer.Option("--table", metavar="FILE", help="Write a row per matrix: .csv or .parquet.")] = None,
@@ -49,7 +50,15 @@ def scan(
     if dask_insecure and dask is None:
         raise BadInput("--dask-insecure: says nothing without --dask")
     if plan:
-        for option, given in (("--html", html), ("--table", table), ("--store", store), ("--null", null), ("--baseline", baseline), ("--dask", dask)):
+        for option, given in (
+            ("--html", html),
+            ("--table", table),
+            ("--store", store),
+            ("--null", null),
+            ("--baseline", baseline),
+            ("--dask", dask),
+            ("--device", device),
+        ):
             if given is not None:
                 raise BadInput(f"{option}: --plan computes nothing; leave one of them out")
         from ..weights.plan import scan_plan
@@ -72,6 +81,7 @@ def scan(
             resume=not fresh,
             executor=executor,
             max_memory=memory,
+            device=device,
         )
     if table is not None:
         spectra.save_table(table)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..probing.operator import ModelOperator
 from ..progress import Progress
@@ -34,7 +35,7 @@ class Reporting:
 class Reported:
     def __init__(self, op: ModelOperator, to: Reporting) -> None:
         self._op, self._to = op, to
-        self.shape, self.dtype = op.shape, op.dtype
+        self.shape, self.dtype, self.device = op.shape, op.dtype, op.device
         self.blocks: Mapping[str, slice] = op.blocks
         self.running = op.running  # the model is put into the state of a product once for a whole run
         spread = op.sharded
@@ -43,6 +44,11 @@ class Reported:
     def row_products(self, v: NDArray[Any]) -> NDArray[Any]:
         result = self._op.row_products(v)
         self._to.tick(len(v))
+        return result
+
+    def device_products(self, rows: Tensor) -> Tensor:
+        result = self._op.device_products(rows)
+        self._to.tick(len(rows))
         return result
 
     def __matmul__(self, v: Any) -> Any:

@@ -152,7 +152,7 @@ def gradient_covariance(
                 widths = {name: p for name, (p, _) in sizes.items()}
                 return GradientGram(units, widths, where, hold=fits.hold, chunk=fits.chunk, layer_spectra=fits.layer_spectra, column_bytes=COLUMN_TILE), engine
 
-            kernel, backend = gram_kernel()
+            kernel, backend = gram_kernel(where)
             share = (ranks.rank, ranks.size)
             sums = GhostGram(units, functional, batches, resolved, kernel, limit=limit, fallback=formed, seed=seed, share=share) if single else None
             interrupted = False

@@ -131,7 +131,7 @@ class Positions:
         with once_differentiable():
             try:
                 units, _ = samples_of(batches, loss)
-                self._found = survey(functional, batches, loss, units, gram_kernel()[0], {})
+                self._found = survey(functional, batches, loss, units, gram_kernel(next(iter(self._detached.values())).device)[0], {})
             except Refused as why:
                 raise ValueError(f"unit: 'position' needs the gradients of samples from one backward pass: {why}") from why
         for name, reason in self._found.slow.items():

@@ -13,23 +13,24 @@ __all__ = ["BACKENDS", "OPS", "select", "show_config", "why_not"]
 OPS: dict[str, tuple[str, ...]] = {
     "class_moments": ("numpy", "native"),
     "decode": ("numpy", "native"),
-    "gradient_gram": ("numpy", "native"),
+    "gradient_gram": ("numpy", "native", "torch"),
     "marchenko_pastur": ("numpy", "native"),
-    "orthogonalize": ("numpy", "native"),
-    "power_law": ("numpy", "native", "cuda"),
-    "randomized_svd": ("numpy", "native"),
-    "recombine": ("numpy", "native"),
-    "singular_values": ("numpy", "native"),
+    "orthogonalize": ("numpy", "native", "torch"),
+    "power_law": ("numpy", "native", "torch", "cuda"),
+    "randomized_svd": ("numpy", "native", "torch"),
+    "recombine": ("numpy", "native", "torch"),
+    "singular_values": ("numpy", "native", "torch"),
     "storage_noise": ("numpy", "native"),
 }
 
 # device -> backends, fastest first
 BACKENDS: dict[str, tuple[str, ...]] = {
     "cpu": ("native", "numpy"),
-    "cuda": ("cuda",),
+    "cuda": ("cuda", "torch"),
+    "xpu": ("torch",),
 }
 
-_KNOWN = ("numpy", "native", "cuda")
+_KNOWN = ("numpy", "native", "torch", "cuda")
 
 
 def why_not(backend: str) -> str:
@@ -52,12 +53,13 @@ def select(op: str, backend: str = "auto", device: str = "cpu") -> tuple[Callabl
         raise ValueError(f"device: no kernels for {device!r}; known: {', '.join(BACKENDS)}")
     usable = [name for name in BACKENDS[kind] if name in OPS[op]]
     if backend == "auto":
-        reasons = {name: why_not(name) for name in usable}
-        free = [name for name in usable if not reasons[name]]
-        if not free:
-            told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "no backend has it"
-            raise RuntimeError(f"op {op!r} cannot be computed on {device!r} ({told})")
-        return getattr(_module(free[0]), op), free[0]
+        reasons = []
+        for name in usable:
+            reason = why_not(name)
+            if not reason:
+                return getattr(_module(name), op), name
+            reasons.append(f"{name}: {reason}")
+        raise RuntimeError(f"op {op!r} cannot be computed on {device!r} ({'; '.join(reasons) or 'no backend has it'})")
     if backend not in _KNOWN:
         raise ValueError(f"backend: {backend!r} is unknown; known: auto, {', '.join(_KNOWN)}")
     if backend not in usable:

@@ -26,8 +26,11 @@ __all__ = [
     "as_numpy",
     "bfloat16_bits",
     "decode",
+    "device_of",
+    "device_of_name",
     "dtype_name",
     "is_torch",
+    "as_tensor",
     "like",
     "multipliable",
     "storage_format",
@@ -125,6 +128,27 @@ def is_torch(x: object) -> bool:
     """True for a torch tensor; never imports torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+def device_of(x: object) -> str:
+    """Where kernels have to compute with ``x``: "cpu", or the name of its torch device; one without float64 (MPS) counts as "cpu"."""
+    return device_of_name(x.device) if is_torch(x) else "cpu"  # type: ignore[attr-defined]
+
+
+def device_of_name(device: object) -> str:
+    """The same for a torch device or its name."""
+    name = str(device)
+    return "cpu" if name.partition(":")[0] in ("cpu", "mps") else name
+
+
+def as_tensor(x: Any) -> Any:
+    """``x`` as a tensor, where torch has been loaded: detached where it is one, else on the host, a view where torch can look at the array's memory."""
+    if is_torch(x):
+        return x.detach()
+    if dtype_name(x) == "bfloat16":
+        return as_tensor(bfloat16_bits(x).view(np.int16)).view(sys.modules["torch"].bfloat16)
+    a = as_numpy(x)
+    return sys.modules["torch"].from_numpy(a if a.flags.writeable and all(s >= 0 for s in a.strides) else a.copy())
 
 
 def dtype_name(x: Any) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from ..kernels.counters import rademacher
@@ -158,11 +157,11 @@ def run_probes(
     r = r[: len(start)]  # Z = Q R, Q the rows new
     local: dict[str, F64] = {}
 
-    def by_block(w: NDArray[Any]) -> None:
+    def by_block(w: Any) -> None:
         q = kry.vectors_of(start)
         for name, part in blocks_of(op, n).items():
             inside = slice(max(0, part.start - share.columns.start), max(0, min(share.width, part.stop - share.columns.start)))
-            local[name] = np.asarray(q[:, inside].astype(np.float64) @ w[:, inside].astype(np.float64).T)
+            local[name] = kry.place.products(q[:, inside], w[:, inside])
             if share.reduce is not None:
                 share.reduce(local[name])
 

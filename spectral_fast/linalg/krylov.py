@@ -23,14 +23,13 @@ from numpy.typing import NDArray
 
 from ..kernels.counters import gaussian, rademacher
 from ..kernels.select import select
-from .arrays import RawArray, as_numpy
+from .places import BASIS_DTYPES, HostPlace, place_of
 from .products import Apply
 from .share import PIECE, Share
 
 __all__ = ["BASIS_DTYPES", "Krylov", "dtype_of_basis", "uninterrupted"]
 
 F64 = NDArray[np.float64]
-BASIS_DTYPES = {"float64": "float64", "float32": "float32", "bfloat16": "uint16"}  # name -> what numpy holds it in
 
 
 @contextmanager
@@ -64,7 +63,8 @@ class Krylov:
     """Rows V (t, n), T (t, t); ``order``: the m rows already multiplied; ``pending``: those that wait. ``products`` counts the multiplications made here.
 
     At any moment, also after an exception in a product, the multiplied rows and T describe one another. capacity: rows before a restart; spare: rows beyond
-    it for those that wait for their product; both grow when more is asked for. dtype: a key of BASIS_DTYPES. rows: memory to use instead of new memory.
+    it for those that wait for their product; both grow when more is asked for. dtype: a key of BASIS_DTYPES. rows: memory of the host to use instead of new
+    memory. The rows lie where ``apply`` multiplies: on its device they are tensors, and only what is decided from comes to the host.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Krylov:
         self.share = share or Share(n)
         self.capacity = max(1, min(capacity, n))
         self._memory = rows
-        self._make = rows or (lambda shape, stored: np.zeros(shape, dtype=stored))
-        self.rows: NDArray[Any] = self._make((min(n, self.capacity + spare), self.share.width), BASIS_DTYPES[dtype])
+        self.place = place_of(apply) if rows is None and self.share.reduce is None else HostPlace()
+        self.rows: Any = self._make((min(n, self.capacity + spare), self.share.width))
         self.T: F64 = np.zeros((len(self.rows), len(self.rows)))
         self.eps = 2.0**-52 if dtype == "float64" else 2.0**-23  # what is left of a vector is known to the accuracy of products, not to that of bfloat16
         self.t = 0
@@ -97,8 +97,16 @@ class Krylov:
         self.scale = 0.0  # largest ||A v|| seen
         self.defect = 0.0  # largest |v_iᵀ A v_j - v_jᵀ A v_i| seen: asymmetry and noise of the operator, measured for free
         self.seed, self.stream = seed, stream
-        self._orthogonalize, self.backend = select("orthogonalize", backend)
-        self._recombine, _ = select("recombine", backend)
+        self._orthogonalize, self.backend = select("orthogonalize", backend, self.place.device)
+        self._recombine, _ = select("recombine", backend, self.place.device)
+
+    def _make(self, shape: tuple[int, int]) -> Any:
+        return self.place.zeros(shape, self.dtype) if self._memory is None else self._memory(shape, BASIS_DTYPES[self.dtype])
+
+    @property
+    def _own(self) -> bool:
+        """Are the rows an array of the host that nobody else owns, whose memory can grow and shrink where it lies?"""
+        return isinstance(self.rows, np.ndarray) and bool(self.rows.flags.owndata)
 
     @property
     def m(self) -> int:
@@ -113,29 +121,30 @@ class Krylov:
         if t > len(self.rows):
             shape = (max(t, len(self.rows) + 8) if t < self.n else t, self.share.width)
             try:
-                if self._memory is not None or not self.rows.flags.owndata:
+                if self._memory is not None or not self._own:
                     raise ValueError
                 self.rows.resize(shape)  # where it lies, if the system can: a copy would take the memory twice
             except ValueError:  # somebody looks at the rows, or they are not this memory's own
-                more = self._make(shape, BASIS_DTYPES[self.dtype])
+                more = self._make(shape)
                 more[: self.t] = self.rows[: self.t]
                 self.rows = more
         if t > len(self.T):
             self.T = np.pad(self.T, (0, len(self.rows) - len(self.T)))
 
-    def vectors_of(self, indices: Sequence[int]) -> NDArray[Any]:
+    def vectors_of(self, indices: Sequence[int]) -> Any:
         """Rows as the operator takes them (b, n): a view where they lie side by side."""
         first = indices[0]
         together = list(indices) == list(range(first, first + len(indices)))
         rows = self.rows[first : first + len(indices)] if together else self.rows[list(indices)]
-        return np.asarray(as_numpy(RawArray(rows, "bfloat16"))) if self.dtype == "bfloat16" else rows
+        return self.place.readable(rows, self.dtype)
 
-    def add(self, w: NDArray[Any]) -> tuple[F64, list[int]]:
+    def add(self, w: Any) -> tuple[F64, list[int]]:
         """Orthogonalize the rows of ``w`` (b, n), overwriting it, and let what is left wait. -> (coefficients (t + b, b), indices of the new rows).
 
         Directions of which nothing but rounding is left are dropped; so are those beyond the dimension of the space.
         Raises ArithmeticError where ``w`` is not finite.
         """
+        w = self.place.take(w)
         self._room(min(self.n, self.t + len(w)))
         floor = np.full(len(w), 10.0 * self._rounding() * self.scale)
         c, kept = self._orthogonalize(self.rows, self.t, w, floor, relative=10.0 * self._rounding(), reduce=self.share.reduce)
@@ -170,7 +179,7 @@ class Krylov:
             out[0, a:b] = draw(b - a, self.seed, stream, start=first + a) * size
         return out
 
-    def step(self, take: Sequence[int] | None = None, before: Callable[[NDArray[Any]], None] | None = None) -> list[int]:
+    def step(self, take: Sequence[int] | None = None, before: Callable[[Any], None] | None = None) -> list[int]:
         """Multiply the rows ``take`` (the one that waits longest). -> their indices, [] where the whole space is spanned.
 
         before: sees the products (b, n) before they are orthogonalized away."""
@@ -224,7 +233,7 @@ class Krylov:
         q, pending = s.shape[1], list(self.pending)
         coupling = self.T[np.ix_(pending, self.order)] @ s
         waiting = self.T[np.ix_(pending, pending)]
-        into = self.rows if self.rows.flags.owndata or self._memory is None else self._memory(self.rows.shape, BASIS_DTYPES[self.dtype])
+        into = self.rows if self._memory is None or self._own else self._make(self.rows.shape)
         with uninterrupted():
             self._recombine(self.rows, self.t, self._full(s, pending), into)
             self.rows = into
@@ -254,7 +263,7 @@ class Krylov:
             raise ValueError("load: rows of bfloat16 are not the vectors whose products are known")
         q = len(vectors)
         self._room(min(self.n, 2 * q))
-        self.rows[:q] = vectors
+        self.rows[:q] = self.place.take(vectors)
         self.t = q
         self.order, self.pending = [], list(range(q))
         self.T[:] = 0.0
@@ -262,15 +271,15 @@ class Krylov:
             c, _ = self.add(products[j : j + 1])
             self._learn([j], c)
 
-    def vectors(self, s: F64, dtype: Any = None) -> NDArray[Any]:
-        """Ritz vectors (q, n) by row for coefficients ``s`` (m, q), float64 or that of the basis (bfloat16: float32)."""
-        out = np.empty((s.shape[1], self.share.width), dtype=np.float64 if dtype is None else dtype)
+    def vectors(self, s: F64, dtype: str = "float64") -> NDArray[Any]:
+        """Ritz vectors (q, n) by row for coefficients ``s`` (m, q), as an array of the host in float64 or, with another ``dtype``, float32."""
+        out = self.place.vectors((s.shape[1], self.share.width), dtype)
         self._recombine(self.rows, self.t, self._full(s), out)
-        return out
+        return self.place.host(out)
 
-    def combination(self, c: F64, into: NDArray[Any] | None = None) -> NDArray[Any]:
+    def combination(self, c: F64, into: Any = None) -> Any:
         """Σ c_j row_j of all rows, (1, n) in the precision of products: float64 or float32."""
-        out = np.empty((1, self.share.width), dtype=np.float64 if self.dtype == "float64" else np.float32) if into is None else into
+        out = self.place.vectors((1, self.share.width), self.dtype) if into is None else into
         self._recombine(self.rows, self.t, np.ascontiguousarray(c[: self.t, None]), out)
         return out
 
@@ -286,16 +295,16 @@ class Krylov:
 
     def free(self) -> None:
         """Give the memory of the basis back; it cannot be used any more."""
-        self.rows = np.zeros((0, self.share.width), dtype=self.rows.dtype)
+        self.rows = self.place.zeros((0, self.share.width), self.dtype)
         self.t, self.order, self.pending = 0, [], []
 
     def taken(self, s: F64) -> NDArray[Any]:
         """Ritz vectors (q, n) for coefficients ``s`` (m, q), normalised, in the place of the first rows, whose memory they keep; the basis is gone.
 
-        float64 or float32; in new memory where rows are bfloat16 or lie in a file, or where the operator has kept a vector that it was given."""
+        float64 or float32; in new memory where rows are bfloat16, lie in a file or on a device, or where the operator has kept a vector that it was given."""
         q = s.shape[1]
-        if self.dtype == "bfloat16" or not self.rows.flags.owndata:
-            out: NDArray[Any] = self.vectors(s, np.float32 if self.dtype != "float64" else np.float64)
+        if self.dtype == "bfloat16" or not self._own:
+            out: NDArray[Any] = self.vectors(s, self.dtype)
             self.free()
         else:
             self._room(q)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..kernels.numpy_lowrank import METHODS
 from ..kernels.select import select
 from ..results import Result, Status
-from .arrays import as_float64, as_numpy, bfloat16_bits, dtype_name, like
+from .arrays import as_float64, as_numpy, as_tensor, bfloat16_bits, device_of, dtype_name, like, storage_format
 
 __all__ = ["LowRankSVD", "randomized_svd", "subspace_overlap", "whole_number"]
 
@@ -64,20 +64,21 @@ def randomized_svd(
     tol:        |A - u s vt|_F <= tol |A|_F with as few triplets as random products find; not with ``omega``.
     seed:       of the Rademacher test matrix; the same for all matrices, so that a matrix's result does not depend on its batch.
     omega:      (n, l) test matrix instead, l >= rank.
+    backend:    "auto"; of the CPU "native" or "numpy". A tensor on a GPU is worked on there ("torch"), and the result's arrays stay there.
 
     Raises TypeError for complex or non-numeric arrays, ValueError for wrong shapes, ranks, unknown names, and a ``tol`` below what the working
     precision can tell (1e-6 for float32 and narrower, 1e-13 for float64). A matrix with a NaN or an infinity gives NaN.
     """
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}; known: {', '.join(METHODS)}")
-    function, name = select("randomized_svd", backend)
+    function, name = select("randomized_svd", backend, device_of(a))
     bits = {"bits": "bfloat16"} if name == "native" and dtype_name(a) == "bfloat16" else {}
-    x = bfloat16_bits(a) if bits else as_numpy(a)
-    if x.dtype.kind not in "fiub":
+    x: Any = as_tensor(a) if name == "torch" else bfloat16_bits(a) if bits else as_numpy(a)
+    if x.is_complex() if name == "torch" else x.dtype.kind not in "fiub":
         raise TypeError(f"a: got dtype {dtype_name(a)}; wanted real numbers")
     if x.ndim < 2:
-        raise ValueError(f"a: got shape {x.shape}; wanted (..., m, n)")
-    if x.dtype.kind != "f" and not bits:
+        raise ValueError(f"a: got shape {tuple(x.shape)}; wanted (..., m, n)")
+    if name != "torch" and x.dtype.kind != "f" and not bits:
         x = x.astype(np.float64)
     m, n = x.shape[-2:]
     d = min(m, n)
@@ -94,7 +95,7 @@ def randomized_svd(
     if rank > d:
         raise ValueError(f"rank: got {rank}; a matrix of shape {(m, n)} has {d} singular values")
     if tol is not None:
-        floor = _TOL_FLOOR["float32" if x.dtype.itemsize <= 4 else "float64"]
+        floor = _TOL_FLOOR["float32" if storage_format(a) is not None and x.dtype.itemsize <= 4 else "float64"]
         if not isinstance(tol, float | int | np.floating) or not floor <= tol < 1.0:
             raise ValueError(f"tol: got {tol!r}; wanted a number in [{floor}, 1): below it rounding to {dtype_name(a)} decides")
         if omega is not None:
@@ -109,20 +110,25 @@ def randomized_svd(
     lead = x.shape[:-2]
     batch = x.reshape((int(np.prod(lead, dtype=np.int64)), m, n))
     found = function(batch, rank=rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, seed=seed, omega=omega, **bits)
-    k = rank if tol is None else int(found.ranks.max(initial=0))
+    ranks = as_numpy(found.ranks)
+    k = rank if tol is None else int(ranks.max(initial=0))
     status: Status = "ok"
     reason = ""
-    short, bad = int((~found.reached).sum()), int(np.isnan(found.error).sum())
+    short, bad = int((~as_numpy(found.reached)).sum()), int(np.isnan(as_numpy(found.error)).sum())
     if bad:
         status, reason = "failed" if bad == len(batch) else "incomplete", f"{bad} of {len(batch)} matrices have a NaN or an infinity"
     elif short:
         status, reason = "incomplete", f"tol {tol} needs more than {rank} triplets in {short} of {len(batch)} matrices"
+
+    def give(x: Any) -> Any:
+        return x if name == "torch" else like(a, x)
+
     return LowRankSVD(
-        u=like(a, found.u[..., :k].reshape((*lead, m, k))),
-        s=like(a, found.s[..., :k].reshape((*lead, k))),
-        vt=like(a, found.vt[:, :k].reshape((*lead, k, n))),
-        error=like(a, found.error.reshape(lead)),
-        ranks=like(a, found.ranks.reshape(lead)),
+        u=give(found.u[..., :k].reshape((*lead, m, k))),
+        s=give(found.s[..., :k].reshape((*lead, k))),
+        vt=give(found.vt[:, :k].reshape((*lead, k, n))),
+        error=give(found.error.reshape(lead)),
+        ranks=give(found.ranks.reshape(lead)),
         backend=name,
         status=status,
         reason=reason,

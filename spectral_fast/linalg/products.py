@@ -8,13 +8,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import is_torch, multipliable, times
+from ..kernels.select import BACKENDS
+from .arrays import as_tensor, device_of, device_of_name, is_torch, multipliable, times
 
-__all__ = ["Apply", "blocks_of", "check_operator", "finite", "product_of", "real", "vector_product"]
+__all__ = ["Apply", "DeviceProducts", "blocks_of", "check_operator", "finite", "product_of", "real", "vector_product"]
 
 F64 = NDArray[np.float64]
-# rows (b, n) in -> products by row (b, n) out, float32 or float64, which the caller may overwrite
-Apply = Callable[[NDArray[Any]], NDArray[Any]]
+# Rows (b, n) in -> products by row (b, n) out, float32 or float64, which the caller may overwrite: arrays, or with an attribute ``device`` that is not
+# "cpu" tensors of that device as well.
+Apply = Callable[[Any], Any]
+
+
+class DeviceProducts:
+    """Products made on ``device``: tensors of it in and out, in the wider format of rows and products; arrays of the host go there and come back."""
+
+    def __init__(self, multiply: Callable[[Any], Any], device: str) -> None:
+        self._multiply, self.device = multiply, device
+
+    def __call__(self, v: Any) -> Any:
+        if not is_torch(v):
+            return np.asarray(self(as_tensor(v).to(self.device)).cpu().numpy())
+        w = self._multiply(v)
+        if w.shape != v.shape:
+            raise ValueError(f"op: its product with {len(v)} vectors of {v.shape[1]} entries has shape {tuple(w.shape)}")
+        return w.double() if "float64" in str(v.dtype) else w
 
 
 def check_operator(op: Any) -> int:
@@ -30,8 +47,16 @@ def check_operator(op: Any) -> int:
 
 
 def product_of(op: Any) -> Apply:
-    """Rows V (b, n) -> the rows of (op @ Vᵀ)ᵀ, in fresh memory; ``op.row_products`` where the operator has it, else one ``op @ v`` for each."""
+    """Rows V (b, n) -> the rows of (op @ Vᵀ)ᵀ, in fresh memory; ``op.row_products`` where the operator has it, else one ``op @ v`` for each.
+
+    A torch matrix on a device, and an operator with ``device_products`` there (rows and products are tensors), give :class:`DeviceProducts`."""
     own = getattr(op, "row_products", None)
+    device = device_of(op) if is_torch(op) else device_of_name(getattr(op, "device", "cpu")) if hasattr(op, "device_products") else "cpu"
+    if device.partition(":")[0] in BACKENDS and device != "cpu":
+        if not is_torch(op):
+            return DeviceProducts(op.device_products, device)
+        there = multipliable(op)
+        return DeviceProducts(lambda v: (there @ v.to(there.dtype).mT).mT.contiguous(), device)
     if is_torch(op):
         matrix = multipliable(op)
 
@@ -54,7 +79,7 @@ def product_of(op: Any) -> Apply:
 
         multiply = numpy_product
 
-    def apply(v: NDArray[Any]) -> NDArray[Any]:
+    def apply(v: Any) -> Any:
         w = multiply(v)
         if w.shape != v.shape:
             raise ValueError(f"op: its product with {len(v)} vectors of {v.shape[1]} entries has shape {w.shape}")

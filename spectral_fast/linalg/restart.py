@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import is_torch
 from .krylov import F64, Krylov
 from .products import Apply
 
@@ -58,6 +59,7 @@ class Budget:
 
     def __init__(self, apply: Apply, limit: int, reserve: int, reduce: Callable[[F64], None] | None = None) -> None:
         self._apply, self.limit, self.reserve, self._reduce = apply, limit, reserve, reduce
+        self.device = str(getattr(apply, "device", "cpu"))
         self.used = 0
         self.factor = 0.0
 
@@ -65,17 +67,19 @@ class Budget:
     def left(self) -> int:
         return self.limit - self.reserve - self.used
 
-    def __call__(self, v: NDArray[Any]) -> NDArray[Any]:
+    def __call__(self, v: Any) -> Any:
         self.used += len(v)
         w = self._apply(v)
         if self.factor == 0.0:
-            most = np.array([np.abs(w).max(initial=0.0)], dtype=np.float64)
+            most = np.array([float(w.abs().max()) if is_torch(w) else np.abs(w).max(initial=0.0)], dtype=np.float64)
             if self._reduce is not None:
                 self._reduce(most)  # of the processes' largest entries the sum is as good as the largest
             largest = float(most[0])
             far = np.isfinite(largest) and largest > 0.0 and not 1e-100 < largest < 1e100
             self.factor = 2.0 ** -np.floor(np.log2(largest)) if far else 1.0
-        return w if self.factor == 1.0 else w.astype(np.float64) * self.factor
+        if self.factor == 1.0:
+            return w
+        return (w.double() if is_torch(w) else w.astype(np.float64)) * self.factor
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .arrays import is_torch
 
 __all__ = ["PIECE", "Share"]
 
@@ -32,8 +35,12 @@ class Share:
     def width(self) -> int:
         return int(self.columns.stop - self.columns.start)
 
-    def norm(self, x: NDArray[Any]) -> float:
-        total = np.array([float(np.dot(x, x)) if x.dtype == np.float64 else sum(float(np.square(p, dtype=np.float64).sum()) for p in _pieces(x))])
+    def norm(self, x: Any) -> float:
+        """|x| of all columns; x (width,) of this process, an array, or a tensor of any device."""
+        if is_torch(x):
+            total = np.array([float(x.norm(dtype=sys.modules["torch"].float64)) ** 2])
+        else:
+            total = np.array([float(np.dot(x, x)) if x.dtype == np.float64 else sum(float(np.square(p, dtype=np.float64).sum()) for p in _pieces(x))])
         if self.reduce is not None:
             self.reduce(total)
         return float(np.sqrt(total[0]))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ..kernels.select import select
-from .arrays import FORMATS, RawArray, as_numpy, bfloat16_bits, dtype_name, like
+from .arrays import FORMATS, RawArray, as_numpy, as_tensor, bfloat16_bits, device_of, dtype_name, like
 
 __all__ = ["svd_bound", "svd_workspace", "svdvals"]
 
@@ -97,8 +97,9 @@ def svdvals(
                   values mean nothing. With fewer values as "standard".
     return_bound: also return the bound on every value's error that the accuracy promises.
     dtype:        name of the format when ``a`` holds bits: "bfloat16" for uint16, "float8_e4m3fn" and the like for uint8.
-    backend:      "auto", "native" or "numpy", which always keeps "high".
-    threads:      threads of the computation; None: all this process may use. They do not change a bit of the result.
+    backend:      "auto"; of the CPU "native" or "numpy", which always keeps "high". A tensor on a GPU is worked on there and the values stay there: "torch",
+                  eigenvalues of its Gram matrix in float64, for "high" torch's singular values in float64.
+    threads:      threads of the computation on the CPU; None: all this process may use. They do not change a bit of the result.
 
     Returns float64 values (..., min(m, n)), descending, on the device of ``a``, without a gradient (or with ``return_bound`` the pair values, bounds). A matrix
     with a NaN or an infinity gives NaN; the others are unaffected.
@@ -110,14 +111,13 @@ def svdvals(
         raise ValueError(f"threads: got {threads!r}; wanted a positive integer or None")
     if dtype is not None:
         a = _tagged(a, dtype)
-    function, name = select("singular_values", backend)
+    function, name = select("singular_values", backend, device_of(a))
+    if name == "torch":
+        return _by_torch(function, a, accuracy, return_bound)
     native_bits = name == "native" and dtype_name(a) == "bfloat16"
     x = bfloat16_bits(a) if native_bits else as_numpy(a)
-    if not native_bits and x.dtype.kind not in "fiub":
-        raise TypeError(f"a: got dtype {dtype_name(a)}; wanted real numbers")
-    if x.ndim < 2:
-        raise ValueError(f"a: got shape {x.shape}; wanted (..., m, n)")
-    batch = x.reshape((-1, *x.shape[-2:])) if x.size else x.reshape((int(np.prod(x.shape[:-2], dtype=np.int64)), *x.shape[-2:]))
+    _check(a, native_bits or x.dtype.kind in "fiub", x.shape)
+    batch = x.reshape((int(np.prod(x.shape[:-2], dtype=np.int64)), *x.shape[-2:]))
     if name == "native":
         s = function(batch, accuracy=accuracy, bits="bfloat16" if native_bits else None, threads=int(threads or 0))
     else:
@@ -127,6 +127,24 @@ def svdvals(
     if return_bound:
         return like(a, s), like(a, svd_bound(s, "high" if name == "numpy" else accuracy))
     return like(a, s)
+
+
+def _check(a: Any, real: bool, shape: tuple[int, ...]) -> None:
+    if not real:
+        raise TypeError(f"a: got dtype {dtype_name(a)}; wanted real numbers")
+    if len(shape) < 2:
+        raise ValueError(f"a: got shape {tuple(shape)}; wanted (..., m, n)")
+
+
+def _by_torch(function: Any, a: Any, accuracy: str, return_bound: bool) -> Any:
+    """Tensors in and out; the bounds are computed from the values on the host."""
+    x = as_tensor(a)
+    _check(a, not x.is_complex(), x.shape)
+    batch = x.reshape((int(np.prod(x.shape[:-2], dtype=np.int64)), *x.shape[-2:]))
+    s = function(batch, accuracy=accuracy).reshape((*x.shape[:-2], min(x.shape[-2:])))
+    if not return_bound:
+        return s
+    return s, like(a, svd_bound(as_numpy(s), "high" if accuracy == "high" else "standard"))
 
 
 def _tagged(a: Any, dtype: str) -> Any:

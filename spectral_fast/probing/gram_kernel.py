@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..kernels.select import select
+from ..linalg.arrays import device_of_name
 from .layer_grams import GramKernel, flops_of
 
 __all__ = ["gram_kernel"]
@@ -16,10 +18,11 @@ __all__ = ["gram_kernel"]
 F64 = NDArray[np.float64]
 
 
-def gram_kernel(backend: str = "auto") -> tuple[GramKernel, str]:
-    """The kernel and its backend's name. Its algorithm "auto" is the cheaper one."""
-    compute, name = select("gradient_gram", backend)
-    return _Kernel(compute), name
+def gram_kernel(device: torch.device | str = "cpu", backend: str = "auto") -> tuple[GramKernel, str]:
+    """The kernel for factors on ``device`` and its backend's name. Its algorithm "auto" is the cheaper one."""
+    where = device_of_name(device)
+    compute, name = select("gradient_gram", backend, where)
+    return _Kernel(compute) if where == "cpu" else _DeviceKernel(compute), name
 
 
 class _Kernel:
@@ -53,6 +56,20 @@ class _Kernel:
         self._compute(target, *factors, algorithm="gradients" if algorithm == "auto" else algorithm)
         if target is not gram:
             gram[:] = target
+
+
+class _DeviceKernel:
+    """Factors are tensors of a device, ``gram`` is the host's: the finished products are all that comes back."""
+
+    def __init__(self, compute: Callable[..., None]) -> None:
+        self._compute = compute
+
+    def __call__(self, gram: F64, a: Any, b: Any = None, a2: Any = None, b2: Any = None, *, algorithm: str = "auto") -> None:
+        out = torch.zeros(gram.shape, dtype=torch.float64, device=a.device)
+        if algorithm == "auto":
+            algorithm = "positions" if b is None else _cheaper(a, b, a2)
+        self._compute(out, a, b, a2, b2, algorithm=algorithm)
+        gram += out.cpu().numpy()
 
 
 def _same(x: NDArray[Any], y: NDArray[Any]) -> bool:

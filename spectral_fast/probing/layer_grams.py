@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..linalg.arrays import device_of
 from .token_grams import shared_tokens
 from .use_records import Region
 
@@ -30,12 +31,12 @@ class GramKernel(Protocol):
     def __call__(self, gram: F64, a: Any, b: Any = None, a2: Any = None, b2: Any = None, *, algorithm: str = "auto") -> Any: ...
 
 
-def array(t: Tensor) -> NDArray[Any]:
-    """A C-contiguous numpy array of float32 or float64 numbers."""
+def array(t: Tensor) -> Any:
+    """C-contiguous float32 or float64 numbers as kernels take them: an array, or where they are on a device a tensor there."""
     t = t.detach()
     if t.dtype not in (torch.float32, torch.float64):
         t = t.float()
-    return np.ascontiguousarray(t.contiguous().cpu().numpy())
+    return np.ascontiguousarray(t.contiguous().numpy()) if device_of(t) == "cpu" else t.contiguous()
 
 
 def flops_of(algorithm: str, n: int, t: int, m: int | None, s: int, p: int, q: int) -> float:

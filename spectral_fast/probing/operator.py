@@ -67,7 +67,8 @@ class ModelOperator:
     without copies. ``sum_dtype``, of the sums over batches: float64; that of the model for a float32 one of
     4,194,304 parameters or more, or of a single batch, where nothing is added.
     A model that draws random numbers in its forward pass sees the same draws in every product.
-    eigsh, spectral_density and trace of an operator keep their bases on the host and give numpy arrays, whatever its device.
+    eigsh and spectral_density keep their bases on the operator's device (with checkpoint= and over several processes on the host) and give
+    numpy arrays.
 
     process_group: a group of torch.distributed, or "world": ``loader`` is this rank's shard of the samples, of any size, and everything is over
     those of all ranks; every rank has to make the same calls (see distributed.Ranks, ``ranks``), max_batches and max_samples hold for each. None: this
@@ -258,6 +259,12 @@ class ModelOperator:
             total = torch.zeros(v.shape, dtype=self.sum_dtype, device=self.device)
             self._multiply(rows, total)
             torch.from_numpy(out).copy_(total)
+        return out
+
+    def device_products(self, rows: Tensor) -> Tensor:
+        """Products with the rows of a tensor (b, n) on the operator's device -> (b, n) there, in ``sum_dtype``."""
+        out = torch.zeros(rows.shape, dtype=self.sum_dtype, device=self.device)
+        self._multiply(rows, out)
         return out
 
     def __matmul__(self, v: Any) -> Any:

@@ -200,7 +200,7 @@ def _verify(functional: FunctionalModel, loss: Loss, batch: Batch, own: Tensor, 
     for k, value in ((some[0], alone), *zip(some, values.tolist(), strict=True)):
         if abs(value - float(own[k])) > tolerance * max(abs(float(own[k])), 1e-3):
             raise Refused(f"a sample's loss without the others is {value:.6g}, in its batch {float(own[k]):.6g}")
-    factors = sample_factors(batch.size, own)[some]
+    factors = sample_factors(batch.size, own).index_select(0, torch.tensor(some).to(own.device))
     with _refusing():
         total = (values * factors).sum()
         plain: Any = torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True) if total.requires_grad else [None] * len(leaves)

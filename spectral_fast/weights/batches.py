@@ -5,14 +5,17 @@ Everything else here gets its values, and how exact they are, from these functio
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.select import select
-from ..linalg.arrays import RawArray
+from ..kernels.select import BACKENDS, select, why_not
+from ..linalg.arrays import RawArray, as_float64, as_tensor
 from ..linalg.lowrank import randomized_svd
 from ..linalg.svd import svd_bound, svdvals
 from ..metrics.rank import rank_tolerances, undecided
@@ -22,7 +25,19 @@ if TYPE_CHECKING:
     from ..metrics.rank import StorageNoise
     from .structure import MatrixPlan
 
-__all__ = ["BATCH_BYTES", "OUT_OF_MEMORY", "Key", "Leading", "Matrix", "Pending", "ShapeBatches", "SingularValues", "batch_is_full", "core_values"]
+__all__ = [
+    "BATCH_BYTES",
+    "OUT_OF_MEMORY",
+    "Key",
+    "Leading",
+    "Matrix",
+    "Pending",
+    "ShapeBatches",
+    "SingularValues",
+    "batch_is_full",
+    "core_values",
+    "usable_device",
+]
 
 # Matrices of one shape are computed together up to this size and this many flops: a fraction of a second, so that progress is seen and
 # an interruption loses little.
@@ -57,6 +72,24 @@ class Pending:
     backend: str = ""
 
 
+def usable_device(device: object) -> str:
+    """The name of a device on which singular values can be computed; None: the CPU. torch is loaded for others.
+
+    Raises ValueError naming ``device`` where it is not one, or cannot be used here."""
+    if device is None or str(device) == "cpu":
+        return "cpu"
+    if str(device).partition(":")[0] not in BACKENDS:
+        raise ValueError(f"device: got {device!r}; known: {', '.join(BACKENDS)}")
+    reason = why_not("torch")
+    if reason:
+        raise ValueError(f"device: {device!r} cannot be used: {reason}")
+    torch = sys.modules["torch"]
+    try:
+        return str(torch.zeros(1, device=torch.device(device)).device)
+    except (RuntimeError, AssertionError) as e:  # torch asserts that it has been built for CUDA
+        raise ValueError(f"device: {device!r} cannot be used: {str(e).splitlines()[0]}") from e
+
+
 def batch_is_full(entries: int, shorter: int) -> bool:
     """Whether matrices of so many entries together, their shorter sides so long, are worth a call."""
     return entries * 8 > BATCH_BYTES or entries * 4.0 * shorter > BATCH_FLOPS
@@ -71,8 +104,8 @@ class Leading:
     # more passes than randomized_svd's default: values are wanted here, not subspaces, and hardly any time is spent on them
     passes, _oversample = 8, 16
 
-    def __init__(self, top: int | None, above: int, backend: str, seed: int) -> None:
-        self._top, self._above, self._backend, self._seed = top, above, backend, seed
+    def __init__(self, top: int | None, above: int, backend: str, seed: int, device: str = "cpu") -> None:
+        self._top, self._above, self._backend, self._seed, self._device = top, above, backend, seed, device
         self.columns = 0 if top is None else top + self._oversample
 
     def wanted(self, shape: tuple[int, int]) -> bool:
@@ -82,33 +115,57 @@ class Leading:
     def compute(self, pending: Pending, w: Matrix) -> None:
         """Fill in what is found of ``w`` (m, n): values from below, each within ``bound`` of the true one (Weyl), and the Frobenius norm."""
         try:
-            r = randomized_svd(w, self._top, oversample=self._oversample, n_iter=self.passes, seed=self._seed, backend=self._backend)
+            there = self._device != "cpu"
+            with _errors_of_torch() if there else nullcontext():
+                a = as_tensor(w).to(self._device) if there else w
+                r = randomized_svd(a, self._top, oversample=self._oversample, n_iter=self.passes, seed=self._seed, backend=self._backend)
         except MemoryError:
             pending.why = f"{OUT_OF_MEMORY} for its leading singular values"
             return
-        s = np.asarray(r.s, dtype=np.float64)
+        s = as_float64(r.s)
         if s[0] == 0.0:  # then all are known
             pending.s, pending.bound = np.zeros(min(pending.plan.shape)), 0.0
             return
         pending.s, pending.bound, pending.backend = s, float(r.error), r.backend
-        pending.frobenius = float(s[0] * np.hypot(np.linalg.norm(s / s[0]), r.error / s[0]))
+        pending.frobenius = float(s[0] * np.hypot(np.linalg.norm(s / s[0]), pending.bound / s[0]))
 
 
 class SingularValues:
     """The kernel of one backend. backend: its name; exact: it keeps "high" accuracy whatever is asked; reads_bits: it takes bfloat16 as it is stored."""
 
-    def __init__(self, backend: str = "auto") -> None:
-        self._kernel, self.backend = select("singular_values", backend)
+    def __init__(self, backend: str = "auto", device: str = "cpu") -> None:
+        self._kernel, self.backend = select("singular_values", backend, device)
+        self.device = device
         self.exact = self.backend == "numpy"
-        self.reads_bits = self.backend == "native"
+        self.reads_bits = self.backend != "numpy"
 
     def __call__(self, stack: NDArray[Any], accuracy: str = "high", *, bits: bool = False) -> tuple[F64, F64]:
         """(b, m, n) -> values (b, d_min), descending, and the bound of every value's error, alike. NaN where a matrix is not finite.
 
         bits: the stack holds bfloat16 as uint16, where ``reads_bits``.
         """
-        s = self._kernel(stack, accuracy=accuracy, bits="bfloat16") if bits else self._kernel(stack, accuracy=accuracy)
+        if self.device != "cpu":
+            s = self._there(RawArray(stack, "bfloat16") if bits else stack, accuracy)
+        else:
+            s = self._kernel(stack, accuracy=accuracy, bits="bfloat16") if bits else self._kernel(stack, accuracy=accuracy)
         return s, svd_bound(s, "high" if self.exact else accuracy)
+
+    def _there(self, stack: Matrix, accuracy: str) -> F64:
+        """The stack goes to the device as it is stored, the values come back."""
+        with _errors_of_torch():
+            return np.asarray(self._kernel(as_tensor(stack).to(self.device), accuracy=accuracy).cpu().numpy(), dtype=np.float64)
+
+
+@contextmanager
+def _errors_of_torch() -> Iterator[None]:
+    """A device without memory and a decomposition that does not converge, in the words of numpy."""
+    torch = sys.modules["torch"]
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise MemoryError(str(e)) from e
+    except torch.linalg.LinAlgError as e:
+        raise np.linalg.LinAlgError(str(e)) from e
 
 
 def core_values(a: Any) -> F64:

@@ -15,7 +15,7 @@ from ..linalg.arrays import CodedArray, RawArray, as_numpy, bfloat16_bits, dtype
 from ..metrics.random_matrix import permutation_null
 from ..metrics.rank import StorageNoise
 from ..results import Skipped
-from .batches import OUT_OF_MEMORY, Key, Leading, Matrix, Pending, ShapeBatches, SingularValues
+from .batches import OUT_OF_MEMORY, Key, Leading, Matrix, Pending, ShapeBatches, SingularValues, usable_device
 from .measure import look_at, product_of
 from .slices import cut_differently, slice_values
 from .structure import MatrixPlan
@@ -37,6 +37,7 @@ class Options:
     seed: int = 0
     top: int | None = None
     top_above: int = TOP_ABOVE
+    device: str = "cpu"
 
 
 @dataclass
@@ -70,8 +71,9 @@ class Calculator:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self.values = SingularValues(options.backend)
-        self.leading = Leading(options.top, options.top_above, options.backend, options.seed)
+        device = usable_device(options.device)
+        self.values = SingularValues(options.backend, device)
+        self.leading = Leading(options.top, options.top_above, options.backend, options.seed, device)
 
     def read(self, plans: tuple[MatrixPlan, ...]) -> Loaded:
         """The tensors of these plans, in order; one that cannot be read costs only itself. May be called from another thread."""

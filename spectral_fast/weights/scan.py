@@ -19,7 +19,7 @@ from ..progress import Bar, Progress, ProgressOption, progress_reporter
 from ..results import Skipped, Status
 from .ahead import ReadAhead
 from .baseline import beside_baseline, open_baseline
-from .batches import Pending, SingularValues
+from .batches import Pending, SingularValues, usable_device
 from .compute import STAGES, TOP_ABOVE, Calculator, Measured, Options
 from .measure import matrix_spectra
 from .sources import TensorList, TensorRecord, open_source
@@ -53,6 +53,7 @@ def scan(
     resume: bool = True,
     executor: Executor | None = None,
     max_memory: int | float | None = None,
+    device: Any = None,
 ) -> WeightSpectra:
     """Spectra of every weight matrix: norms, condition, rank under every rule, power law, bulk and spikes, beside a random matrix of the same shape.
 
@@ -81,12 +82,15 @@ def scan(
               the path ``source``, which they all have to see, and this process gathers the values (and writes the store).
     max_memory: bytes that tensors and computation may take together, on every worker for itself with an ``executor``; None: 60 % of what is free. What
               cannot be computed within it is listed in ``skipped``, and the result is "incomplete".
+    device:   where the singular values are computed: None or "cpu", or a device of torch such as "cuda", to which matrices travel as they are stored
+              while the next ones are read; with an ``executor`` that of every worker.
 
     Returns WeightSpectra; tensors that hold no weight matrix are in its ``skipped`` with the reason, matrices with NaN or Inf among its
     ``matrices`` with status "failed" and the place of the first. Values are computed with "standard" accuracy and again with "high" where
     that leaves a rank or s_min open (``redone``, ``WeightSpectra.redone_share``).
     Raises TypeError for another kind of source or baseline, checkpoints.CheckpointError (a ValueError) for a missing file or one that cannot be read,
-    ValueError when ``layers`` matches nothing, for an unknown ``null`` or ``backend``, a ``top`` or ``top_above`` that is no number of values or entries,
+    ValueError when ``layers`` matches nothing, for an unknown ``null`` or ``backend``, a ``device`` that cannot be used,
+    a ``top`` or ``top_above`` that is no number of values or entries,
     a ``store`` of another scan, a ``max_memory`` that is no number above 0.
     """
     check_null(null)
@@ -114,13 +118,13 @@ def scan(
             tensors,
             resume,
             layers=[layers] if isinstance(layers, str) else layers,
-            backend=SingularValues(backend).backend,
+            backend=SingularValues(backend, usable_device(device)).backend,
             seed=seed,
             top=top,
             top_above=top_above,
         ) as kept,
     ):
-        measure = partial(weight_spectra, top=top, top_above=top_above, executor=executor, max_memory=max_memory)
+        measure = partial(weight_spectra, top=top, top_above=top_above, executor=executor, max_memory=max_memory, device=device)
         spectra = measure(tensors, layers=layers, progress=report, backend=backend, slices=slices, null=null, seed=seed, kept=kept)
         return beside_baseline(spectra, reference, measure, layers=layers, progress=report, backend=backend)
 
@@ -161,6 +165,7 @@ def weight_spectra(
     kept: ScanStore | None = None,
     executor: Executor | None = None,
     max_memory: int | float | None = None,
+    device: Any = None,
 ) -> WeightSpectra:
     """Spectra of all matrices in ``tensors``; arguments as of :func:`scan`. progress: called as progress(done, total, what). kept: the open store.
 
@@ -170,7 +175,7 @@ def weight_spectra(
     check_null(null)
     start = time.perf_counter()
     globs = None if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
-    options = Options(globs, backend, slices, null, seed, top, top_above)
+    options = Options(globs, backend, slices, null, seed, top, top_above, "cpu" if device is None else str(device))
     calculator = Calculator(options)
     plans, skipped = plan_matrices(tensors.entries, layers, tensors.adapter)
     skipped = [*tensors.skipped, *skipped]

@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretend_device import on_device
 from tolerances import tolerance
 
-from spectral_fast.kernels import native_kernels, numpy_kernels
+from spectral_fast.kernels import native_kernels, numpy_kernels, torch_kernels
 from spectral_fast.kernels.numpy_gradient_gram import CHAIN
 
 LEVELS = native_kernels.levels()
-WAYS = ["numpy", *LEVELS]
+WAYS = ["numpy", "torch", *LEVELS]
 ALGORITHMS = ["positions", "gradients"]
 KINDS = ["float32", "float64"]
 
 
 def way_of(name: str, threads: int = 2) -> Any:
+    if name == "torch":
+        return on_device(torch_kernels.gradient_gram)
     return numpy_kernels.gradient_gram if name == "numpy" else partial(native_kernels.gradient_gram, level=name, threads=threads)
 
 

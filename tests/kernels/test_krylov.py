@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from krylov_rows import FORMATS, LEVELS, UNIT, numbers, stored
+from pretend_device import on_device
 from tolerances import tolerance
 
-from spectral_fast.kernels import native_kernels, numpy_kernels
+from spectral_fast.kernels import native_kernels, numpy_kernels, torch_kernels
 
 
 def basis_of(t: int, room: int, n: int, kind: str, seed: int, pad: int = 0) -> np.ndarray:
@@ -79,12 +80,12 @@ def test_what_comes_in_is_what_comes_out(n: int, t: int, b: int, kind: str, w_ki
 
 
 def every(op: str) -> list[Any]:
-    """The numpy kernel and the compiled one at every level, with two threads."""
+    """The numpy kernel, torch's on a device, and the compiled one at every level, with two threads."""
 
     def at(level: str) -> Any:
         return lambda *args, **more: getattr(native_kernels, op)(*args, level=level, **{"threads": 2, **more})
 
-    return [getattr(numpy_kernels, op), *(at(level) for level in LEVELS)]
+    return [getattr(numpy_kernels, op), on_device(getattr(torch_kernels, op)), *(at(level) for level in LEVELS)]
 
 
 @pytest.mark.parametrize("w_kind", FORMATS[:2])

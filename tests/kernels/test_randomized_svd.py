@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretend_device import on_device
 
-from spectral_fast.kernels import native_kernels, numpy_kernels
+from spectral_fast.kernels import native_kernels, numpy_kernels, torch_kernels
 from spectral_fast.kernels.numpy_kernels import LowRank
 from spectral_fast.kernels.numpy_lowrank import Plan, Sketch, plan
 
 pytestmark = pytest.mark.native_only
 
 LEVELS = native_kernels.levels()
+WAYS = ["torch", *LEVELS]
 SPECTRA = {
     "decaying": 1.0 / np.arange(1, 121) ** 1.5,
     "flat": np.linspace(1.1, 1.0, 120),
@@ -35,6 +37,13 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 
 
+def by(way: str, a: np.ndarray, **options: Any) -> LowRank:
+    if way == "torch":
+        found: LowRank = on_device(torch_kernels.randomized_svd)(a, **options)
+        return found
+    return native_kernels.randomized_svd(a, level=way, **options)
+
+
 def prescribed(seed: int, m: int, n: int, s: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
     rng = np.random.default_rng(seed)
     u, v = (np.linalg.qr(rng.standard_normal((k, len(s))))[0] for k in (m, n))
@@ -50,16 +59,16 @@ def same(a: LowRank, b: LowRank) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("method", ["subspace", "krylov"])
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("shape", [(300, 120), (120, 300)])
-def test_as_close_as_numpy_with_the_same_test_matrix(shape: tuple[int, int], name: str, method: str, dtype: type, level: str) -> None:
+def test_as_close_as_numpy_with_the_same_test_matrix(shape: tuple[int, int], name: str, method: str, dtype: type, way: str) -> None:
     a = prescribed(1, *shape, SPECTRA[name], dtype)
     omega = np.random.default_rng(2).standard_normal((shape[1], 20))
     options = {"rank": 10, "method": method, "omega": omega}
-    ours, theirs = native_kernels.randomized_svd(a, **options, level=level), numpy_kernels.randomized_svd(a, **options)
+    ours, theirs = by(way, a, **options), numpy_kernels.randomized_svd(a, **options)
     size, eps = np.linalg.norm(SPECTRA[name]), np.finfo(dtype).eps
     assert left(a, ours) <= 1.05 * left(a, theirs) + 4 * eps * size
     limit = 1e-6 if dtype == np.float32 else 1e-13
@@ -72,14 +81,14 @@ def test_as_close_as_numpy_with_the_same_test_matrix(shape: tuple[int, int], nam
         assert np.abs(ours.s - theirs.s).max() <= 20 * eps * size
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("plan", PLANS)
-def test_the_same_triplets_as_numpy(plan: str, level: str) -> None:
+def test_the_same_triplets_as_numpy(plan: str, way: str) -> None:
     """Values far enough apart that every vector is determined to a few digits less than the precision."""
     s = 2.0 ** -np.arange(40.0)
     a = np.concatenate([prescribed(seed, 90, 70, s) for seed in range(3)])
     options = {"rank": 12, "seed": 5, **PLANS[plan]}
-    ours, theirs = native_kernels.randomized_svd(a, **options, level=level), numpy_kernels.randomized_svd(a, **options)
+    ours, theirs = by(way, a, **options), numpy_kernels.randomized_svd(a, **options)
     assert np.array_equal(ours.ranks, theirs.ranks) and np.array_equal(ours.reached, theirs.reached)
     assert np.abs(ours.s - theirs.s).max() <= 1e-13
     assert np.abs(ours.u * ours.s[:, None] - theirs.u * theirs.s[:, None]).max() <= 1e-11

@@ -25,9 +25,9 @@ def test_named_backend():
     ("arguments", "words"),
     [
         (("eigensalad",), "op: 'eigensalad' is unknown; known: .*power_law"),
-        (("power_law", "fortran"), "backend: 'fortran' is unknown; known: auto, numpy, native, cuda"),
+        (("power_law", "fortran"), "backend: 'fortran' is unknown; known: auto, numpy, native, torch, cuda"),
         (("power_law", "numpy", "cuda:0"), "backend: 'numpy' has no 'power_law' for arrays on 'cuda:0'"),
-        (("power_law", "auto", "tpu"), "device: no kernels for 'tpu'; known: cpu, cuda"),
+        (("power_law", "auto", "tpu"), "device: no kernels for 'tpu'; known: cpu, cuda, xpu"),
     ],
 )
 def test_unknown_names_list_the_known(arguments, words):

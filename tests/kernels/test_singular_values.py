@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretend_device import on_device
 
-from spectral_fast.kernels import native_kernels, numpy_kernels
+from spectral_fast.kernels import native_kernels, numpy_kernels, torch_kernels
 from spectral_fast.linalg.svd import svd_bound
 from tests.problems import with_singular_values
 
 EPS = 2.0**-52
 LEVELS = native_kernels.levels()
-BACKENDS = ["numpy", *LEVELS]
+BACKENDS = ["numpy", "torch", *LEVELS]
 # one shape at least for every route and every remainder of its loops: lanes, one stage, two stages; square, tall, wide
 SMALL = [(1, 1), (2, 2), (3, 5), (7, 7), (16, 16), (40, 17), (33, 33), (64, 64), (64, 100)]
 MIDDLE = [(65, 65), (100, 100), (128, 500), (129, 140), (200, 200), (257, 300)]
@@ -27,6 +28,8 @@ LARGE = [(321, 321), (330, 700), (513, 513)]
 def values(backend: str, a: np.ndarray, accuracy: str, **options: object) -> np.ndarray:
     if backend == "numpy":
         return numpy_kernels.singular_values(a, accuracy=accuracy)
+    if backend == "torch":
+        return on_device(torch_kernels.singular_values)(a, accuracy=accuracy)
     return native_kernels.singular_values(a, accuracy=accuracy, level=backend, **options)  # type: ignore[arg-type]
 
 

@@ -270,7 +270,7 @@ def test_an_interrupt_while_the_basis_is_changed_loses_nothing(k, where, monkeyp
         return recombine(*args)
 
     monkeypatch.setattr(Krylov, where, marked)
-    monkeypatch.setattr("spectral_fast.linalg.krylov.select", lambda name, backend: (interrupted, "") if name == "recombine" else select(name, backend))
+    monkeypatch.setattr("spectral_fast.linalg.krylov.select", lambda name, *where: (interrupted, "") if name == "recombine" else select(name, *where))
     a = symmetric(np.r_[0.1 * np.sin(np.arange(592)), np.arange(2, 10)])
     pairs, run = extreme_pairs(a, Ends(top=k), tol=1e-8, capacity=k + 12)
     assert came and run["interrupted"] and run["status"] == "incomplete" and "interrupted" in run["reason"]

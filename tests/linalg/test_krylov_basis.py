@@ -85,9 +85,9 @@ def test_backends_find_the_same_pairs(backend: str, monkeypatch: pytest.MonkeyPa
     used: set[str] = set()
     select: Any = basis.select
 
-    def told(op: str, name: str = "auto") -> Any:
+    def told(op: str, name: str = "auto", device: str = "cpu") -> Any:
         used.add(name)
-        return select(op, name)
+        return select(op, name, device)
 
     monkeypatch.setattr(basis, "select", told)
     evals = SPECTRA["both signs"]

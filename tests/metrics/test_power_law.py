@@ -198,7 +198,7 @@ def test_range_over_starts_that_fit_as_well() -> None:
         (lambda: fit_power_law(np.ones(9), threshold=2.0, xmin=1.0), "xmin"),
         (lambda: fit_power_law(np.ones(9), xmin=math.nan), "xmin"),
         (lambda: fit_power_laws([np.ones(9)], [0.0, 1.0]), "thresholds: .*1 numbers, got 2"),
-        (lambda: fit_power_law(np.ones(9), backend="fortran"), "backend: 'fortran' is unknown; known: auto, numpy, native, cuda"),
+        (lambda: fit_power_law(np.ones(9), backend="fortran"), "backend: 'fortran' is unknown; known: auto, numpy, native, torch, cuda"),
     ],
 )
 def test_bad_input_is_named(call, words):

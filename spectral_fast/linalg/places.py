@@ -1,0 +1,80 @@
+"""Where the rows of a Krylov basis lie: in the host's memory as arrays, or on a device as tensors."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import RawArray, as_numpy, as_tensor, is_torch
+
+__all__ = ["BASIS_DTYPES", "DevicePlace", "HostPlace", "place_of"]
+
+F64 = NDArray[np.float64]
+BASIS_DTYPES = {"float64": "float64", "float32": "float32", "bfloat16": "uint16"}  # name -> what numpy holds it in
+
+
+class HostPlace:
+    """Arrays; bfloat16 is kept as its bits."""
+
+    device = "cpu"
+
+    def zeros(self, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
+        return np.zeros(shape, dtype=BASIS_DTYPES[dtype])
+
+    def vectors(self, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
+        """Memory for vectors in the precision of products: float64 for a basis of float64, else float32."""
+        return np.empty(shape, dtype=np.float64 if dtype == "float64" else np.float32)
+
+    def take(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """The rows here."""
+        return rows
+
+    def host(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """The rows as an array of the host."""
+        return rows
+
+    def readable(self, rows: NDArray[Any], dtype: str) -> NDArray[Any]:
+        """Stored rows as operators take them."""
+        return np.asarray(as_numpy(RawArray(rows, "bfloat16"))) if dtype == "bfloat16" else rows
+
+    def products(self, x: NDArray[Any], y: NDArray[Any]) -> F64:
+        """x yᵀ in float64."""
+        return np.asarray(x.astype(np.float64) @ y.astype(np.float64).T)
+
+
+class DevicePlace:
+    """Tensors of one device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._torch = sys.modules["torch"]
+
+    def zeros(self, shape: tuple[int, int], dtype: str) -> Any:
+        return self._torch.zeros(shape, dtype=getattr(self._torch, dtype), device=self.device)
+
+    def vectors(self, shape: tuple[int, int], dtype: str) -> Any:
+        return self._torch.empty(shape, dtype=self._torch.float64 if dtype == "float64" else self._torch.float32, device=self.device)
+
+    def take(self, rows: Any) -> Any:
+        return rows if is_torch(rows) else as_tensor(rows).to(self.device)
+
+    def host(self, rows: Any) -> NDArray[Any]:
+        return np.asarray(rows.cpu().numpy())
+
+    def readable(self, rows: Any, dtype: str) -> Any:
+        return rows.float() if dtype == "bfloat16" else rows
+
+    def products(self, x: Any, y: Any) -> F64:
+        return self.host(x.double() @ y.double().mT)
+
+
+_HOST = HostPlace()
+
+
+def place_of(apply: object) -> HostPlace | DevicePlace:
+    """Where the vectors are that products of ``apply`` take and give."""
+    device = str(getattr(apply, "device", "cpu"))
+    return _HOST if device == "cpu" else DevicePlace(device)

@@ -1,0 +1,134 @@
+"""The public functions on a device (a pretended one): the same numbers as on the CPU, results that stay there, and no matrix that travels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from children import run_python
+from pretend_device import NAME, pretend_device
+from safetensors.torch import save_file
+
+import spectral_fast as sf
+
+
+def graded(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)) / torch.arange(1, shape[-1] + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int32])
+@pytest.mark.parametrize("accuracy", ["standard", "high"])
+def test_svdvals(dtype: torch.dtype, accuracy: str) -> None:
+    a = (100 * graded(3, 2, 40, 25)).to(dtype)
+    expected, bounds = sf.svdvals(a, accuracy=accuracy, return_bound=True)
+    with pretend_device() as traffic:
+        there = a.to(NAME)
+        traffic.there = 0
+        s, bound = sf.svdvals(there, accuracy=accuracy, return_bound=True)
+        assert s.device.type == bound.device.type == NAME and s.shape == (3, 2, 25)
+        assert traffic.back == s.nbytes and traffic.there == bound.nbytes  # the bounds are computed from the values on the host
+        assert (np.abs(s.cpu().numpy() - expected.numpy()) <= bounds.numpy() + bound.cpu().numpy()).all()
+
+
+def test_svdvals_of_awkward_matrices() -> None:
+    a = torch.stack([torch.eye(6), torch.zeros(6, 6), torch.full((6, 6), torch.nan), 1e300 * torch.ones(6, 6, dtype=torch.float64)])
+    with pretend_device():
+        s = sf.svdvals(a.to(NAME)).cpu().numpy()
+        assert np.array_equal(s[0], np.ones(6)) and np.array_equal(s[1], np.zeros(6)) and np.isnan(s[2]).all()
+        assert s[3, 0] == pytest.approx(6e300, rel=1e-14)
+        assert sf.svdvals(torch.zeros(2, 0, 3).to(NAME)).shape == (2, 0)
+        with pytest.raises(TypeError, match="^a: got dtype complex64"):
+            sf.svdvals(torch.zeros(2, 2, dtype=torch.complex64).to(NAME))
+        with pytest.raises(ValueError, match="backend: 'native' has no 'singular_values' for arrays on 'pretend:0'; usable there: torch"):
+            sf.svdvals(torch.eye(2).to(NAME), backend="native")
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "krylov"}, {"method": "sketch"}, {"tol": 1e-2}])
+def test_randomized_svd(options: dict[str, Any]) -> None:
+    a = graded(2, 90, 60)
+    expected = sf.randomized_svd(a, 5, **options)
+    with pretend_device() as traffic:
+        there = a.to(NAME)
+        traffic.there = traffic.back = 0
+        r = sf.randomized_svd(there, 5, **options)
+        assert {x.device.type for x in (r.u, r.s, r.vt, r.error, r.ranks)} == {NAME} and r.backend == "torch" and r.status == expected.status
+        assert traffic.back < 1000, "a few numbers to decide by"
+        for name in ("s", "error"):
+            assert torch.allclose(getattr(r, name).cpu(), getattr(expected, name), rtol=1e-6)
+        whole = [(x.u * x.s[:, None]) @ x.vt for x in (r, expected)]
+        assert torch.allclose(whole[0].cpu(), whole[1], atol=1e-3 * float(expected.s.max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("basis", [None, "float32", "bfloat16"])
+def test_eigsh_of_a_matrix(dtype: torch.dtype, basis: str | None) -> None:
+    n, k = 300, 3
+    q = torch.linalg.qr(graded(n, n) + torch.eye(n))[0]
+    values = torch.cat([torch.tensor([9.0, 7.0, 7.0]), torch.linspace(-2, 2, n - 3)])
+    a = ((q * values) @ q.mT).to(dtype)
+    with pretend_device() as traffic:
+        there = a.to(NAME)
+        traffic.there = traffic.back = 0
+        r = sf.eigsh(there, k, tol=1e-4, basis_dtype=basis)
+        assert r.status == "ok" and r.vectors.device.type == NAME
+        tol = 1e-2 if basis == "bfloat16" else 1e-6
+        assert np.allclose(r.values.cpu().numpy(), [9, 7, 7], rtol=tol)
+        # start vectors, a few eigenvectors, and the coefficients of each step; neither the matrix nor the basis
+        assert traffic.back < 20 * n * 8 + r.matvecs * 300 * 8
+        residual = there.double() @ r.vectors.double() - r.vectors.double() * r.values
+        assert float(residual.norm(dim=0).max()) <= 2 * max(1e-4, r.tol) * 9
+
+
+def test_density_of_a_matrix() -> None:
+    a = torch.diag(torch.linspace(-1, 1, 400, dtype=torch.float64))
+    expected = sf.spectral_density(a, probes=2, steps=12)
+    with pretend_device():
+        d = sf.spectral_density(a.to(NAME), probes=2, steps=12)
+        for name in ("nodes", "weights"):
+            assert np.allclose(getattr(d, name).cpu(), getattr(expected, name), atol=1e-9)
+    assert d.trace == pytest.approx(expected.trace)
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("what", ["Hessian", "GGN", "GradientCovariance", "gradients", "collapse"])
+def test_models(what: str, net: str) -> None:
+    folder = Path(__file__).parent
+    done = run_python(f"import runpy, sys; sys.path.insert(0, {str(folder)!r}); sys.argv[1:] = [{what + ' of ' + net!r}]; "
+                      f"runpy.run_path({str(folder / 'device_models.py')!r}, run_name='__main__')")  # fmt: skip
+    assert done.stdout.strip() == "OK", done.stderr[-3000:]
+
+
+def checkpoint(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    kinds = {"float32": torch.float32, "bf16": torch.bfloat16, "half": torch.float16}
+    made = {f"{name}.{i}.weight": torch.from_numpy(rng.standard_normal((48, 40 + 8 * i)) / 7).to(dtype) for name, dtype in kinds.items() for i in range(3)}
+    made["deficient.weight"] = torch.from_numpy(np.outer(rng.standard_normal(40), rng.standard_normal(30))).float()
+    made["bad.weight"] = torch.full((5, 6), torch.nan)
+    save_file(made, folder / "w.safetensors")
+    return folder / "w.safetensors"
+
+
+@pytest.mark.parametrize("top", [None, 4])
+def test_scan(tmp_path: Path, top: int | None) -> None:
+    path = checkpoint(tmp_path)
+    options: dict[str, Any] = {} if top is None else {"top": top, "top_above": 100}
+    expected = sf.scan(path, progress=False, **options)
+    with pretend_device() as traffic:
+        found = sf.scan(path, progress=False, device=NAME, **options)
+    assert found.status == expected.status and "singular values: torch" in found.backend
+    assert 0 < traffic.there <= 3 * path.stat().st_size, "as they are stored, some again for more accuracy"
+    for m, e in zip(found.matrices, expected.matrices, strict=True):
+        assert (m.name, m.status, m.reason) == (e.name, e.status, e.reason)
+        assert m.s == pytest.approx(e.s, abs=(m.bound + e.bound) if top is None else 1e-4 * np.abs(e.s).max(), nan_ok=True)
+        assert m.ranks == e.ranks
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "gpu", "", 3.5])
+def test_scan_on_a_device_that_is_not_there(tmp_path: Path, device: Any) -> None:
+    if torch.cuda.is_available() and device == "cuda":
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="^device: "):
+        sf.scan(checkpoint(tmp_path), progress=False, device=device)
