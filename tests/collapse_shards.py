@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,9 @@ def found(case: str, rank: int = 0, group: Any = None) -> dict[str, Any]:
     return out
 
 
+INTERRUPTS = (1, 2, 3, 4, 5, 6)  # of three batches, and three of test_loader
+
+
 def raised(work: Callable[[], Any]) -> str:
     try:
         r = work()
@@ -110,6 +114,7 @@ def troubles(rank: int) -> dict[str, str]:
     x, y = shards[rank][0]
     bad = torch.full_like(x, torch.nan) if rank else x
     return {
+        "test target": raised(lambda: neural_collapse(model, [(x, y)], test_loader=[(x, y + 9 * rank)], process_group="world")),
         "target": raised(lambda: neural_collapse(model, [(x, y + 9 * rank)], process_group="world")),
         "numbers": raised(lambda: neural_collapse(model, [(bad, y)], process_group="world")),
         "floats": raised(lambda: neural_collapse(model, [(x, y.double() if rank else y)], process_group="world")),
@@ -123,11 +128,33 @@ def troubles(rank: int) -> dict[str, str]:
     }
 
 
+def interrupted(rank: int, at: int, tests: bool) -> str:
+    """Ctrl-C on the first rank in forward pass ``at``, counted from the first one over the batches."""
+    model, shards, _ = ragged()
+    calls = 0
+
+    def press(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if rank == 0 and calls == at + 1:  # one is made to find the classifier
+            signal.raise_signal(signal.SIGINT)
+
+    model.register_forward_pre_hook(press)
+    loader = [shards[0][0]] * 3
+    try:
+        r = neural_collapse(model, loader, test_loader=loader if tests else None, process_group="world")
+    except KeyboardInterrupt:
+        return "KeyboardInterrupt"
+    return f"{r.status}, {None if r.test is None else r.test.status}"
+
+
 def main(rank: int, folder: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     results = {f"{case}/{name}": value for case in CASES for name, value in found(case, rank, dist.group.WORLD).items()}
     results |= {f"troubles/{name}": value for name, value in troubles(rank).items()}
+    results |= {f"interrupted/{at} {tests}": interrupted(rank, at, tests) for at in INTERRUPTS for tests in (False, True)}
     np.savez(Path(folder) / f"rank{rank}.npz", **{name: np.asarray(value) for name, value in results.items()})
     dist.barrier()
     os._exit(0)  # gloo's threads need no farewell

@@ -209,3 +209,39 @@ def test_test_samples_without_numbers_say_why() -> None:
     found = neural_collapse(net, [(x, y)], test_loader=[(x, y.double())])
     assert found.status == "ok" and found.test is not None and found.test.status == "skipped" and "integer class targets" in found.test.reason
     assert "skipped" in found.summary()
+
+
+def test_a_model_that_is_one_layer_with_test_samples() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(30, 6), torch.arange(30) % 4
+    r = neural_collapse(nn.Linear(6, 4), [(x[:20], y[:20])], test_loader=[(x[20:], y[20:])])
+    assert r.status == "ok" and r.test is not None and r.test.status == "ok"
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_an_interrupt_is_told_and_ends_everything(at: int) -> None:
+    """at: of two batches to look at, then two of test_loader."""
+    torch.manual_seed(0)
+    x, y = torch.randn(30, 6), torch.arange(30) % 4
+    model, calls = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), 0
+
+    def press(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at + 1:  # one is made to find the classifier
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(press)
+    batches = [(x[:15], y[:15]), (x[15:], y[15:])]
+    r = neural_collapse(model, batches, test_loader=batches)
+    assert r.status == "incomplete" and "interrupted" in r.reason
+    assert calls == at + 1 and (r.test is None) == (at <= 2)
+    assert (at > 1) == bool(np.isfinite(r.nc1))
+
+
+def test_classes_that_are_not_trained_on_are_told_of() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 6), torch.arange(40) % 4
+    train = [(x[y < 3], y[y < 3])]
+    r = neural_collapse(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), train, test_loader=[(x, y)])
+    assert r.test is not None and any("10 samples are of classes without samples in loader" in note for note in r.test.notes)

@@ -54,7 +54,15 @@ BOTH = {  # what both ranks say
 }
 
 
-@pytest.mark.parametrize("name", [*BOTH, "target", "layers"])
+@pytest.mark.parametrize("tests", [False, True])
+@pytest.mark.parametrize("at", shards.INTERRUPTS)
+def test_ctrl_c_on_one_rank_ends_both_with_what_there_is(at: int, tests: bool, ranks: Found) -> None:
+    said = {str(found[f"interrupted/{at} {tests}"]) for found in ranks}
+    during = at <= 3
+    assert said == {"incomplete, None" if during else "incomplete, incomplete" if tests else "ok, None"}
+
+
+@pytest.mark.parametrize("name", [*BOTH, "target", "test target", "layers"])
 def test_what_fails_on_one_rank_is_told_on_both(name: str, ranks: Found) -> None:
     said = [str(found[f"troubles/{name}"]) for found in ranks]
     if name == "layers":
@@ -63,5 +71,8 @@ def test_what_fails_on_one_rank_is_told_on_both(name: str, ranks: Found) -> None
     elif name == "target":
         assert said[0].startswith("ValueError: rank 1 failed at the features' class moments: ValueError: loader: target 11 is outside"), said
         assert said[1].startswith("ValueError: loader: target 11 is outside"), said
+    elif name == "test target":
+        assert said[0].startswith("ValueError: rank 1 failed at the features' class moments: ValueError: test_loader: target 11 is outside"), said
+        assert said[1].startswith("ValueError: test_loader: target 11 is outside"), said
     else:
         assert all(words.startswith(BOTH[name]) for words in said), said

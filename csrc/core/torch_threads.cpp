@@ -108,8 +108,11 @@ void join(void* given) {
 bool run_on_torch_threads(void (*work)(void* data), void* data, int threads) {
   if (getpid() != home || syscall(SYS_gettid) != home) return false;
   const Runtime torch = torch_runtime();
-  if (torch.parallel == nullptr || torch.most_threads() < threads) return false;
-  Crew crew{work, data, {threads - 1}};
+  if (torch.parallel == nullptr) return false;
+  // Where torch has fewer threads than are wanted (one for each of two hyperthreads, say), as many do: whoever comes takes the next task.
+  const int most = torch.most_threads();
+  if (most < 2) return false;
+  Crew crew{work, data, {(most < threads ? most : threads) - 1}};
   torch.parallel(join, &crew, 0, 0);
   return true;
 }

@@ -6,6 +6,7 @@ finished means: from features kept in their own dtype where they fit, by a secon
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from ..probing.operator import compute_dtype
 from ..probing.state import eval_notes, leave_no_trace
 from ..progress import ProgressOption, progress_reporter
 from ..results import Status
-from .features import CannotAnalyse, FeaturePass, check_targets
+from .features import BEFORE_THE_FIRST, CannotAnalyse, FeaturePass, check_targets
 from .layers import LayerPass, classifier_rows, layer_numbers, layers_named
 from .nearest import Means, Nearest, nearest_means
 from .result import F64, I64, NAN, LayerCollapse, NeuralCollapse
@@ -92,12 +93,14 @@ def neural_collapse(
             return result
         if result.status == "incomplete":
             return replace(result, notes=(*result.notes, "interrupted before the samples of test_loader"))
+        ranks.notes = ranks_of(model, process_group, test_loader).notes
         try:
-            test = _collapse(model, ranks_of(model, process_group, test_loader), test_loader, result.layer if means else layer, names, how, means)[0]
+            test = _collapse(model, ranks, test_loader, (result.layer or layer) if means else layer, names, how, means)[0]
         except (TypeError, ValueError) as error:
-            if str(error).startswith("loader:"):
-                raise type(error)(f"test_{error}") from error
-            raise
+            told = re.sub(r"(^|: )loader:", r"\1test_loader:", str(error), count=1)  # of another rank it stands behind the rank's number
+            raise type(error)(told) from error
+    if test.status == "incomplete":
+        return replace(result, test=test, status="incomplete", reason=f"test_loader: {test.reason}")
     return replace(result, test=test)
 
 
@@ -195,7 +198,9 @@ def _numbers(
 ) -> tuple[NeuralCollapse, Means]:
     moments = seen.moments
     if moments is None or seen.n_samples == 0:
-        raise CannotAnalyse("interrupted before the first batch was done" if interrupted else "no sample has a valid target")
+        if interrupted:
+            raise CannotAnalyse(BEFORE_THE_FIRST, "incomplete")
+        raise CannotAnalyse("no sample has a valid target")
     present = np.flatnonzero(moments.counts)
     n_present, dim = len(present), moments.means.shape[1]
     if n_present < 2:
@@ -212,7 +217,8 @@ def _numbers(
     nearest = nearest_means(seen, ranks, how.global_mean, others, notes)
     by_layer = _by_layer(seen, nearest, how, notes)
     status: Status = "incomplete" if interrupted or nearest.stopped else "unresolved" if one.rank == 0 else "ok"
-    reason = {"incomplete": f"interrupted: {seen.done} of {len(seen.batches)} batches", "unresolved": "the class means are equal to rounding", "ok": ""}[status]
+    stopped = f"interrupted: {seen.done} of {len(seen.batches)} batches" if interrupted else "interrupted before NC4 was known"
+    reason = {"incomplete": stopped, "unresolved": "the class means are equal to rounding", "ok": ""}[status]
     result = NeuralCollapse(
         status=status, reason=reason, backend=moments.backend, nc1=one.value, nc1_rank=one.rank, nc1_tolerance=one.tolerance,
         mean_values=one.values, spread=relative_spread(moments.scatter, means, counts),

@@ -26,8 +26,11 @@ I64 = NDArray[np.int64]
 NEEDS_CLASSES = "neural collapse needs integer class targets"
 
 
+BEFORE_THE_FIRST = "interrupted before the first batch was done"
+
+
 class CannotAnalyse(Exception):
-    """Ends the analysis in a result without numbers: "skipped" (not the kind of data or model it is about) or "failed"."""
+    """Ends the analysis in a result without numbers: "skipped" (not the kind of data or model it is about), "failed", or "incomplete" after Ctrl-C."""
 
     def __init__(self, reason: str, status: Status = "skipped") -> None:
         super().__init__(reason)
@@ -83,7 +86,7 @@ class FeaturePass:
                 report(i + 1, len(self.batches), "class moments")
         except KeyboardInterrupt:
             return True
-        return False
+        return asked_to_stop()
 
     def _labelled(self, i: int, layers: LayerPass | None = None) -> Labelled:
         batch = self.batches[i]

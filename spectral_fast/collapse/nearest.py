@@ -74,11 +74,16 @@ def nearest_means(seen: FeaturePass, ranks: Ranks, global_mean: str, others: Mea
                         counts[2 + i] += means[i].counted(inputs[name].double().numpy(), part)
                     else:
                         missing[i] = 1
+            stopped = stopped or ranks.asked_to_stop()
         except KeyboardInterrupt:
             stopped = True
     told = np.array(ranks.gather([int(stopped), *missing.tolist(), *counts.ravel().tolist()])).sum(axis=0)
     if told[0]:
         return Nearest(stopped=True)
+    if others is not None:
+        unknown = int(seen.moments.counts[~np.isin(np.arange(len(seen.moments.counts)), others.classes)].sum())
+        if unknown:
+            notes.append(f"{unknown} samples are of classes without samples in loader: for its class means they count as wrong")
     counts = told[1 + len(layers) :].reshape(-1, 2)
     shares = [(float(differs) / seen.n_samples, float(right) / seen.n_samples) for differs, right in counts]
     by_layer = {name: (NAN, NAN) if told[1 + i] else shares[2 + i] for i, name in enumerate(layers)}

@@ -9,7 +9,7 @@ from typing import Any
 from ..metrics.collapse_moments import ClassMoments
 from ..probing.distributed import Ranks
 from ..probing.sharded import on_tensor
-from .features import CannotAnalyse, FeaturePass
+from .features import BEFORE_THE_FIRST, CannotAnalyse, FeaturePass
 from .layers import LayerPass
 
 __all__ = ["united"]
@@ -31,7 +31,7 @@ def united(
     interrupted = any(words["interrupted"] for words in told)
     if not full:
         if interrupted:
-            raise CannotAnalyse("interrupted before the first batch was done")
+            raise CannotAnalyse(BEFORE_THE_FIRST, "incomplete")
         raise ValueError("loader: no samples on any rank")
     first = full[0]
     for words in full:

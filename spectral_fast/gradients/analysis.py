@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..linalg.options import whole_number
 from ..metrics.gradient_noise import (
     Concentration,
     Spectrum,
@@ -84,7 +85,7 @@ def gradient_covariance(
     process_group: a group of torch.distributed, or "world": ``loader`` is this rank's shard of the samples, of any size; up to max_samples / ranks of each are
         handed to all, every rank computes its share of the products, and the result is that of the samples of all ranks, the same on each.
 
-    Ctrl-C returns the samples done so far, status "incomplete". Raises ValueError for an unknown unit or a bad argument; loader,
+    Ctrl-C returns the samples done so far, over several ranks none, status "incomplete". Raises ValueError for an unknown unit or a bad argument; loader,
     loss, loss_fn, params, unpack: see probing.Batches, resolve_loss, select_parameters.
     """
     started = time.perf_counter()
@@ -94,8 +95,8 @@ def gradient_covariance(
             only = "for products with GradientCovariance alone"
             raise ValueError(f"unit: {unit!r} is {only if unit == 'position' else 'unknown'}; known: {', '.join(UNITS)}")
         for name, value in (("k", k), ("max_samples", max_samples)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: wanted None or an integer >= 1, got {value!r}")
+            if value is not None:
+                whole_number(name, value)
         model = unwrap(model)
         chosen = select_parameters(model, params)
         first = next(iter(chosen.values()))

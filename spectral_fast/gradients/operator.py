@@ -67,10 +67,11 @@ class GradientCovariance(ModelOperator):
 
     g_n: gradient of the own mean loss of sample n, p_n: its share of all terms (1/N, or its valid tokens over all), g = sum p_n g_n: C is
     that of ``gradient_covariance``, whose nonzero eigenvalues it has. centered=False: sum p_n g_n g_nᵀ, the empirical Fisher.
-    unit: "sample"; "batch" for the mean gradients of the loader's batches; "position" for what single positions t of T (tokens, patches) add to the
+    unit: "sample"; "batch" for the mean gradients of the loader's batches; "position" for what single positions t of T (tokens, say) add to the
     gradients of their samples, T g_nt with weight p_n / T, so that their mean is g: of a weight's sum_t b_nt a_ntᵀ one t alone. That is not the gradient
     of a loss at this position. Products need the inputs and output gradients of one forward and backward pass, which are kept where they fit in
-    ``graph_memory``; all layers need the same positions, so that convolutional networks have none.
+    ``graph_memory``. All layers of ``params`` need the same positions in the same order: convolutions and what follows pooling have others (name the
+    rest, as ``params="blocks.*"``), and models that put positions in another order (windows, flips) are refused where that is seen.
 
     A product costs two to three gradients, and holds the mean gradient and the graph of a batch, not N x P numbers. keep: whether the graphs
     of all batches are kept between products; None: where they fit in ``graph_memory`` bytes (None: a quarter of what is free). strategy: how

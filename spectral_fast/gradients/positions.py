@@ -1,4 +1,4 @@
-"""What single positions (tokens, patches) add to the gradients of their samples, as products: from the inputs and output gradients of one backward pass.
+"""What single positions (tokens, say) add to the gradients of their samples, as products: from the inputs and output gradients of one backward pass.
 
 The gradient of sample n is a sum over the positions t of its layers' outputs, sum_t b_nt a_ntᵀ for a weight: the part of position t is what the outputs there
 pass back, b_nt a_ntᵀ over all layers together. It is not the gradient of a loss at position t, which goes back to other positions too.
@@ -45,6 +45,11 @@ class _Outer:
     left: Tensor
     right: Tensor
 
+    @property
+    def active(self) -> Tensor:
+        """(n, T): where it is not zero."""
+        return (self.left != 0).any(-1) & (self.right != 0).any(-1)
+
     def along(self, v: Tensor) -> Tensor:
         return ((self.right @ self.region.of(v).T) * self.left).sum(-1)
 
@@ -61,6 +66,10 @@ class _Lines:
     tokens: Tensor
     values: Tensor
 
+    @property
+    def active(self) -> Tensor:
+        return (self.values != 0).any(-1)
+
     def along(self, v: Tensor) -> Tensor:
         return (self.region.of(v)[self.tokens] * self.values).sum(-1)
 
@@ -76,6 +85,10 @@ class _Whole:
     region: Region
     values: Tensor
 
+    @property
+    def active(self) -> Tensor:
+        return (self.values != 0).any(-1)
+
     def along(self, v: Tensor) -> Tensor:
         return self.values @ self.region.of(v).reshape(-1)
 
@@ -84,6 +97,8 @@ class _Whole:
         at.add_((c.flatten() @ self.values.flatten(0, 1)).view(at.shape))
 
 
+# dimensions of the largest tensor that attention puts in another order: (n, T, 3, heads, d)
+_ATTENTION = 5
 _Term = _Outer | _Lines | _Whole
 
 
@@ -94,6 +109,11 @@ class PositionFactors:
     n: int
     positions: int
     terms: tuple[_Term, ...]
+
+    @property
+    def idle(self) -> int:
+        """Of the n T positions, how many have no part in any gradient, as padding has none."""
+        return self.n * self.positions - int(torch.stack([term.active for term in self.terms]).any(0).sum())
 
     @property
     def as_wide(self) -> tuple[str, ...]:
@@ -123,7 +143,7 @@ class Positions:
     """Factors of batches of one model, whose uses of its parameters are found out once. Use inside leave_no_trace(model).
 
     Raises ValueError, naming ``unit`` and the parameter, for models whose positions cannot be told apart: of convolutions, of layers with different numbers of
-    positions, of functions that are not known."""
+    positions, of functions that are not known, and for those seen to put positions in another order. Between layers positions are matched by their place."""
 
     def __init__(self, functional: FunctionalModel, batches: Batches, loss: Loss) -> None:
         self.functional, self.loss = functional, loss
@@ -146,32 +166,43 @@ class Positions:
         with once_differentiable():
             own = forward(self.functional, self.loss, batch, uses, self._detached)
             refuse_reordering(uses)
+            if uses.moved:
+                raise ValueError(f"unit: 'position': {uses.moved} puts positions in another order, so that those of one layer are not those of the next")
             for name, function in uses.unknown.items():
                 raise ValueError(f"unit: 'position': {name} is used by {function}, which is not known")
             if own.requires_grad:
                 torch.autograd.grad(own.sum(), uses.token, allow_unused=True)
         found = [(part, gradient, self._found.layouts.get(call.key)) for call, gradient in calls for part in call.parts]
-        positions = _positions(found, batch.size)
+        for call, gradient in calls:
+            if not self._found.certain.get(call.key, True) and bool(gradient.any()):
+                raise ValueError(f"unit: 'position': whose positions lie where is not certain in the layer of {call.parts[0].name}")
+        positions = _positions(found, batch.size, uses.permuted)
         for part, gradient, layout in found:
             assert layout is not None
             terms.append(_term(part, gradient, layout, batch.size, positions, self._detached[part.name].shape))
         return PositionFactors(batch.size, positions, tuple(terms))
 
 
-def _positions(found: Sequence[tuple[Part, Tensor, Layout | None]], n: int) -> int:
-    """How many a sample has, by the layers that are sums over them."""
-    counts: dict[str, int] = {}
+def _positions(found: Sequence[tuple[Part, Tensor, Layout | None]], n: int, permuted: int) -> int:
+    """How many a sample has, by the layers that are sums over them. permuted: dimensions of the largest tensor that was permuted."""
+    counts: list[tuple[str, int]] = []
     for part, gradient, layout in found:
         if layout is None:
             raise ValueError(f"unit: 'position': {part.name} is used by a call that was not seen before")
         if part.kind == "conv":
             raise ValueError(f"unit: 'position': {part.name} is a convolution's, whose positions are not those of other layers")
         if part.kind in ("matrix", "tokens"):
-            counts[part.name] = layout.split(gradient, n)[0].numel() // gradient.shape[-1]
+            split = layout.split(gradient, n)
+            counts.append((part.name, split[0].numel() // gradient.shape[-1]))
+            several = sum(size > 1 for size in split.shape[1:-1]) > 1  # rows and columns of an image, say
+            if permuted >= (4 if several else _ATTENTION + 1):
+                raise ValueError(
+                    f"unit: 'position': the model permutes tensors of {permuted} dimensions, so that positions at {part.name} may not be those of other layers"
+                )
     if not counts:
         raise ValueError("unit: 'position' needs a linear layer or an embedding")
-    name, positions = next(iter(counts.items()))
-    for other, count in counts.items():
+    name, positions = counts[0]
+    for other, count in counts:
         if count != positions:
             raise ValueError(f"unit: 'position': {name} has {positions} positions, {other} {count}; all layers need the same ones")
     return positions
@@ -242,14 +273,22 @@ class PositionProducts:
         if not wrong <= min(AGREEMENT * torch.finfo(op.dtype).eps, 0.1):
             raise ValueError(f"unit: 'position': the parts of the positions do not add up to the gradient, by {wrong:.1g} of it")
         wide = ", ".join(factors.as_wide[:4])
-        said = (f"unit: {factors.positions} positions, as many as {wide} is wide: a layer that works along the positions is not told from one at each",)
-        self.notes: tuple[str, ...] = said if wide else ()
+        notes = []
+        if factors.positions == 1:
+            notes.append("unit: every sample has one position: the same as unit='sample'")
+        if factors.idle:
+            notes.append(f"unit: {factors.idle} of {factors.n * factors.positions} positions of a batch have no part in any gradient (padding?); T counts them")
+        if wide:
+            notes.append(f"unit: {factors.positions} positions, as many as {wide} is wide: a layer that works along the positions is not told from one at each")
+        self.notes: tuple[str, ...] = tuple(notes)
 
     @property
     def strategy(self) -> str:
         return f"inputs and output gradients, {'kept' if len(self.kept) == len(self._parts) else 'computed for every product'}"
 
     def _factors(self, i: int) -> PositionFactors:
+        if self._op.keep is False:
+            self.kept.clear()
         known = self.kept.get(i)
         if known is not None:
             return known

@@ -30,7 +30,8 @@ def samples_of_ranks(
     with ranks.agreed("reading the samples"):
         batches = Batches(loader, device=device, dtype=dtype, max_samples=each, may_be_empty=ranks.size > 1, **reading)
     if batches.note:
-        notes.append(batches.note)
+        said = batches.note if ranks.size == 1 else batches.note.replace(f"max_samples = {each}", f"max_samples = {max_samples} over {ranks.size} ranks")
+        notes.append(said)
     if ranks.size == 1:
         return batches
     counts = [row[0] for row in ranks.gather([batches.n_samples])]

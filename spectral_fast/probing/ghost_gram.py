@@ -228,6 +228,9 @@ class GhostGram(LayerSums):
         kept: dict[str, ParameterGradient] | None,
     ) -> None:
         n = hi - lo
+        forget = getattr(self.kernel, "forget", None)
+        if forget is not None:
+            forget()  # the same memory may hold other numbers after a forward pass
         whole = self.batches[self.units[lo].batch]
         rows = [u.row for u in self.units[lo:hi] if u.row is not None]
         batch = whole if rows == list(range(whole.size)) else take(whole, rows)
@@ -312,6 +315,8 @@ class GhostGram(LayerSums):
                 self.add_rows(name, gradient.rows(), lo)
         for a, b, gradients in held:
             if name in gradients:
+                if gradients[name].overwritten:
+                    raise _Changed([name], "the input of a layer lies in memory that later samples are written to")
                 tile = self._tile(hi - lo, b - a)
                 try:
                     gradient.gram(tile, gradients[name], self.kernel, algorithm)

@@ -27,7 +27,7 @@ def gram_kernel(device: torch.device | str = "cpu", backend: str = "auto") -> tu
 
 class _Kernel:
     """With one position for each sample the products of a weight are those of its inputs times those of its output gradients, entry by entry, and the
-    latter are the products of the bias too: the last ones are kept."""
+    latter are the products of the bias too: the last ones are kept, until :meth:`forget`."""
 
     def __init__(self, compute: Callable[..., None]) -> None:
         self._compute = compute
@@ -40,6 +40,10 @@ class _Kernel:
             self._compute(gram, a[:, 0], algorithm="positions", times=self._rows(b[:, 0]))
         else:
             self._add(gram, a, b, a2, b2, algorithm=_cheaper(a, b, a2) if algorithm == "auto" and b is not None else algorithm)
+
+    def forget(self) -> None:
+        """Before memory that products were made of may have been written to."""
+        self._last = None
 
     def _rows(self, x: NDArray[Any]) -> F64:
         if self._last is None or not _same(self._last[0], x):

@@ -93,7 +93,10 @@ class Loss:
         z = working(logits_of(outputs))
         if self.form == "cross_entropy":
             z, t = self._aligned(z, targets)
-            return F.cross_entropy(z, t, ignore_index=IGNORE_INDEX)
+            try:
+                return F.cross_entropy(z, t, ignore_index=IGNORE_INDEX)
+            except IndexError as error:  # of the CPU; on a GPU the kernel stops
+                raise ValueError(f"loader: a class target is outside of the model's {z.shape[1]} classes: {error}") from error
         t = matched(z, targets)
         return F.mse_loss(z, t) if self.form == "mse" else F.binary_cross_entropy_with_logits(z, t)
 

@@ -78,6 +78,15 @@ class ParameterGradient:
         for i, a in enumerate(self.parts):
             for b in self.parts[:i]:
                 _related(a, b, n_params)
+        self._made = self._versions()
+
+    def _versions(self) -> list[int]:
+        return [t._version for p in self.parts for t in p.tensors]
+
+    @property
+    def overwritten(self) -> bool:
+        """Has somebody written to the tensors these gradients are made of (a model to a buffer that it hands to a layer)?"""
+        return self._versions() != self._made
 
     @property
     def nbytes(self) -> int:
@@ -103,6 +112,7 @@ class ParameterGradient:
     def written_out(self) -> None:
         """Outer products and convolutions as the gradients themselves."""
         self.parts = [p.written_out() if isinstance(p, (MatrixSum, ConvSum)) else p for p in self.parts]
+        self._made = self._versions()
 
     def numbers(self) -> int:
         """How many numbers per sample written_out leaves."""

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from .known_functions import Draft, drafts_of
 from .recurrent_cells import CELLS, LAYERS, unrolled, unrolled_cell
-from .reordering import reorders
+from .reordering import moves_positions, permuted_dimensions, reorders
 from .use_records import Call, CallKey, Part, Region, Shared
 
 __all__ = ["ParameterUses"]
@@ -84,6 +84,8 @@ class ParameterUses(TorchFunctionMode):
         self.calls: list[Call] = []
         self.unknown: dict[str, str] = {}  # parameter -> the function that is not known
         self.reordered = ""  # the first function that picks or places the samples' numbers by an index
+        self.moved = ""  # the first function that puts positions in another order
+        self.permuted = 0  # dimensions of the largest tensor whose dimensions were put in another order
         self._shared, self._expected = shared, expected
         self._receive = receive or (lambda call, gradient: call.gradients.append(gradient))
         self._targets: dict[int, list[_Target]] = {}
@@ -129,6 +131,9 @@ class ParameterUses(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.reordered and reorders(func, args, kwargs):
             self.reordered = getattr(func, "__name__", str(func))
+        if not self.moved and moves_positions(func):
+            self.moved = getattr(func, "__name__", str(func))
+        self.permuted = max(self.permuted, permuted_dimensions(func, args))
         found = {t.name: t for t in map(self.target, pytree.tree_leaves((args, kwargs))) if t is not None}
         if not found:
             return func(*args, **kwargs)

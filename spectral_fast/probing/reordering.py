@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["reorders"]
+__all__ = ["moves_positions", "permuted_dimensions", "reorders"]
 
 _ITEMS = {Tensor.__getitem__, Tensor.__setitem__}
 _NAMES = (
@@ -16,7 +16,19 @@ _NAMES = (
     " scatter_reduce_ index_add index_add_ index_copy index_copy_ index_put index_put_ index_fill index_fill_ sort argsort msort topk kthvalue nonzero argwhere"
     " unique unique_consecutive"
 ).split()
+_MOVES = {getattr(home, name) for name in ("flip", "fliplr", "flipud", "rot90", "roll") for home in (torch, Tensor)}
+_PERMUTES = {getattr(home, name) for name in ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis") for home in (torch, Tensor)}
 _FUNCTIONS = {getattr(home, name) for name in _NAMES for home in (torch, Tensor) if hasattr(home, name)}
+
+
+def moves_positions(func: Any) -> bool:
+    """Does ``func`` put what belongs to one position in the place of another?"""
+    return func in _MOVES
+
+
+def permuted_dimensions(func: Any, args: Any) -> int:
+    """How many dimensions the tensor has whose dimensions ``func`` puts in another order; 0 where it does not."""
+    return args[0].ndim if func in _PERMUTES and args and isinstance(args[0], Tensor) else 0
 
 
 def reorders(func: Any, args: Any, kwargs: Any) -> bool:

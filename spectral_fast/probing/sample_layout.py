@@ -61,7 +61,7 @@ def find_layout(plain: Tensor, weighted: Tensor, factors: Tensor, axes: Sequence
             continue
         for layout in (Layout(axis),) if size == n else (Layout(axis), Layout(axis, False)):
             parts = layout.split(plain, n), layout.split(weighted, n)
-            few = [t[:, :, :1].flatten(1)[:, :64] for t in parts]
+            few = [(t[:, :, :1] if t.ndim > 2 else t).flatten(1)[:, :64] for t in parts]
             if float((few[0] * factors[:, None] - few[1]).abs().max()) > most:
                 continue  # seen without looking at all of them
             x, y = (t.flatten(1) for t in parts)

@@ -183,11 +183,25 @@ def _layout(call: Call, n: int, factors: Tensor) -> tuple[Layout | None, bool]:
     return find_layout(call.gradients[0], call.gradients[1], factors, call.axes)
 
 
+def _refuse_dependence(functional: FunctionalModel, loss: Loss, batch: Batch, own: Tensor, some: list[int]) -> None:
+    """A sample's loss has to stay the same when all others become copies of it. The batch has the same shape then, so that rounding is the same too, but for
+    sums whose order varies from run to run."""
+    if batch.size == 1:
+        return
+    allowed = min(64 * torch.finfo(own.dtype).eps, 0.02)
+    for k in some:
+        copies = take(batch, [k] * batch.size)
+        with _refusing(), torch.no_grad():
+            value = float(loss.of_outputs(*one_sample(call_model(functional, copies), copies.targets, k, batch.size)))
+        if not abs(value - float(own[k])) <= allowed * max(abs(float(own[k])), 1e-3):
+            raise Refused(f"a sample's loss is {float(own[k]):.6g} in its batch, {value:.6g} among copies of itself: it depends on the other samples")
+
+
 def _verify(functional: FunctionalModel, loss: Loss, batch: Batch, own: Tensor, kernel: GramKernel, result: Survey, algorithm: str) -> None:
     """The plain gradient of a weighted sum of losses of two of the samples, run without the others, against what was found: its norm by parameter; and
-    the losses of these two and of one alone. A parameter that fails is slow; losses that differ are refused."""
+    their losses. A parameter that fails is slow; losses that differ are refused."""
     leaves = functional.parameters
-    some = [k for k in ([0, batch.size - 1] if batch.size > 2 else [0]) if torch.isfinite(own[k])]
+    some = [k for k in sorted({0, batch.size - 1}) if torch.isfinite(own[k])]
     if not some:
         return
     tolerance = min(1e3 * result.eps, 0.1)
@@ -195,9 +209,12 @@ def _verify(functional: FunctionalModel, loss: Loss, batch: Batch, own: Tensor, 
     with _refusing():
         outputs = call_model(functional, few)
         values = torch.stack([loss.of_outputs(*one_sample(outputs, few.targets, i, len(some))) for i in range(len(some))])
-    with _refusing(), torch.no_grad():  # a pair may keep between them what makes them depend on each other
-        alone = float(loss.batch(functional, take(batch, some[:1])))
-    for k, value in ((some[0], alone), *zip(some, values.tolist(), strict=True)):
+    _refuse_dependence(functional, loss, batch, own, some)
+    found = [*zip(some, values.tolist(), strict=True)]
+    if batch.size == 2:  # these two are all of the batch
+        with _refusing(), torch.no_grad():
+            found.append((some[0], float(loss.batch(functional, take(batch, some[:1])))))
+    for k, value in found:
         if abs(value - float(own[k])) > tolerance * max(abs(float(own[k])), 1e-3):
             raise Refused(f"a sample's loss without the others is {value:.6g}, in its batch {float(own[k]):.6g}")
     factors = sample_factors(batch.size, own).index_select(0, torch.tensor(some).to(own.device))

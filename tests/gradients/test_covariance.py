@@ -380,3 +380,16 @@ def test_concentration() -> None:
     one = concentration(np.array([3.0, 0.0]))
     assert one.effective_rank == 1.0 and one.participation_ratio == 1.0
     assert math.isnan(concentration(np.zeros(3)).effective_rank)
+
+
+@pytest.mark.parametrize("how", [{"k": 2.5}, {"k": "3"}, {"k": 0}, {"k": True}, {"max_samples": 7.5}, {"max_samples": 0}], ids=str)
+def test_numbers_that_are_no_numbers_are_named(how: dict[str, Any]) -> None:
+    x, y = torch.randn(9, 4), torch.randint(0, 3, (9,))
+    with pytest.raises(ValueError, match=f"^{next(iter(how))}: wanted a positive integer"):
+        gradient_covariance(torch.nn.Linear(4, 3), [(x, y)], **how)
+
+
+def test_targets_outside_of_the_classes_are_named() -> None:
+    x, y = torch.randn(9, 4), torch.arange(9)
+    with pytest.raises(ValueError, match="^loader: a class target is outside of the model's 3 classes"):
+        gradient_covariance(torch.nn.Linear(4, 3), [(x, y)], "cross_entropy")

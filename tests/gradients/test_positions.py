@@ -167,3 +167,87 @@ def tagging(z: Tensor, y: Tensor) -> Tensor:
 def test_positions_that_differ_are_refused(make: Any, x: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=f"^unit: 'position': .*{words}"):
         GradientCovariance(make(), [(x, torch.randint(0, 3, (8,)))], unit="position")
+
+
+class Moved(nn.Module):
+    """Linear layers at every place of an image, with something between them that puts places in another order and back."""
+
+    def __init__(self, move: Any) -> None:
+        super().__init__()
+        self.first, self.second, self.out, self.move = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3), move
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.move(self.second(self.move(torch.tanh(self.first(x)))))
+        return self.out(torch.tanh(h)).flatten(1, -2)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize(
+    "move",
+    [lambda h: h.transpose(1, 2), lambda h: torch.flip(h, (1,)), lambda h: h.roll(2, 1), lambda h: torch.permute(h, (0, 2, 1, 3)), lambda h: h],
+    ids=["transpose", "flip", "roll", "permute", "as it is"],
+)
+def test_positions_that_are_put_in_another_order_are_refused(move: Any, flat: bool, request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(7, 4, 4, 4), torch.randint(0, 3, (7, 16))
+    model = Moved(move)
+    kind = request.node.callspec.id
+    if flat and ("flip" in kind or "roll" in kind):
+        x = x.flatten(1, 2)
+    if "as it is" in kind:
+        assert GradientCovariance(model, [(x, y)], unit="position", loss_fn=tagging).n_units == 7 * 16
+        return
+    with pytest.raises(ValueError, match="^unit: 'position': "):
+        GradientCovariance(model, [(x, y)], unit="position", loss_fn=tagging)
+
+
+def test_windows_are_refused() -> None:
+    def windows(h: Tensor) -> Tensor:
+        n, height, width, d = h.shape
+        return h.view(n, height // 2, 2, width // 2, 2, d).permute(0, 1, 3, 2, 4, 5).reshape(n, height, width, d)
+
+    with pytest.raises(ValueError, match="^unit: 'position': the model permutes tensors of 6 dimensions"):
+        GradientCovariance(Moved(windows), [(torch.randn(7, 4, 4, 4), torch.randint(0, 3, (7, 16)))], unit="position", loss_fn=tagging)
+
+
+def test_a_layout_that_was_not_certain_is_refused_once_it_matters() -> None:
+    class Gated(nn.Module):
+        """As many samples as times, time first, and gradients of zero for the samples that are looked at."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, gated: Tensor) -> Tensor:
+            x, gate = gated[..., :4], gated[..., 4:]
+            h = torch.tanh(self.body(x.transpose(0, 1))).transpose(0, 1)
+            return self.out(x + gate * h)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    probed = {round(k * 7 / 3) for k in range(4)}
+    gate = torch.tensor([0.0 if i in probed else 1.0 for i in range(8)])
+    batch = torch.cat([torch.randn(8, 8, 4), gate[:, None, None].expand(8, 8, 1)], -1), torch.randint(0, 3, (8, 8))
+    with pytest.raises(ValueError, match="^unit: 'position': whose positions lie where is not certain in the layer of body.weight"):
+        GradientCovariance(Gated(), [batch], unit="position", loss_fn=tagging)
+
+
+def test_a_tied_weight_used_after_pooling_is_refused() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(torch.tanh(self.layer(x)).mean(1))  # type: ignore[no-any-return]
+
+    with pytest.raises(ValueError, match="^unit: 'position': layer.weight has"):
+        GradientCovariance(Tied(), [(torch.randn(9, 5, 6), torch.randint(0, 6, (9,)))], "cross_entropy", unit="position")
+
+
+def test_what_a_user_should_know_is_noted() -> None:
+    model, batches = case()
+    padded = [(F.pad(x, (0, 0)), y) for x, y in batches]
+    assert any("positions of a batch have no part" in note for note in GradientCovariance(model, padded, unit="position").notes)
+    torch.manual_seed(0)
+    one = GradientCovariance(nn.Linear(7, 3), [(torch.randn(9, 7), torch.randint(0, 3, (9,)))], "cross_entropy", unit="position")
+    assert any("the same as unit='sample'" in note for note in one.notes)

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from ghost_checks import assert_same, ghost, materialized, plain_run
+from ghost_checks import assert_same, ghost, materialized, plain_run, split
 from ghost_models import N, Unknown, Wrap, classes
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spectral_fast.probing.gram_kernel import gram_kernel
 
 
 def test_samples_that_are_not_independent_fall_back() -> None:
@@ -34,7 +37,7 @@ def test_detached_statistics_of_the_batch_fall_back() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), Centred(), nn.Linear(6, 5)).double()
     sums = ghost(model, [(torch.randn(N, 6).double(), classes(N))], falls_back=True)
-    assert sums.engine == "per-sample" and any("a sample's loss without the others" in note for note in sums.notes)
+    assert sums.engine == "per-sample" and any("depends on the other samples" in note for note in sums.notes)
 
 
 @pytest.mark.parametrize("n", [2, 3, N])
@@ -48,7 +51,7 @@ def test_pairs_of_samples_that_depend_on_each_other_fall_back(n: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), Mixed(), nn.Linear(6, 5)).double()
     sums = ghost(model, [(torch.randn(n, 6).double(), classes(n))], falls_back=True)
-    assert sums.engine == "per-sample" and any("a sample's loss without the others" in note for note in sums.notes)
+    assert sums.engine == "per-sample" and any("depends on the other samples" in note for note in sums.notes)
 
 
 def test_gradients_that_depend_on_the_size_of_the_batch_are_computed_alone() -> None:
@@ -126,3 +129,78 @@ def test_a_parameter_changed_in_place_is_not_known() -> None:
     sums = ghost(model, [(x, y)])
     assert "g" in sums.slow and "out.weight" not in sums.slow
     assert_same(sums, *materialized(model, [(x, y)]), 1e-10)
+
+
+class Reads(nn.Module):
+    """A linear layer on what ``make`` makes of the inputs of the whole batch."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.first, self.out, self.make = nn.Linear(6, 8), nn.Linear(8, 5), make
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.tanh(self.make(self.first, x)))  # type: ignore[no-any-return]
+
+
+DEPENDENT = {
+    "on the first": lambda first, x: first(x + 0.5 * x[:1].detach()),
+    "on the last": lambda first, x: first(x + 0.5 * x[-1:].detach()),
+    "on the mean": lambda first, x: first(x - 0.3 * x.detach().mean(0)),
+    "on the mean, in few digits": lambda first, x: F.linear(x.bfloat16(), first.weight.bfloat16()).float() - 0.01 * x.detach().mean(0).sum(),
+    "on the number": lambda first, x: first(x) * (1 + 1 / len(x)),
+}
+
+
+@pytest.mark.parametrize("n", [2, 3, 16])
+@pytest.mark.parametrize("how", DEPENDENT)
+def test_samples_that_depend_on_each_other_without_a_gradient(how: str, n: int) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(n, 6), torch.randint(0, 5, (n,))
+    sums = ghost(Reads(DEPENDENT[how]), [(x, y)], falls_back=True)
+    assert sums.engine == "per-sample" and any("depends on the other samples" in note or "without the others" in note for note in sums.notes)
+
+
+def test_few_digits_alone_are_not_taken_for_dependence() -> None:
+    torch.manual_seed(0)
+    model = Reads(lambda first, x: F.linear(x.bfloat16(), first.weight.bfloat16()).float())
+    assert ghost(model, [(torch.randn(16, 6), torch.randint(0, 5, (16,)))]).engine == "ghost"
+
+
+@pytest.mark.parametrize("kind", ["offset", "scale", "vector"])
+def test_outputs_of_one_dimension(kind: str) -> None:
+    class Scalar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.one = nn.Linear(6, 4), nn.Parameter(torch.full((4,) if kind == "vector" else (), 0.5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.tanh(self.net(x))
+            return h @ self.one if kind == "vector" else h.sum(1) * self.one if kind == "scale" else h.sum(1) + self.one
+
+    torch.manual_seed(0)
+    model = Scalar().double()
+    x, y = torch.randn(N, 6).double(), torch.randn(N).double()
+    sums = ghost(model, [(x, y)], loss="mse")
+    assert sums.engine == "ghost"
+    assert_same(sums, *materialized(model, [(x, y)], loss="mse"), 1e-10)
+
+
+@pytest.mark.parametrize("size", [20, 10])
+def test_inputs_in_memory_that_the_next_batch_is_written_to(size: int) -> None:
+    class Buffered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 5)
+            self.register_buffer("space", torch.zeros(size, 6, dtype=torch.float64), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            space = self.get_buffer("space")[: len(x)]
+            space.copy_(x)
+            return self.layer(space)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Buffered().double()
+    loader = split(torch.randn(40, 6).double(), torch.randint(0, 5, (40,)), tuple(range(size, 40, size)))
+    rows, losses = materialized(model, loader)
+    assert_same(ghost(model, loader), rows, losses, 1e-10)
+    assert_same(ghost(model, loader, kernel=gram_kernel()[0]), rows, losses, 1e-10)
