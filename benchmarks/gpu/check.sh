@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Builds _native and _cuda for this machine's GPU and runs the tests marked `gpu`. Needs nvcc, cmake, a C++20 compiler and a
-# Python with torch, pybind11 and pytest; no network, and installs nothing.
+# Builds _native and _cuda for this machine's GPU, says what the kernels take of it, runs the tests marked `gpu`, a few of them
+# under compute-sanitizer where there is one, and bench.py. Needs nvcc, cmake, a C++20 compiler and a Python with torch, pybind11
+# and pytest; no network, and installs nothing.
 #
-#   benchmarks/gpu/check.sh [FOLDER]      FOLDER (default build/gpu): build tree, tests.xml, build.log and result.json
+#   benchmarks/gpu/check.sh [FOLDER]      FOLDER (default build/gpu): build tree, tests.xml, build.log, result.json, bench.json
 #   PYTHON=python3.12 SF_CUDA_ARCHITECTURES="90" benchmarks/gpu/check.sh
 #
 # Exit code: 0 all passed, 1 something failed, 2 this machine lacks something (said in one line).
@@ -31,7 +32,7 @@ done
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || lacks "torch sees no CUDA device"
 
 architectures=${SF_CUDA_ARCHITECTURES:-$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')}
-options=(-DSF_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$architectures" "-DPython_EXECUTABLE=$(command -v "$python")"
+options=(-DSF_CUDA=ON -DCMAKE_CUDA_FLAGS=-Xptxas=-v "-DCMAKE_CUDA_ARCHITECTURES=$architectures" "-DPython_EXECUTABLE=$(command -v "$python")"
   "-Dpybind11_DIR=$("$python" -m pybind11 --cmakedir)" "-DCMAKE_CUDA_COMPILER=$(command -v nvcc)")
 if command -v ninja >/dev/null; then
   options+=(-G Ninja)
@@ -45,6 +46,10 @@ if ! { cmake -S "$root" -B "$out/tree" "${options[@]}" && cmake --build "$out/tr
   exit 1
 fi
 build_seconds=$(($(date +%s) - started))
+if grep -q ptxas "$out/build.log"; then # else nothing had to be compiled again
+  cp "$out/build.log" "$out/resources.log"
+fi
+"$python" "$root/benchmarks/gpu/resources.py" "$out/resources.log" || echo "check.sh: kernels spill registers" >&2
 
 # the package as it would be installed: the Python files and, beside them, the two modules
 rm -rf "$out/package"
@@ -57,6 +62,16 @@ code=0
 rm -f "$out/tests.xml"
 cd "$out" # python puts the working directory first on its path, and in the repository it would find the package uncompiled
 "$python" -m pytest -c "$root/pyproject.toml" --rootdir="$root" -m gpu -p no:cacheprovider --junitxml="$out/tests.xml" "$root/tests" || code=$?
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck; do
+    echo "compute-sanitizer --tool $tool"
+    compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -c "$root/pyproject.toml" --rootdir="$root" -m gpu -p no:cacheprovider \
+      "$root/tests/test_gpu.py" -k "test_singular_values and standard and float32 and cuda and not 512 and not 600" || code=$?
+  done
+else
+  echo "check.sh: no compute-sanitizer on PATH: memory and races were not checked on the device" >&2
+fi
+"$python" "$root/benchmarks/gpu/bench.py" --json "$out/bench.json" || code=$?
 if [ ! -e "$out/tests.xml" ]; then
   echo "check.sh: pytest stopped before any test (exit code $code)" >&2
   exit 1

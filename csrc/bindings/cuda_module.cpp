@@ -3,6 +3,7 @@
 
 #include "core/require.h"
 #include "power_law/cuda.h"
+#include "singular_values/cuda.h"
 
 namespace {
 
@@ -22,6 +23,13 @@ void power_law(std::uintptr_t values, std::uintptr_t offsets, std::int64_t total
                      at<std::int64_t>(best), at<double>(work), device, at<void>(stream));
 }
 
+void symmetric_eigenvalues(std::uintptr_t a, std::int64_t batch, std::int64_t n, std::uintptr_t values, int device, std::uintptr_t stream) {
+  sf::require(n >= 1 && n <= sf::kMostEigenvalues, "a: wanted matrices of 1 to 512 rows");
+  sf::require(batch >= 0 && batch < (std::int64_t{1} << 31), "a: more than 2^31 - 1 matrices in one call");
+  const py::gil_scoped_release nogil;
+  sf::symmetric_eigenvalues_cuda(at<double>(a), batch, n, at<double>(values), device, at<void>(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -37,4 +45,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("power_law", &power_law, py::kw_only(), py::arg("values"), py::arg("offsets"), py::arg("total"), py::arg("n_spectra"),
         py::arg("alpha"), py::arg("D"), py::arg("best"), py::arg("work"), py::arg("device"), py::arg("stream"),
         "Device addresses in, results in place; see csrc/power_law/cuda.h.");
+  m.def("symmetric_eigenvalues", &symmetric_eigenvalues, py::kw_only(), py::arg("a"), py::arg("batch"), py::arg("n"), py::arg("values"),
+        py::arg("device"), py::arg("stream"), "Device addresses in, values in place, a destroyed; see csrc/singular_values/cuda.h.");
+  m.attr("MOST_EIGENVALUES") = sf::kMostEigenvalues;
 }

@@ -2,9 +2,7 @@
 // cheaper here than divergent threads. The numbers are those of numerics.h, so the maxima are the CPU's, bit for bit.
 #include <cuda_runtime.h>
 
-#include <stdexcept>
-#include <string>
-
+#include "core/cuda_errors.h"
 #include "power_law/cuda.h"
 #include "power_law/numerics.h"
 
@@ -12,10 +10,6 @@ namespace sf {
 namespace {
 
 constexpr int kThreads = 128;
-
-void check(cudaError_t status, const char* doing) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA, ") + doing + ": " + cudaGetErrorString(status));
-}
 
 __global__ void gaps_kernel(const double* x, std::int64_t total, double* gap) {
   const std::int64_t i = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
@@ -121,20 +115,19 @@ int cuda_device_count(const char** why) {
 void power_law_cuda(const double* values, const std::int64_t* offsets, std::int64_t total, std::int64_t n_spectra, double* alpha, double* D,
                     std::int64_t* best, double* work, int device, void* stream_handle) {
   if (n_spectra == 0) return;
-  int previous = 0;
-  check(cudaGetDevice(&previous), "asking for the current device");
-  check(cudaSetDevice(device), "choosing the device");
+  const DeviceGuard guard(device);
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   double *hi = work, *lo = work + total, *slope = work + 2 * total;
   if (total > 0) {
     gaps_kernel<<<blocks_for(total), kThreads, 0, stream>>>(values, total, slope);
+    cuda_launched("gaps_kernel", blocks_for(total), kThreads, 0, device);
     prepare_kernel<<<blocks_for(n_spectra), kThreads, 0, stream>>>(offsets, n_spectra, hi, lo, slope, alpha, D);
+    cuda_launched("prepare_kernel", blocks_for(n_spectra), kThreads, 0, device);
     deviations_kernel<<<static_cast<unsigned>(total), kThreads, 0, stream>>>(offsets, n_spectra, hi, lo, slope, D);
+    cuda_launched("deviations_kernel", static_cast<unsigned>(total), kThreads, 0, device);
   }
   best_kernel<<<static_cast<unsigned>(n_spectra), kThreads, 0, stream>>>(offsets, D, best);
-  const cudaError_t launched = cudaGetLastError();
-  check(cudaSetDevice(previous), "restoring the device");
-  check(launched, "power_law");
+  cuda_launched("best_kernel", static_cast<unsigned>(n_spectra), kThreads, 0, device);
 }
 
 }  // namespace sf

@@ -52,5 +52,6 @@ void test_krylov();
 void test_class_moments();
 void test_gradient_gram();
 void test_blocks();
+void test_team_eigenvalues();
 
 }  // namespace sf::tests

@@ -29,6 +29,7 @@ constexpr Test kTests[] = {
     {"class_moments", sf::tests::test_class_moments},
     {"gradient_gram", sf::tests::test_gradient_gram},
     {"blocks", sf::tests::test_blocks},
+    {"team_eigenvalues", sf::tests::test_team_eigenvalues},
 };
 
 bool known(const char* name) {

@@ -5,12 +5,16 @@ Contracts: the functions of the same names in ``numpy_kernels``, with tensors of
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["device_count", "power_law", "why_not"]
+__all__ = ["device_count", "power_law", "singular_values", "symmetric_eigenvalues", "why_not"]
+
+LOOKED_AT = (1, 2, 31, 64, 150, 300)  # sizes whose eigenvalues are compared with torch's: of a warp, in shared memory, in the device's
 
 why_not = ""  # why the compiled module cannot be used; empty when it can
 try:
@@ -32,39 +36,69 @@ def device_count() -> int:
     return 0 if why_not else _cuda.device_count()[0]
 
 
+def singular_values(a: torch.Tensor, *, accuracy: str = "standard") -> torch.Tensor:
+    """See :func:`spectral_fast.kernels.numpy_kernels.singular_values`. a: (batch, m, n) of any dtype and strides on a CUDA device.
+
+    Gram matrices are torch's products; their eigenvalues, up to 512 of a real matrix, are computed by a block for each matrix. Larger and complex ones, and
+    "high", are left to torch's functions, as in ``torch_kernels``.
+    """
+    from . import torch_kernels
+
+    ours = accuracy != "high" and not a.is_complex() and min(a.shape[1:]) <= _cuda.MOST_EIGENVALUES and a.numel() > 0 and _agrees_with_torch(a.device)
+    return torch_kernels.singular_values(a, accuracy=accuracy, **({"eigenvalues": symmetric_eigenvalues} if ours else {}))
+
+
+def symmetric_eigenvalues(gram: torch.Tensor) -> torch.Tensor:
+    """Eigenvalues (batch, n), descending, of symmetric matrices (batch, n, n), float64, finite, of a CUDA device; ``gram`` is destroyed. n <= 512."""
+    import torch
+
+    a = gram.contiguous()
+    values = torch.empty(a.shape[:2], dtype=torch.float64, device=a.device)
+    device, stream = _where(a.device)
+    _cuda.symmetric_eigenvalues(a=a.data_ptr(), batch=len(a), n=a.shape[1], values=values.data_ptr(), device=device, stream=stream)
+    return values
+
+
+def _where(device: torch.device) -> tuple[int, int]:
+    """Its number and the handle of its current stream; torch's allocator keeps tensors until this stream is done with them."""
+    import torch
+
+    stream = torch.cuda.current_stream(device)
+    return stream.device_index, stream.cuda_stream
+
+
+@cache
+def _agrees_with_torch(device: torch.device) -> bool:
+    """Whether the eigenvalues of a few matrices are torch's, on this device and driver; looked at once. Where not, a warning says so and torch is used."""
+    import torch
+
+    for n in LOOKED_AT:
+        x = torch.rand((3, n, n), generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(device)
+        gram = x @ x.mT
+        wanted = torch.linalg.eigvalsh(gram).flip(-1)
+        got = symmetric_eigenvalues(gram.clone())
+        if not bool(((got - wanted).abs() <= 1e-12 * n * wanted[:, :1]).all()):
+            warnings.warn(f"the compiled eigenvalues of {n} x {n} matrices differ from torch's on {device}: torch's are used", RuntimeWarning, stacklevel=4)
+            return False
+    return True
+
+
 def power_law(values: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See :func:`spectral_fast.kernels.numpy_kernels.power_law`. values: (total,) float64, offsets: (n_spectra + 1,) int64, one device."""
     import torch
 
-    for name, tensor, dtype in (("values", values, torch.float64), ("offsets", offsets, torch.int64)):
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name}: wanted a one-dimensional {dtype} tensor, got {tensor.dtype}")
-        if tensor.ndim != 1:
-            raise ValueError(f"{name}: wanted a one-dimensional {dtype} tensor, got {tensor.ndim} dimensions")
-        if tensor.device.type != "cuda" or tensor.device != values.device:
-            raise ValueError(f"{name}: wanted a tensor on one CUDA device, got {tensor.device}")
-    _check(values, offsets)
+    if values.device.type != "cuda":
+        raise ValueError(f"values: wanted a tensor on a CUDA device, got {values.device}")
+    from .torch_spectra import check_spectra
+
+    check_spectra(values, offsets)
     x, bounds = values.detach().contiguous(), offsets.contiguous()
     total, n_spectra = x.numel(), bounds.numel() - 1
     alpha, D, best = torch.empty_like(x), torch.empty_like(x), torch.empty(n_spectra, dtype=torch.int64, device=x.device)
     work = torch.empty(3 * total, dtype=torch.float64, device=x.device)
-    stream = torch.cuda.current_stream(x.device)  # torch's allocator keeps the tensors until this stream is done with them
+    device, stream = _where(x.device)
     _cuda.power_law(
         values=x.data_ptr(), offsets=bounds.data_ptr(), total=total, n_spectra=n_spectra, alpha=alpha.data_ptr(), D=D.data_ptr(),
-        best=best.data_ptr(), work=work.data_ptr(), device=stream.device_index, stream=stream.cuda_stream,
+        best=best.data_ptr(), work=work.data_ptr(), device=device, stream=stream,
     )  # fmt: skip
     return alpha, D, best
-
-
-def _check(values: torch.Tensor, offsets: torch.Tensor) -> None:
-    """The checks of the numpy kernel; they wait for the device."""
-    import torch
-
-    total = values.numel()
-    if offsets.numel() < 1 or int(offsets[0]) != 0 or int(offsets[-1]) != total or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets: wanted the n_spectra + 1 ascending bounds of the spectra, from 0 to {total}")
-    if not bool((torch.isfinite(values) & (values > 0)).all()):
-        raise ValueError("values: a spectrum has to be positive and finite")
-    descends = torch.nonzero(values.diff() < 0).flatten() + 1
-    if not bool(torch.isin(descends, offsets).all()):
-        raise ValueError("values: a spectrum has to be ascending")

@@ -19,7 +19,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "power_law": ("numpy", "native", "torch", "cuda"),
     "randomized_svd": ("numpy", "native", "torch"),
     "recombine": ("numpy", "native", "torch"),
-    "singular_values": ("numpy", "native", "torch"),
+    "singular_values": ("numpy", "native", "torch", "cuda"),
     "storage_noise": ("numpy", "native"),
 }
 

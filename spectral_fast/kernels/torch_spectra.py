@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -35,9 +36,16 @@ def as_chunks(count: int, each: int) -> list[slice]:
     return [slice(i, min(count, i + step)) for i in range(0, count, step)]
 
 
-def singular_values(a: Tensor, *, accuracy: str = "standard") -> Tensor:
+def ascending_reversed(gram: Tensor) -> Tensor:
+    """Eigenvalues (b, n) of Hermitian matrices (b, n, n), descending."""
+    values: Tensor = torch.linalg.eigvalsh(gram).flip(-1)
+    return values
+
+
+def singular_values(a: Tensor, *, accuracy: str = "standard", eigenvalues: Callable[[Tensor], Tensor] = ascending_reversed) -> Tensor:
     """See :func:`spectral_fast.kernels.numpy_kernels.singular_values`. "standard" and "fast": eigenvalues of the Gram matrix in float64; "high": torch's
-    singular values in float64. a: (batch, m, n) of any dtype and strides, on any device with float64."""
+    singular values in float64. a: (batch, m, n) of any dtype and strides, on any device with float64. eigenvalues: of Gram matrices, descending; may
+    destroy them."""
     if accuracy not in ("standard", "high", "fast"):
         raise ValueError(f"accuracy: got {accuracy!r}; known: standard, high, fast")
     batch, m, n = a.shape
@@ -47,11 +55,11 @@ def singular_values(a: Tensor, *, accuracy: str = "standard") -> Tensor:
         return s
     rows = min(max(m, n), _ROWS) if accuracy != "high" else max(m, n)
     for part in as_chunks(batch, 8 * d * (2 * rows + 3 * d)):
-        s[part] = _values(a[part], accuracy)
+        s[part] = _values(a[part], accuracy, eigenvalues)
     return s
 
 
-def _values(a: Tensor, accuracy: str) -> Tensor:
+def _values(a: Tensor, accuracy: str, eigenvalues: Callable[[Tensor], Tensor]) -> Tensor:
     wide = torch.complex128 if a.is_complex() else torch.float64
     long = a if a.shape[1] >= a.shape[2] else a.mT
     first = slice(0, long.shape[1] if accuracy == "high" else _ROWS)
@@ -69,7 +77,7 @@ def _values(a: Tensor, accuracy: str) -> Tensor:
         for i in range(0, long.shape[1], _ROWS):
             w = working(slice(i, i + _ROWS))
             gram += w.mH @ w
-        s = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt().flip(-1)
+        s = eigenvalues(gram).clamp_min(0.0).sqrt()
     s = s * back[0][:, None] * back[1][:, None]
     return torch.where(finite[:, None], s, math.nan)
 

@@ -97,8 +97,8 @@ def svdvals(
                   values mean nothing. With fewer values as "standard".
     return_bound: also return the bound on every value's error that the accuracy promises.
     dtype:        name of the format when ``a`` holds bits: "bfloat16" for uint16, "float8_e4m3fn" and the like for uint8.
-    backend:      "auto"; of the CPU "native" or "numpy", which always keeps "high". A tensor on a GPU is worked on there and the values stay there: "torch",
-                  eigenvalues of its Gram matrix in float64, for "high" torch's singular values in float64.
+    backend:      "auto"; of the CPU "native" or "numpy", which always keeps "high". A tensor on a GPU is worked on there and the values stay there: "cuda"
+                  or "torch", eigenvalues of its Gram matrix in float64 (of "cuda" up to 512 by a kernel of our own), for "high" torch's singular values.
     threads:      threads of the computation on the CPU; None: all this process may use. They do not change a bit of the result.
 
     Returns float64 values (..., min(m, n)), descending, on the device of ``a``, without a gradient (or with ``return_bound`` the pair values, bounds). A matrix
@@ -112,7 +112,7 @@ def svdvals(
     if dtype is not None:
         a = _tagged(a, dtype)
     function, name = select("singular_values", backend, device_of(a))
-    if name == "torch":
+    if name in ("torch", "cuda"):
         return _by_torch(function, a, accuracy, return_bound)
     native_bits = name == "native" and dtype_name(a) == "bfloat16"
     x = bfloat16_bits(a) if native_bits else as_numpy(a)

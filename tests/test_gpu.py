@@ -1,0 +1,156 @@
+"""On a GPU: every op for the shapes and formats of the CPU's suite, and the public functions against those of the CPU. See benchmarks/gpu/check.sh."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from krylov_rows import FORMATS, numbers, stored
+
+import spectral_fast as sf
+from spectral_fast.kernels import cuda_kernels, numpy_kernels, torch_kernels
+from spectral_fast.kernels.select import OPS, select
+
+pytestmark = pytest.mark.gpu
+
+SHAPES = [(1, 1), (2, 2), (3, 5), (7, 7), (16, 16), (32, 32), (33, 33), (40, 17), (64, 100), (100, 64), (128, 128), (170, 160), (512, 300), (600, 513)]
+    (1, 1),
+    (2, 2),
+    (3, 5),
+    (7, 7),
+    (16, 16),
+    (32, 32),
+    (33, 33),
+    (40, 17),
+    (64, 100),
+    (100, 64),
+    (128, 128),
+    (170, 160),
+    (200, 257),
+    (512, 300),
+    (600, 513),
+]
+
+
+def test_every_op_is_there() -> None:
+    for op, backends in OPS.items():
+        if {"torch", "cuda"} & set(backends):
+            assert select(op, device="cuda:0")[1] in ("torch", "cuda")
+    assert not cuda_kernels.why_not and cuda_kernels._agrees_with_torch(torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize("backend", ["cuda", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("accuracy", ["standard", "high", "fast"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_singular_values(shape: tuple[int, int], accuracy: str, dtype: torch.dtype, backend: str) -> None:
+    rng = np.random.default_rng(0)
+    a = torch.from_numpy(rng.standard_normal((5, *shape)) * np.geomspace(1, 1e-6, shape[1])).to(dtype)
+    a[3] = 0
+    a[4, -1, -1] = torch.nan
+    want, bound = sf.svdvals(a.double().numpy(), accuracy="high", return_bound=True)
+    got, allowed = (x.cpu().numpy() for x in sf.svdvals(a.cuda(), accuracy=accuracy, return_bound=True, backend=backend))
+    assert np.isnan(got[4]).all() and not got[3].any()
+    assert (np.abs(got[:3] - want[:3]) <= bound[:3] + allowed[:3]).all()
+
+
+@pytest.mark.parametrize("n", [31, 128, 160, 400])
+def test_many_matrices_and_other_streams(n: int) -> None:
+    a = torch.randn(300, n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    want = torch.linalg.svdvals(a[:4])
+    with torch.cuda.stream(torch.cuda.Stream()):
+        there = a.cuda()
+        got = sf.svdvals(there)
+        again = sf.svdvals(there)
+        alone = sf.svdvals(there[7])
+    torch.cuda.synchronize()
+    assert torch.equal(got, again)
+    assert torch.allclose(got[:4].cpu(), want, rtol=0, atol=1e-7 * float(want.max()))
+    assert torch.allclose(alone, got[7], rtol=0, atol=1e-7 * float(want.max()))
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "subspace"}, {"method": "krylov"}, {"method": "sketch"}, {"tol": 1e-2}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_randomized_svd(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    a = (torch.randn(3, 200, 150, generator=torch.Generator().manual_seed(0)) / torch.arange(1, 151)).to(dtype)
+    want, got = sf.randomized_svd(a, 8, **options), sf.randomized_svd(a.cuda(), 8, **options)
+    assert got.u.is_cuda and got.status == want.status
+    assert torch.allclose(got.s.cpu().double(), want.s.double(), rtol=1e-3)
+    left = torch.linalg.matrix_norm(a.double() - (got.u.double() * got.s.double()[:, None] @ got.vt.double()).cpu(), 2)
+    assert (left <= got.error.cpu() * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("n", [1, 17, 1000, 100_003])
+def test_orthogonalize(n: int, kind: str) -> None:
+    rng = np.random.default_rng(n)
+    t = min(6, n - 1)
+    rows = np.zeros((t + 3, n), dtype=kind)
+    rows[:t] = stored(np.linalg.qr(rng.standard_normal((n, t)))[0].T, kind)
+    w = rng.standard_normal((2, n))
+    there = torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16).cuda() if kind == "uint16" else torch.from_numpy(rows).cuda()
+    c, kept = torch_kernels.orthogonalize(there, t, torch.from_numpy(w.copy()).cuda(), np.zeros(2), relative=1e-6)
+    expected, its = numpy_kernels.orthogonalize(rows, t, w.copy(), np.zeros(2), relative=1e-6)
+    assert np.array_equal(kept, its)
+    got = there.double().cpu().numpy()
+    unit = {"float64": 1e-13, "float32": 1e-6, "uint16": 0.02}[kind]
+    new = t + int(kept.sum())
+    assert np.abs(got[:new] - numbers(rows[:new])).max(initial=0.0) <= unit * 3
+    assert np.abs(c - expected).max(initial=0.0) <= max(unit, 1e-12) * np.linalg.norm(w)
+
+
+@pytest.mark.parametrize("algorithm", ["positions", "gradients"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("tf32", [False, True])
+def test_gradient_gram(tf32: bool, dtype: torch.dtype, algorithm: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(40, 9, 300, generator=g, dtype=dtype), torch.randn(40, 9, 70, generator=g, dtype=dtype)
+    want, got = np.zeros((40, 40)), torch.zeros(40, 40, dtype=torch.float64, device="cuda")
+    numpy_kernels.gradient_gram(want, a.numpy(), b.numpy(), algorithm=algorithm)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        torch_kernels.gradient_gram(got, a.cuda(), b.cuda(), algorithm=algorithm)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert np.abs(got.cpu().numpy() - want).max() <= (1e-12 if dtype == torch.float64 else 1e-5) * np.abs(want).max()
+
+
+def network() -> tuple[torch.nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 1, 8, 8), torch.arange(60) % 3
+    layers = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.Tanh(), torch.nn.Conv2d(4, 6, 3), torch.nn.Tanh(), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers, torch.nn.Linear(216, 3)).eval(), [(x[:35], y[:35]), (x[35:], y[35:])]
+
+
+@pytest.mark.parametrize("kind", ["Hessian", "GGN", "GradientCovariance"])
+def test_operators(kind: str) -> None:
+    model, batches = network()
+    want = sf.eigsh(getattr(sf, kind)(model, batches, "cross_entropy"), 5)
+    got = sf.eigsh(getattr(sf, kind)(copy.deepcopy(model).cuda(), batches, "cross_entropy"), 5)
+    assert got.status == want.status == "ok"
+    assert np.allclose(got.values, want.values, rtol=5e-3)
+
+
+def test_gradient_covariance_and_diagnose() -> None:
+    model, batches = network()
+    want, got = (sf.gradient_covariance(m, batches, "cross_entropy") for m in (model, copy.deepcopy(model).cuda()))
+    assert got.backend == "torch, torch"
+    assert np.allclose(got.eigenvalues, want.eigenvalues, atol=1e-4 * want.eigenvalues[0])
+    d = sf.diagnose(copy.deepcopy(model).cuda(), batches, "cross_entropy", progress=False)
+    assert d.status == "ok", d.reason
+    assert d.collapse is not None and d.collapse.status == "ok"
+
+
+def test_scan(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    g = torch.Generator().manual_seed(0)
+    save_file({f"{i}.weight": torch.randn(96, 40 + 50 * i, generator=g).bfloat16() for i in range(12)}, tmp_path / "w.safetensors")
+    want, got = sf.scan(tmp_path / "w.safetensors", progress=False), sf.scan(tmp_path / "w.safetensors", progress=False, device="cuda")
+    assert "singular values: cuda" in got.backend
+    for a, b in zip(want.matrices, got.matrices, strict=True):
+        assert a.ranks == b.ranks and np.abs(a.s - b.s).max() <= a.bound + b.bound
