@@ -93,7 +93,8 @@ def _products(x: Tensor, y: Tensor) -> Tensor:
     chains = max(1, _WORK // max(1, n * m)) * CHAIN
     whole = p // CHAIN * CHAIN
     for k in range(0, whole, chains):
-        parts = [z[:, k : min(k + chains, whole)].reshape(len(z), -1, CHAIN).movedim(1, 0) for z in (x, y)]
+        many = (min(k + chains, whole) - k) // CHAIN
+        parts = [z[:, k : k + many * CHAIN].reshape(len(z), many, CHAIN).movedim(1, 0) for z in (x, y)]
         total += (parts[0] @ parts[1].mT).sum(0, dtype=torch.float64)
     if whole < p:
         total += x[:, whole:] @ y[:, whole:].mT
@@ -112,7 +113,7 @@ def _positions(left: Side, right: Side) -> Tensor:
     for i in range(0, len(a), step):
         both = _products(a[i : i + step].flatten(0, 1), a2.flatten(0, 1))
         both *= _products(b[i : i + step].flatten(0, 1), b2.flatten(0, 1))
-        total[i : i + step] = both.reshape(-1, t, len(a2), s).sum((1, 3))
+        total[i : i + step] = both.reshape(len(both) // t, t, len(a2), s).sum((1, 3))
     return total
 
 
