@@ -24,7 +24,8 @@ def test_every_op_is_there() -> None:
     for op, backends in OPS.items():
         if {"torch", "cuda"} & set(backends):
             assert select(op, device="cuda:0")[1] in ("torch", "cuda")
-    assert not cuda_kernels.why_not and cuda_kernels._agrees_with_torch(torch.device("cuda", 0))
+    where = torch.device("cuda", 0)
+    assert not cuda_kernels.why_not and cuda_kernels._agrees_with_torch(where) and cuda_kernels._sweeps_agree_with_torch(where)
 
 
 @pytest.mark.parametrize("backend", ["cuda", "torch"])
@@ -68,16 +69,17 @@ def test_randomized_svd(dtype: torch.dtype, options: dict[str, Any]) -> None:
     assert (left <= got.error.cpu() * (1 + 1e-9)).all()
 
 
+@pytest.mark.parametrize("kernels", [cuda_kernels, torch_kernels], ids=["cuda", "torch"])
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("n", [1, 17, 1000, 100_003])
-def test_orthogonalize(n: int, kind: str) -> None:
+def test_orthogonalize(n: int, kind: str, kernels: Any) -> None:
     rng = np.random.default_rng(n)
     t = min(6, n - 1)
     rows = np.zeros((t + 3, n), dtype=kind)
     rows[:t] = stored(np.linalg.qr(rng.standard_normal((n, t)))[0].T, kind)
     w = rng.standard_normal((2, n))
     there = torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16).cuda() if kind == "uint16" else torch.from_numpy(rows).cuda()
-    c, kept = torch_kernels.orthogonalize(there, t, torch.from_numpy(w.copy()).cuda(), np.zeros(2), relative=1e-6)
+    c, kept = kernels.orthogonalize(there, t, torch.from_numpy(w.copy()).cuda(), np.zeros(2), relative=1e-6)
     expected, its = numpy_kernels.orthogonalize(rows, t, w.copy(), np.zeros(2), relative=1e-6)
     assert np.array_equal(kept, its)
     got = there.double().cpu().numpy()

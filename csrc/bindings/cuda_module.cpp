@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "core/require.h"
+#include "lanczos/cuda.h"
 #include "power_law/cuda.h"
 #include "singular_values/cuda.h"
 
@@ -30,6 +31,22 @@ void symmetric_eigenvalues(std::uintptr_t a, std::int64_t batch, std::int64_t n,
   sf::symmetric_eigenvalues_cuda(at<double>(a), batch, n, at<double>(values), device, at<void>(stream));
 }
 
+sf::DType dtype_named(const std::string& name, const char* argument) {
+  if (name == "float64") return sf::DType::f64;
+  if (name == "float32") return sf::DType::f32;
+  sf::require(name == "bfloat16", std::string(argument) + ": wanted float64, float32 or bfloat16, got " + name);
+  return sf::DType::bf16;
+}
+
+void gram_schmidt_sweep(std::uintptr_t v, const std::string& v_dtype, std::int64_t ld, std::int64_t t, std::uintptr_t w,
+                        const std::string& w_dtype, std::int64_t n, std::uintptr_t minus, std::uintptr_t sums, std::uintptr_t work,
+                        bool dots, int device, std::uintptr_t stream) {
+  const sf::DType rows = dtype_named(v_dtype, "v"), vector = dtype_named(w_dtype, "w");
+  const py::gil_scoped_release nogil;
+  sf::gram_schmidt_sweep_cuda(at<void>(v), rows, ld, t, at<void>(w), vector, n, at<const double>(minus), at<double>(sums), at<double>(work),
+                              dots, device, at<void>(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -47,5 +64,11 @@ PYBIND11_MODULE(_cuda, m) {
         "Device addresses in, results in place; see csrc/power_law/cuda.h.");
   m.def("symmetric_eigenvalues", &symmetric_eigenvalues, py::kw_only(), py::arg("a"), py::arg("batch"), py::arg("n"), py::arg("values"),
         py::arg("device"), py::arg("stream"), "Device addresses in, values in place, a destroyed; see csrc/singular_values/cuda.h.");
+  m.def("gram_schmidt_sweep", &gram_schmidt_sweep, py::kw_only(), py::arg("v"), py::arg("v_dtype"), py::arg("ld"), py::arg("t"),
+        py::arg("w"), py::arg("w_dtype"), py::arg("n"), py::arg("minus"), py::arg("sums"), py::arg("work"), py::arg("dots"),
+        py::arg("device"), py::arg("stream"),
+        "Device addresses in (minus 0: nothing is subtracted), w and sums in place; see csrc/lanczos/cuda.h.");
+  m.attr("MOST_SWEPT_ROWS") = sf::kMostSweptRows;
+  m.attr("SWEEP_BLOCKS") = sf::kSweepBlocks;
   m.attr("MOST_EIGENVALUES") = sf::kMostEigenvalues;
 }

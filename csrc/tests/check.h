@@ -53,5 +53,6 @@ void test_class_moments();
 void test_gradient_gram();
 void test_blocks();
 void test_team_eigenvalues();
+void test_team_sweep();
 
 }  // namespace sf::tests

@@ -30,6 +30,7 @@ constexpr Test kTests[] = {
     {"gradient_gram", sf::tests::test_gradient_gram},
     {"blocks", sf::tests::test_blocks},
     {"team_eigenvalues", sf::tests::test_team_eigenvalues},
+    {"team_sweep", sf::tests::test_team_sweep},
 };
 
 bool known(const char* name) {

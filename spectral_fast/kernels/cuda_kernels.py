@@ -6,13 +6,16 @@ Contracts: the functions of the same names in ``numpy_kernels``, with tensors of
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
-__all__ = ["device_count", "power_law", "singular_values", "symmetric_eigenvalues", "why_not"]
+__all__ = ["device_count", "orthogonalize", "power_law", "recombine", "singular_values", "sweep_sums", "symmetric_eigenvalues", "why_not"]
 
 LOOKED_AT = (1, 2, 31, 64, 150, 300)  # sizes whose eigenvalues are compared with torch's: of a warp, in shared memory, in the device's
 
@@ -59,6 +62,45 @@ def symmetric_eigenvalues(gram: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def orthogonalize(
+    basis: torch.Tensor,
+    t: int,
+    w: torch.Tensor,
+    floor: NDArray[np.float64],
+    *,
+    relative: float = 0.0,
+    reduce: Callable[[NDArray[np.float64]], None] | None = None,
+    threads: int = 0,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """See :func:`spectral_fast.kernels.torch_krylov.orthogonalize`, with sweeps that read the basis once, for vector after vector of ``w``."""
+    from . import torch_krylov
+
+    sums = sweep_sums if _sweeps_agree_with_torch(w.device) else torch_krylov.sums_of
+    return torch_krylov.orthogonalize(basis, t, w, floor, relative=relative, reduce=reduce, sums=sums)
+
+
+def sweep_sums(v: torch.Tensor, w: torch.Tensor, minus: torch.Tensor | None, dots: bool) -> torch.Tensor:
+    """See :func:`spectral_fast.kernels.torch_krylov.sums_of`; that one where there are more rows than a block has room for, or rows are not contiguous."""
+    import torch
+
+    from .torch_krylov import sums_of
+
+    t, n = v.shape
+    names = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    if t > _cuda.MOST_SWEPT_ROWS or n == 0 or (t and v.stride(1) != 1) or w.stride(1) != 1 or v.dtype not in names or w.dtype == torch.bfloat16:
+        return sums_of(v, w, minus, dots)
+    sums = torch.zeros((len(w), t + 1), dtype=torch.float64, device=w.device)
+    work = torch.empty(_cuda.SWEEP_BLOCKS * (t + 1), dtype=torch.float64, device=w.device)
+    less = None if minus is None else minus.mT.contiguous()
+    device, stream = _where(w.device)
+    for i in range(len(w)):
+        _cuda.gram_schmidt_sweep(
+            v=v.data_ptr(), v_dtype=names[v.dtype], ld=v.stride(0), t=t, w=w[i].data_ptr(), w_dtype=names[w.dtype], n=n,
+            minus=0 if less is None else less[i].data_ptr(), sums=sums[i].data_ptr(), work=work.data_ptr(), dots=dots, device=device, stream=stream,
+        )  # fmt: skip
+    return sums.mT
+
+
 def _where(device: torch.device) -> tuple[int, int]:
     """Its number and the handle of its current stream; torch's allocator keeps tensors until this stream is done with them."""
     import torch
@@ -81,6 +123,33 @@ def _agrees_with_torch(device: torch.device) -> bool:
             warnings.warn(f"the compiled eigenvalues of {n} x {n} matrices differ from torch's on {device}: torch's are used", RuntimeWarning, stacklevel=4)
             return False
     return True
+
+
+@cache
+def _sweeps_agree_with_torch(device: torch.device) -> bool:
+    """The same for sweeps of a basis."""
+    import torch
+
+    from .torch_krylov import sums_of
+
+    for t, n, dtype in ((0, 3, torch.float64), (5, 5000, torch.float32), (9, 300, torch.bfloat16), (3, 70_001, torch.float64)):
+        generator = torch.Generator().manual_seed(n)
+        v = torch.rand((t, n), generator=generator).to(device, dtype)
+        w, minus = torch.rand((2, n), generator=generator).to(device), torch.rand((t, 2), generator=generator).double().to(device)
+        for less in (None, minus):
+            one, other = w.clone(), w.clone()
+            got, wanted = sweep_sums(v, one, less, True), sums_of(v, other, less, True)
+            if not bool(((got - wanted).abs() <= 1e-12 * n * (t + 1)).all() and torch.allclose(one, other, rtol=1e-5, atol=1e-6)):
+                warnings.warn(f"the compiled sweep of {t} rows of {n} numbers differs from torch's on {device}: torch's is used", RuntimeWarning, stacklevel=4)
+                return False
+    return True
+
+
+def recombine(basis: torch.Tensor, m: int, s: NDArray[np.float64], into: torch.Tensor, *, threads: int = 0) -> None:
+    """See :func:`spectral_fast.kernels.torch_krylov.recombine`: torch's products."""
+    from . import torch_krylov
+
+    torch_krylov.recombine(basis, m, s, into)
 
 
 def power_law(values: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -15,10 +15,10 @@ OPS: dict[str, tuple[str, ...]] = {
     "decode": ("numpy", "native"),
     "gradient_gram": ("numpy", "native", "torch"),
     "marchenko_pastur": ("numpy", "native"),
-    "orthogonalize": ("numpy", "native", "torch"),
+    "orthogonalize": ("numpy", "native", "torch", "cuda"),
     "power_law": ("numpy", "native", "torch", "cuda"),
     "randomized_svd": ("numpy", "native", "torch"),
-    "recombine": ("numpy", "native", "torch"),
+    "recombine": ("numpy", "native", "torch", "cuda"),
     "singular_values": ("numpy", "native", "torch", "cuda"),
     "storage_noise": ("numpy", "native"),
 }

@@ -9,18 +9,40 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from krylov_rows import numbers
 
-from spectral_fast.kernels import cuda_kernels, numpy_kernels
+from spectral_fast.kernels import cuda_kernels, numpy_kernels, torch_krylov
 
 
 class OfTheHost:
     """Addresses in, results in place: eigenvalues by LAPACK, ``wrong`` of them by so much."""
 
     MOST_EIGENVALUES = 40
+    MOST_SWEPT_ROWS = 12
+    SWEEP_BLOCKS = 7
 
     def __init__(self, wrong: float = 0.0) -> None:
         self.wrong = wrong
         self.shapes: list[tuple[int, int]] = []
+        self.sweeps: list[int] = []
+
+    def gram_schmidt_sweep(
+        self, *, v: int, v_dtype: str, ld: int, t: int, w: int, w_dtype: str, n: int, minus: int, sums: int, work: int, dots: bool, device: int, stream: int
+    ) -> None:
+        assert t <= self.MOST_SWEPT_ROWS and (device, stream) == (3, 77)
+        self.sweeps.append(t)
+        kinds = {"float64": ctypes.c_double, "float32": ctypes.c_float, "bfloat16": ctypes.c_uint16}
+        stored = np.ctypeslib.as_array(ctypes.cast(v, ctypes.POINTER(kinds[v_dtype])), (max(0, (t - 1) * ld + n),))
+        rows = numbers(np.stack([stored[j * ld : j * ld + n] for j in range(t)])) if t else np.zeros((0, n))
+        vector = np.ctypeslib.as_array(ctypes.cast(w, ctypes.POINTER(kinds[w_dtype])), (n,))
+        out = np.ctypeslib.as_array(ctypes.cast(sums, ctypes.POINTER(ctypes.c_double)), (t + 1,))
+        np.ctypeslib.as_array(ctypes.cast(work, ctypes.POINTER(ctypes.c_double)), (self.SWEEP_BLOCKS * (t + 1),))[:] = np.nan
+        x = vector.astype(np.float64)
+        if minus:
+            x -= np.ctypeslib.as_array(ctypes.cast(minus, ctypes.POINTER(ctypes.c_double)), (t,)) @ rows
+            vector[:] = x
+        out[:t] = rows @ x if dots else 0.0
+        out[t] = x @ x + self.wrong
 
     def symmetric_eigenvalues(self, *, a: int, batch: int, n: int, values: int, device: int, stream: int) -> None:
         assert n <= self.MOST_EIGENVALUES and (device, stream) == (3, 77)
@@ -37,9 +59,12 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[OfTheHost]:
     monkeypatch.setattr(cuda_kernels, "_cuda", standing_in, raising=False)
     monkeypatch.setattr(cuda_kernels, "_where", lambda device: (3, 77))
     monkeypatch.setattr(cuda_kernels, "LOOKED_AT", (1, 2, 31))
-    cuda_kernels._agrees_with_torch.cache_clear()
+    checks = cuda_kernels._agrees_with_torch, cuda_kernels._sweeps_agree_with_torch
+    for check in checks:
+        check.cache_clear()
     yield standing_in
-    cuda_kernels._agrees_with_torch.cache_clear()
+    for check in checks:
+        check.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 7), (3, 90, 12), (4, 12, 90), (2, 1, 1), (2, 40, 41)])
@@ -78,3 +103,28 @@ def test_a_kernel_that_is_wrong_here_is_told_of_and_not_used(module: OfTheHost) 
         warnings.simplefilter("error")
         cuda_kernels.singular_values(a)
     assert len(module.shapes) == seen
+
+
+@pytest.mark.parametrize("w_dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("t", "b"), [(0, 1), (1, 1), (5, 3), (12, 2), (14, 1)])
+def test_orthogonalize(t: int, b: int, dtype: torch.dtype, w_dtype: torch.dtype, module: OfTheHost) -> None:
+    n = 50
+    rng = np.random.default_rng(t)
+    basis = torch.zeros(t + b, n + 3, dtype=dtype)[:, :n]  # rows apart
+    basis[:t] = torch.from_numpy(np.linalg.qr(rng.standard_normal((n, t)))[0].T)
+    w = torch.from_numpy(rng.standard_normal((b, n))).to(w_dtype)
+    other, x = basis.clone(), w.clone()
+    got = cuda_kernels.orthogonalize(basis, t, w, np.zeros(b), relative=1e-6)
+    wanted = torch_krylov.orthogonalize(other, t, x, np.zeros(b), relative=1e-6)
+    assert np.array_equal(got[1], wanted[1])
+    assert np.allclose(got[0], wanted[0], atol=1e-6) and torch.allclose(basis.double(), other.double(), atol=1e-2 if dtype == torch.bfloat16 else 1e-6)
+    assert (t in module.sweeps) == (t <= module.MOST_SWEPT_ROWS)
+
+
+def test_a_sweep_that_is_wrong_here_is_told_of_and_not_used(module: OfTheHost) -> None:
+    module.wrong = 1.0
+    basis, w = torch.zeros(2, 9, dtype=torch.float64), torch.ones(1, 9, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="the compiled sweep of 0 rows of 3 numbers differs from torch's on cpu: torch's is used"):
+        c, _ = cuda_kernels.orthogonalize(basis, 0, w, np.zeros(1))
+    assert c[0, 0] == 3.0
