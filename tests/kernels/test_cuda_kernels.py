@@ -32,8 +32,10 @@ class OfTheHost:
         assert t <= self.MOST_SWEPT_ROWS and (device, stream) == (3, 77)
         self.sweeps.append(t)
         kinds = {"float64": ctypes.c_double, "float32": ctypes.c_float, "bfloat16": ctypes.c_uint16}
-        stored = np.ctypeslib.as_array(ctypes.cast(v, ctypes.POINTER(kinds[v_dtype])), (max(0, (t - 1) * ld + n),))
-        rows = numbers(np.stack([stored[j * ld : j * ld + n] for j in range(t)])) if t else np.zeros((0, n))
+        rows = np.zeros((0, n))
+        if t:
+            stored = np.ctypeslib.as_array(ctypes.cast(v, ctypes.POINTER(kinds[v_dtype])), ((t - 1) * ld + n,))
+            rows = numbers(np.stack([stored[j * ld : j * ld + n] for j in range(t)]))
         vector = np.ctypeslib.as_array(ctypes.cast(w, ctypes.POINTER(kinds[w_dtype])), (n,))
         out = np.ctypeslib.as_array(ctypes.cast(sums, ctypes.POINTER(ctypes.c_double)), (t + 1,))
         np.ctypeslib.as_array(ctypes.cast(work, ctypes.POINTER(ctypes.c_double)), (self.SWEEP_BLOCKS * (t + 1),))[:] = np.nan
