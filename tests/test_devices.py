@@ -82,6 +82,15 @@ def test_eigsh_of_a_matrix(dtype: torch.dtype, basis: str | None) -> None:
         assert float(residual.norm(dim=0).max()) <= 2 * max(1e-4, r.tol) * 9
 
 
+def test_power_law() -> None:
+    evals = torch.from_numpy((1.0 - np.random.default_rng(0).random(300)) ** -0.8)
+    expected = sf.power_law(evals, p_value=True, n_bootstrap=20)
+    with pretend_device():
+        fit = sf.power_law(evals.to(NAME), p_value=True, n_bootstrap=20)
+    assert fit.backend == "torch" and fit.p_value == expected.p_value and fit.index == expected.index
+    assert fit.alpha == pytest.approx(expected.alpha, rel=1e-13) and np.allclose(fit.curve.D, expected.curve.D, atol=1e-13)
+
+
 def test_density_of_a_matrix() -> None:
     a = torch.diag(torch.linspace(-1, 1, 400, dtype=torch.float64))
     expected = sf.spectral_density(a, probes=2, steps=12)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..kernels.select import select
-from ..linalg.arrays import as_float64
+from ..linalg.arrays import as_float64, as_numpy, as_tensor, device_of
 
 __all__ = ["MIN_VALUES", "PowerLawCurve", "PowerLawFit", "alpha_weighted", "fit_power_law", "fit_power_laws", "log_alpha_norm"]
 
@@ -93,7 +93,7 @@ def fit_power_law(
     With xmin found it is conservative, as the paper's procedure is (mean 0.57, and p < 0.1 in 4 to 8 % of data that follow a law from their first
     value on): the data chose among starts that the synthetic sets, whose body is the data's, do not have. A log-normal tail passes unless there are
     thousands of values: no p-value proves a power law.
-    backend: "auto", "native" or "numpy".
+    backend: "auto", "native" or "numpy". Of a tensor on a GPU all starts are tried there, those of synthetic data sets too; the result is the host's.
     Errors: ValueError for values that are not finite, a negative threshold, an xmin not above it, n_bootstrap < 1 or an unknown backend.
     """
     if n_bootstrap < 1:
@@ -103,8 +103,9 @@ def fit_power_law(
         if not (math.isfinite(xmin) and xmin > threshold):
             raise ValueError(f"xmin: wanted a finite number above the threshold {threshold}, got {xmin}")
         return _fit_from(kept, float(xmin), n_bootstrap if p_value else 0, seed)
-    fit = _fit([kept], backend)[0]
-    return replace(fit, p_value=_bootstrap(kept, fit, n_bootstrap, seed, backend)) if p_value and fit.status == "ok" else fit
+    device = device_of(evals)
+    fit = _fit([kept], backend, device)[0]
+    return replace(fit, p_value=_bootstrap(kept, fit, n_bootstrap, seed, backend, device)) if p_value and fit.status == "ok" else fit
 
 
 def fit_power_laws(evals: Sequence[ArrayLike], thresholds: Sequence[float] | float = 0.0, *, backend: str = "auto") -> list[PowerLawFit]:
@@ -115,7 +116,13 @@ def fit_power_laws(evals: Sequence[ArrayLike], thresholds: Sequence[float] | flo
     limits = [float(thresholds)] * len(evals) if isinstance(thresholds, (int, float)) else [float(t) for t in thresholds]
     if len(limits) != len(evals):
         raise ValueError(f"thresholds: wanted one or {len(evals)} numbers, got {len(limits)}")
-    return _fit([_kept(e, t, f"evals[{i}]") for i, (e, t) in enumerate(zip(evals, limits, strict=True))], backend)
+    return _fit([_kept(e, t, f"evals[{i}]") for i, (e, t) in enumerate(zip(evals, limits, strict=True))], backend, _one_device(evals))
+
+
+def _one_device(evals: Sequence[ArrayLike]) -> str:
+    """That of the spectra where all are on the same one, else the CPU."""
+    devices = {device_of(e) for e in evals}
+    return devices.pop() if len(devices) == 1 else "cpu"
 
 
 def alpha_weighted(alpha: float, lambda_max: float) -> float:
@@ -153,12 +160,17 @@ def _why_unresolved(kept: _Floats) -> str:
     return "all values are equal" if kept[0] == kept[-1] else ""
 
 
-def _fit(spectra: list[_Floats], backend: str) -> list[PowerLawFit]:
-    kernel, name = select("power_law", backend)
+def _fit(spectra: list[_Floats], backend: str, device: str) -> list[PowerLawFit]:
+    """The kernel runs on ``device``; spectra and fits are the host's."""
+    kernel, name = select("power_law", backend, device)
     reasons = [_why_unresolved(x) for x in spectra]
     fitted = [x for x, reason in zip(spectra, reasons, strict=True) if not reason]
     offsets = np.cumsum([0, *(x.size for x in fitted)], dtype=np.int64)
-    alpha, D, best = kernel(np.concatenate(fitted) if fitted else np.empty(0), offsets)
+    values = np.concatenate(fitted) if fitted else np.empty(0)
+    if device == "cpu":
+        alpha, D, best = kernel(values, offsets)
+    else:
+        alpha, D, best = (as_numpy(x) for x in kernel(as_tensor(values).to(device), as_tensor(offsets).to(device)))
     results, next_fitted = [], 0
     for x, reason in zip(spectra, reasons, strict=True):
         if reason:
@@ -234,7 +246,7 @@ def _one_start(logs: _Floats) -> tuple[_Floats, _Floats]:
     return 1.0 + slope, np.asarray(np.abs(-np.expm1(-slope[:, None] * logs) - np.arange(n) / n).max(axis=1))
 
 
-def _bootstrap(kept: _Floats, fit: PowerLawFit, n_bootstrap: int, seed: int, backend: str) -> float:
+def _bootstrap(kept: _Floats, fit: PowerLawFit, n_bootstrap: int, seed: int, backend: str, device: str) -> float:
     """Share of synthetic data sets whose own best D is at least the data's.
 
     Each value of a synthetic set comes with probability n_tail/n from the fitted tail, otherwise from the data below xmin.
@@ -251,6 +263,6 @@ def _bootstrap(kept: _Floats, fit: PowerLawFit, n_bootstrap: int, seed: int, bac
                 tail = np.minimum(fit.xmin * (1.0 - rng.random(n_tail)) ** (-1.0 / (fit.alpha - 1.0)), np.finfo(np.float64).max)
             sets.append(np.sort(np.concatenate((tail, rng.choice(body, n - n_tail) if body.size else tail[:0]))))
         # a set of equal values has no D (NaN) and counts as a better fit: it cannot speak against the data
-        worse += sum(f.D >= fit.D for f in _fit(sets, backend))
+        worse += sum(f.D >= fit.D for f in _fit(sets, backend, device))
         done += count
     return worse / n_bootstrap
