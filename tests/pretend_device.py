@@ -111,9 +111,37 @@ class _Everywhere(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+class _Backend:
+    """What torch asks of the module of a device, by other tests of this process too: there is one, and it draws no random numbers."""
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def is_available(self) -> bool:
+        return True
+
+    def current_device(self) -> int:
+        return 0
+
+    def device_count(self) -> int:
+        return 1
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None:
+        pass
+
+    def get_rng_state(self, device: Any = None) -> torch.Tensor:
+        return torch.zeros(1, dtype=torch.uint8)
+
+    def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
+        pass
+
+
 @functools.cache
 def _register() -> None:
-    _setup_privateuseone_for_python_backend(NAME)
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
     select.BACKENDS[NAME] = ("torch",)
 
 

@@ -37,10 +37,16 @@ class CannotAnalyse(Exception):
         self.status = status
 
 
+def _kind(targets: Any) -> str:
+    """What they are, in words: of a list that of its first entry too."""
+    inner = f" of {type(targets[0]).__name__}" if isinstance(targets, (list, tuple)) and targets else ""
+    return f"{type(targets).__name__}{inner}{' (number the classes from 0)' if inner == ' of str' else ''}"
+
+
 def check_targets(batch: Batch) -> None:
     t = batch.targets
     if not isinstance(t, Tensor) or t.is_floating_point() or t.is_complex():
-        raise CannotAnalyse(f"{NEEDS_CLASSES}, got {str(t.dtype).removeprefix('torch.') if isinstance(t, Tensor) else type(t).__name__}")
+        raise CannotAnalyse(f"{NEEDS_CLASSES}, got {str(t.dtype).removeprefix('torch.') if isinstance(t, Tensor) else _kind(t)}")
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,8 @@ def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
         pairs.append(("test", about + share(c.test.ncc_accuracy_train) if c.test.status == "ok" else f"{c.test.status}: {plain(c.test.reason)}"))
     if c.status != "ok":
         pairs.insert(0, ("status", f"{c.status}: {plain(c.reason)}"))
+    if not c.n_samples:  # there is nothing else to show
+        return Section(title, [Facts(pairs[:1]), *(Note(plain(n), "note") for n in c.notes)], "collapse")
     rows = collapse_rows(c)
     measures = Table(
         (
