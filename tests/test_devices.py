@@ -82,6 +82,14 @@ def test_eigsh_of_a_matrix(dtype: torch.dtype, basis: str | None) -> None:
         assert float(residual.norm(dim=0).max()) <= 2 * max(1e-4, r.tol) * 9
 
 
+def test_a_basis_that_does_not_fit_is_kept_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = torch.diag(torch.linspace(-1, 1, 600, dtype=torch.float64))
+    monkeypatch.setattr("spectral_fast.linalg.places._free", lambda device: 1e6)
+    with pretend_device(), pytest.warns(RuntimeWarning, match="^op: a Krylov basis of 0[.]00.* GB does not fit on pretend:0, of which 0.001 GB are free"):
+        r = sf.eigsh(a.to(NAME), 3, tol=1e-8)
+    assert r.status == "ok" and r.vectors.device.type == NAME
+
+
 def test_power_law() -> None:
     evals = torch.from_numpy((1.0 - np.random.default_rng(0).random(300)) ** -0.8)
     expected = sf.power_law(evals, p_value=True, n_bootstrap=20)

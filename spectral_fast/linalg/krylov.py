@@ -85,8 +85,9 @@ class Krylov:
         self.share = share or Share(n)
         self.capacity = max(1, min(capacity, n))
         self._memory = rows
-        self.place = place_of(apply) if rows is None and self.share.reduce is None else HostPlace()
-        self.rows: Any = self._make((min(n, self.capacity + spare), self.share.width))
+        shape = (min(n, self.capacity + spare), self.share.width)
+        self.place = place_of(apply, shape[0] * shape[1], dtype) if rows is None and self.share.reduce is None else HostPlace()
+        self.rows: Any = self._make(shape)
         self.T: F64 = np.zeros((len(self.rows), len(self.rows)))
         self.eps = 2.0**-52 if dtype == "float64" else 2.0**-23  # what is left of a vector is known to the accuracy of products, not to that of bfloat16
         self.t = 0

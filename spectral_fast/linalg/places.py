@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..memory import SHARE
 from .arrays import RawArray, as_numpy, as_tensor, is_torch
 
 __all__ = ["BASIS_DTYPES", "DevicePlace", "HostPlace", "place_of"]
@@ -74,7 +77,20 @@ class DevicePlace:
 _HOST = HostPlace()
 
 
-def place_of(apply: object) -> HostPlace | DevicePlace:
-    """Where the vectors are that products of ``apply`` take and give."""
+def place_of(apply: object, numbers: int = 0, dtype: str = "float64") -> HostPlace | DevicePlace:
+    """Where the vectors are that products of ``apply`` take and give; the host, with a warning, where a basis of so many numbers does not fit there."""
     device = str(getattr(apply, "device", "cpu"))
-    return _HOST if device == "cpu" else DevicePlace(device)
+    if device == "cpu":
+        return _HOST
+    need, free = numbers * np.dtype(BASIS_DTYPES[dtype]).itemsize, _free(device)
+    if need > SHARE * free:
+        said = f"op: a Krylov basis of {need / 1e9:.3g} GB does not fit on {device}, of which {free / 1e9:.3g} GB are free: it is kept on the host"
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
+        return _HOST
+    return DevicePlace(device)
+
+
+def _free(device: str) -> float:
+    """Bytes free on a device; infinite where torch cannot tell."""
+    torch = sys.modules["torch"]
+    return float(torch.cuda.mem_get_info(torch.device(device))[0]) if device.startswith("cuda") else math.inf
