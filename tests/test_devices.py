@@ -149,3 +149,11 @@ def test_scan_on_a_device_that_is_not_there(tmp_path: Path, device: Any) -> None
         pytest.skip("there is one")
     with pytest.raises(ValueError, match="^device: "):
         sf.scan(checkpoint(tmp_path), progress=False, device=device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "", 3.5])
+@pytest.mark.parametrize("what", ["gradient_covariance", "neural_collapse", "Hessian", "GradientCovariance"])
+def test_a_device_that_is_none_is_named(what: str, device: Any) -> None:
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    with pytest.raises(ValueError, match="^device: got "):
+        getattr(sf, what)(torch.nn.Linear(4, 3), [(x, y)], device=device)

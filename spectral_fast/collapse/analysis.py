@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..metrics.collapse_moments import between_rank_tolerance, cdnv, nc1, nc2, nc3, norm_spread, relative_spread
-from ..probing.batches import Batches, to_tensors
+from ..probing.batches import Batches, device_named, to_tensors
 from ..probing.capture import find_classifier
 from ..probing.distributed import Ranks, ranks_of
 from ..probing.functional import FunctionalModel, unwrap
@@ -85,7 +85,7 @@ def neural_collapse(
         names = None if layers is None else layers_named(unwrap(model), layers)
         limit = memory_limit(max_memory, torch.device("cpu"))
         first = next((p for p in unwrap(model).parameters() if p.is_floating_point()), None)
-        where = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
+        where = device_named(device) if device is not None else first.device if first is not None else torch.device("cpu")
     how = _How(global_mean, per_class, max_batches, limit, unpack, where, progress, test_loader is not None)
     with ranks.one_interrupt():
         result, means = _collapse(model, ranks, loader, layer, names, how, None)

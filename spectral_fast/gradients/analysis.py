@@ -31,7 +31,7 @@ from ..metrics.gradient_noise import (
     signal_share,
 )
 from ..metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram, samples_that_fit
-from ..probing.batches import Batches
+from ..probing.batches import Batches, device_named
 from ..probing.distributed import ranks_of
 from ..probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
 from ..probing.ghost_gram import GhostGram
@@ -100,7 +100,7 @@ def gradient_covariance(
         model = unwrap(model)
         chosen = select_parameters(model, params)
         first = next(iter(chosen.values()))
-        where = torch.device(device) if device is not None else first.device
+        where = device_named(device) if device is not None else first.device
         precision = compute_dtype(model)
         room = memory_limit(max_memory, where)
     limit = ranks.least(room)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .state import keep_rng
 
-__all__ = ["Batch", "Batches", "LABEL_KEYS", "call_model", "chosen_samples", "logits_of", "put_logits", "to_tensors"]
+__all__ = ["Batch", "Batches", "LABEL_KEYS", "call_model", "chosen_samples", "device_named", "logits_of", "put_logits", "to_tensors"]
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 # Batches of a whole data set (X, y): as many samples as make this many bytes of inputs, within these numbers. Small samples in large batches keep
@@ -35,6 +35,14 @@ class Batch:
     targets: Any | None
     size: int
     label_key: str | None = None
+
+
+def device_named(device: torch.device | str | int) -> torch.device:
+    """Raises ValueError naming ``device`` for what is none."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: got {device!r}; {str(error).splitlines()[0]}") from error
 
 
 def _is_array(x: object) -> bool:
@@ -190,7 +198,7 @@ class Batches:
         for name, limit in (("max_batches", max_batches), ("max_samples", max_samples)):
             if limit is not None and limit < 1:
                 raise ValueError(f"{name}: wanted at least 1, got {limit}")
-        self.device = None if device is None else torch.device(device)
+        self.device = None if device is None else device_named(device)
         self.dtype = dtype
         self.truncated = False
         self.note = ""

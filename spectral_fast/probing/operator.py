@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .batches import Batch, Batches
+from .batches import Batch, Batches, device_named
 from .distributed import ranks_of
 from .functional import Draws, FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
 from .losses import Loss, resolve_loss
@@ -118,7 +118,7 @@ class ModelOperator:
     def _lay_out(self, chosen: Mapping[str, nn.Parameter], device: torch.device | str | None, dtype: torch.dtype | None) -> Precision:
         """Names, shapes and places of the chosen parameters; where and in which precision they are run."""
         first = next(iter(chosen.values()))
-        self.device = torch.device(device) if device is not None else first.device
+        self.device = device_named(device) if device is not None else first.device
         precision = compute_dtype(self.model, dtype)
         self.names = tuple(chosen)
         self.shapes = {name: tuple(p.shape) for name, p in chosen.items()}
