@@ -1,6 +1,6 @@
 """What a model on the pretended device gives, for a fresh interpreter: autograd counts the devices there are when it is first used.
 
-python device_models.py CASE       prints OK, or fails
+python device_models.py mlp|conv       prints OK, or fails
 """
 
 from __future__ import annotations
@@ -73,12 +73,9 @@ def collapse(model: torch.nn.Module, batches: Batches) -> None:
 if __name__ == "__main__":
     with pretend_device():
         pass
-    what, _, net = sys.argv[1].partition(" of ")
-    made = {"mlp": mlp, "conv": conv}[net]()
-    if what == "gradients":
-        gradients(*made)
-    elif what == "collapse":
-        collapse(*made)
-    else:
-        operator(what, *made)
+    make = {"mlp": mlp, "conv": conv}[sys.argv[1]]
+    for kind in ("Hessian", "GGN", "GradientCovariance"):
+        operator(kind, *make())
+    gradients(*make())
+    collapse(*make())
     print("OK")

@@ -245,3 +245,37 @@ def test_classes_that_are_not_trained_on_are_told_of() -> None:
     train = [(x[y < 3], y[y < 3])]
     r = neural_collapse(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), train, test_loader=[(x, y)])
     assert r.test is not None and any("10 samples are of classes without samples in loader" in note for note in r.test.notes)
+
+
+def test_outputs_without_numbers_decide_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[2].weight[1, 0] = math.nan
+    r = neural_collapse(model, [(torch.randn(30, 6), torch.arange(30) % 4)])
+    assert r.status == "failed" and "the model's output holds NaN in batch 0" in r.reason
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (["a", "b"] * 15, "of str (number the classes from 0)"),
+        (np.array(["a", "b"] * 15), "ndarray of str (number the classes from 0)"),
+        (torch.eye(30, 4), "float32 (class indices as integers"),
+        (None, "none: the loader yields no targets"),
+    ],
+    ids=["list", "array", "one-hot", "none"],
+)
+def test_targets_that_are_no_classes_say_what_to_do(targets: object, words: str) -> None:
+    r = neural_collapse(nn.Linear(6, 4), [(torch.randn(30, 6), targets)])
+    assert r.status == "skipped" and words in r.reason
+
+
+def test_the_table_has_the_nc4_of_the_trained_means_for_test_samples() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(80, 6), torch.arange(80) % 4
+    x[40:] += torch.randn(6)
+    r = neural_collapse(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), [(x[:40], y[:40])], test_loader=[(x[40:], y[40:])])
+    assert r.test is not None and r.test.nc4_train != r.test.nc4
+    line = next(line for line in r.summary().splitlines() if line.strip().startswith("NC4"))
+    assert float(line.split()[2]) == pytest.approx(r.test.nc4_train, rel=1e-3)

@@ -110,10 +110,9 @@ def test_density_of_a_matrix() -> None:
 
 
 @pytest.mark.parametrize("net", ["mlp", "conv"])
-@pytest.mark.parametrize("what", ["Hessian", "GGN", "GradientCovariance", "gradients", "collapse"])
-def test_models(what: str, net: str) -> None:
+def test_models(net: str) -> None:
     folder = Path(__file__).parent
-    done = run_python(f"import runpy, sys; sys.path.insert(0, {str(folder)!r}); sys.argv[1:] = [{what + ' of ' + net!r}]; "
+    done = run_python(f"import runpy, sys; sys.path.insert(0, {str(folder)!r}); sys.argv[1:] = [{net!r}]; "
                       f"runpy.run_path({str(folder / 'device_models.py')!r}, run_name='__main__')")  # fmt: skip
     assert done.stdout.strip() == "OK", done.stderr[-3000:]
 
@@ -151,7 +150,7 @@ def test_scan_on_a_device_that_is_not_there(tmp_path: Path, device: Any) -> None
         sf.scan(checkpoint(tmp_path), progress=False, device=device)
 
 
-@pytest.mark.parametrize("device", ["gpu", "", 3.5])
+@pytest.mark.parametrize("device", ["gpu", "", 3.5, "meta", "cuda:99"])
 @pytest.mark.parametrize("what", ["gradient_covariance", "neural_collapse", "Hessian", "GradientCovariance"])
 def test_a_device_that_is_none_is_named(what: str, device: Any) -> None:
     x, y = torch.randn(6, 4), torch.arange(6) % 3

@@ -38,15 +38,23 @@ class CannotAnalyse(Exception):
 
 
 def _kind(targets: Any) -> str:
-    """What they are, in words: of a list that of its first entry too."""
-    inner = f" of {type(targets[0]).__name__}" if isinstance(targets, (list, tuple)) and targets else ""
+    """What they are, in words, and what to do about it."""
+    if isinstance(targets, Tensor):
+        name = str(targets.dtype).removeprefix("torch.")
+        return f"{name} (class indices as integers, targets.long(); of one-hot rows their argmax)" if targets.is_floating_point() else name
+    if isinstance(targets, np.ndarray):
+        inner = f" of {'str' if targets.dtype.kind in 'OSU' else targets.dtype}"
+    else:
+        inner = f" of {type(targets[0]).__name__}" if isinstance(targets, (list, tuple)) and targets else ""
+    if targets is None:
+        return "none: the loader yields no targets"
     return f"{type(targets).__name__}{inner}{' (number the classes from 0)' if inner == ' of str' else ''}"
 
 
 def check_targets(batch: Batch) -> None:
     t = batch.targets
     if not isinstance(t, Tensor) or t.is_floating_point() or t.is_complex():
-        raise CannotAnalyse(f"{NEEDS_CLASSES}, got {str(t.dtype).removeprefix('torch.') if isinstance(t, Tensor) else _kind(t)}")
+        raise CannotAnalyse(f"{NEEDS_CLASSES}, got {_kind(t)}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class FeaturePass:
         self.n_samples = 0
         self.correct = 0
         self.decided = True
+        self._known = True  # are the outputs of the last batch numbers?
         self.eps = float(np.finfo(np.float64).eps)
         self.second_pass = False
 
@@ -129,6 +138,7 @@ class FeaturePass:
             self.decided = False
             return torch.full((targets.numel(),), -1)
         flat = logits.reshape(-1, logits.shape[-1])
+        self._known = not bool(torch.isnan(flat).any())  # else the largest score says nothing; minus infinity is a class ruled out
         # one logit decides between classes 0 and 1
         self._expect_classes(max(flat.shape[1], 2))
         return (flat.argmax(dim=1) if flat.shape[1] > 1 else (flat[:, 0] > 0).to(torch.int64)).cpu()
@@ -154,6 +164,8 @@ class FeaturePass:
                 self.layers.limit -= need
         if not bool(torch.isfinite(part.features).all()):
             raise CannotAnalyse(f"the input of {self.name!r} holds NaN or Inf in batch {self.done}", "failed")
+        if not self._known:
+            raise CannotAnalyse(f"the model's output holds NaN in batch {self.done}", "failed")
         self.moments.add(as_array(part.features), part.targets)
         if self.layers is not None:
             self.layers.add(self._labels, self.n_classes, self.done)

@@ -46,16 +46,18 @@ class LayerCollapse:
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class NeuralCollapse(Result):
-    """Neural-collapse numbers at the input of `layer` (definitions.md, "Neural collapse"); all are 0 at full collapse, NaN where unknown.
+    """Neural-collapse numbers at the input of `layer` (Papyan, Han & Donoho 2020); all are 0 at full collapse, NaN where unknown.
 
     C = n_classes counts the classes that occur in the samples, in every number here; class_counts: samples of every class of the
     model, zeros included, so len(class_counts) is the model's number of classes.
     nc1: tr(S_W S_B^+)/C, with nc1_rank directions of S_B above nc1_tolerance (a singular value of the centred means).
-    cdnv: class-distance normalized variance. nc2_norms, nc2_norms_classifier: std/mean of the lengths of class means and of
-    classifier rows; nc2_angles: mean |cos + 1/(C-1)|; nc2_etf: distance to a simplex ETF, which exists only if etf_exists (C <= d + 1).
+    cdnv: class-distance normalized variance, the mean over pairs of (var_c + var_c')/(2 |mu_c - mu_c'|²) (Galanti, Gyorgy & Hutter 2021).
+    nc2_norms, nc2_norms_classifier: std/mean of the lengths of class means and of
+    classifier rows; nc2_angles: mean |cos + 1/(C-1)| over pairs; nc2_etf: distance to a simplex ETF,
+    ‖AAᵀ/‖AAᵀ‖_F - (I - 11ᵀ/C)/sqrt(C-1)‖_F of the centred means A, which exists only if etf_exists (C <= d + 1).
     mean_values: (min(C, d),) singular values of the centred class means, descending: along how many directions the classes differ. spread: root mean
     square distance of the features to their mean over the length of that mean, 0 where all samples give one point.
-    nc3: distance of the normalised classifier and class means. nc4: share of samples where the model's decision differs from the
+    nc3: ‖W/‖W‖_F - A/‖A‖_F‖_F of the classifier's rows W and the centred class means A. nc4: share of samples where the model's decision differs from the
     nearest class mean. accuracy: share decided right; ncc_accuracy: share whose nearest class mean is their own class's. means: (C, d) float64 class means
     of the classes that occur.
     by_layer: with ``layers=``, the numbers of every layer by name, in the order of the forward pass, the classifier's last. skipped: layers without numbers,

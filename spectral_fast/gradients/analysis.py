@@ -81,16 +81,20 @@ def gradient_covariance(
     max_memory: bytes, None: 60 % of what is free. Fewer samples are taken where the products of all do not fit; samples are run again in blocks and
         eigenvalues per layer left out where the rest does not, which the notes say; "skipped" with the need where not even one sample fits. A model whose
         gradients have to be formed one by one (the notes say why) is skipped where those of the samples taken do not fit.
-    seed: which samples are taken where not all are. Half-precision models are run in float32 on a copy.
+    seed: which samples are taken where not all that were read are; with max_samples (2048) or max_batches the first ones are read, so that a loader
+        should shuffle them; a note says where they seem to come class by class. Half-precision models are run in float32 on a copy.
     process_group: a group of torch.distributed, or "world": ``loader`` is this rank's shard of the samples, of any size; up to max_samples / ranks of each are
         handed to all, every rank computes its share of the products, and the result is that of the samples of all ranks, the same on each.
 
-    Ctrl-C returns the samples done so far, over several ranks none, status "incomplete". Raises ValueError for an unknown unit or a bad argument; loader,
+    Ctrl-C while gradients are computed returns the samples done so far, over several ranks none, status "incomplete".
+    Raises ValueError for an unknown unit or a bad argument; loader,
     loss, loss_fn, params, unpack: see probing.Batches, resolve_loss, select_parameters.
     """
     started = time.perf_counter()
     ranks = ranks_of(model, process_group, loader)
     with ranks.agreed("reading the arguments"):
+        if not isinstance(centered, (bool, np.bool_)):
+            raise ValueError(f"centered: wanted True or False, got {centered!r}")
         if unit not in UNITS:
             only = "for products with GradientCovariance alone"
             raise ValueError(f"unit: {unit!r} is {only if unit == 'position' else 'unknown'}; known: {', '.join(UNITS)}")

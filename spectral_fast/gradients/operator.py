@@ -87,6 +87,8 @@ class GradientCovariance(ModelOperator):
     def __init__(self, model: Any, loader: Any, loss: Any = None, *, centered: bool = True, unit: str = "sample", **arguments: Any) -> None:
         if unit not in UNITS:
             raise ValueError(f"unit: {unit!r} is unknown; known: {', '.join(UNITS)}")
+        if not isinstance(centered, (bool, np.bool_)):
+            raise ValueError(f"centered: wanted True or False, got {centered!r}")
         super().__init__(model, loader, loss, **arguments)
         self.centered, self.unit = centered, unit
         self.losses = SampleLosses(self.functional, self.loss)

@@ -34,7 +34,7 @@ class LayerGradient:
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class GradientSpectrum(Result):
-    """Spectrum of the covariance of per-sample gradients (definitions.md, "Gradient covariance").
+    """Spectrum of the covariance of per-sample gradients, C = sum p_n (g_n - g)(g_n - g)ᵀ / (1 - sum p_n²) with weights p_n, 1/n each where terms are alike.
 
     eigenvalues: (k,) float64, descending, of the convention `centered` names; `other` of the other one: eigenvalues_centered and
         eigenvalues_uncentered give them by name. Of n units at most min(n - 1, P) centred ones are nonzero.

@@ -40,9 +40,13 @@ class Batch:
 def device_named(device: torch.device | str | int) -> torch.device:
     """Raises ValueError naming ``device`` for what is none."""
     try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:  # torch asserts that it was built for CUDA
         raise ValueError(f"device: got {device!r}; {str(error).splitlines()[0]}") from error
+    if found.type == "meta":
+        raise ValueError("device: got 'meta', which holds no numbers")
+    return found
 
 
 def _is_array(x: object) -> bool:
@@ -210,6 +214,8 @@ class Batches:
         if self.truncated:
             limits = [f"{name} = {limit:,}" for name, limit in (("max_batches", max_batches), ("max_samples", max_samples)) if limit is not None]
             self.note = f"only the first {self.n_samples:,} samples were used ({', '.join(limits)})"
+            if _class_by_class([batch.targets for batch in self._batches]):
+                self.note += "; they come class by class, so that classes behind them are missing: let the loader shuffle"
         elif isinstance(loader, Batches):  # cut before it came here
             self.truncated, self.note = loader.truncated, loader.note
 
@@ -247,6 +253,15 @@ class Batches:
     def head(self, max_samples: int) -> Batches:
         """The first ``max_samples`` samples as a sample set of their own; tensors are shared, not copied."""
         return Batches(self, device=self.device, dtype=self.dtype, max_samples=max_samples)
+
+
+def _class_by_class(targets: list[Any]) -> bool:
+    """Are these single classes, one for each sample, that come one after the other?"""
+    if not targets or not all(isinstance(t, Tensor) and t.ndim == 1 and not t.is_floating_point() for t in targets):
+        return False
+    labels = torch.cat([t.to("cpu") for t in targets])
+    classes = len(torch.unique(labels))
+    return len(labels) > 4 * classes and int(torch.count_nonzero(labels.diff())) == classes - 1
 
 
 def call_model(model: Callable[..., Any], batch: Batch) -> Any:

@@ -106,6 +106,11 @@ def collapse_rows(c: NeuralCollapse) -> list[tuple[str, str, float, str]]:
     ]
 
 
+def _of_test(test: NeuralCollapse) -> list[tuple[str, str, float, str]]:
+    """Their NC4 with the class means of the samples trained on, where these are known."""
+    return [(short, what, test.nc4_train if short == "NC4" and np.isfinite(test.nc4_train) else value, at) for short, what, value, at in collapse_rows(test)]
+
+
 def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
     counts = np.asarray(list(c.class_counts.values()) if isinstance(c.class_counts, dict) else c.class_counts)
     sizes = f", {integer(counts.min())} to {integer(counts.max())} samples each" if counts.size else ""
@@ -127,7 +132,7 @@ def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
         (
             Column("measure", [r[0] for r in rows], "left"),
             Column("value", [number(r[2]) for r in rows]),
-            *([] if c.test is None else [Column("test", [number(r[2]) for r in collapse_rows(c.test)])]),
+            *([] if c.test is None else [Column("test", [number(r[2]) for r in _of_test(c.test)])]),
             Column("collapsed", [r[3] for r in rows], "left", drop=1),
             Column("what it is", [r[1] for r in rows], "left", drop=2),
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spectral_fast.gradients import GradientSpectrum, gradient_covariance
+from spectral_fast.gradients import GradientCovariance, GradientSpectrum, gradient_covariance
 from spectral_fast.metrics.gradient_noise import class_parts, concentration, gram_spectrum, moment_spectrum, noise_scale
 from spectral_fast.metrics.gram_plan import COLUMN_TILE, plan_gram
 
@@ -393,3 +393,19 @@ def test_targets_outside_of_the_classes_are_named() -> None:
     x, y = torch.randn(9, 4), torch.arange(9)
     with pytest.raises(ValueError, match="^loader: a class target is outside of the model's 3 classes"):
         gradient_covariance(torch.nn.Linear(4, 3), [(x, y)], "cross_entropy")
+
+
+@pytest.mark.parametrize("make", [gradient_covariance, GradientCovariance])
+def test_centered_is_true_or_false(make: Any) -> None:
+    with pytest.raises(ValueError, match="^centered: wanted True or False, got 'yes'"):
+        make(torch.nn.Linear(4, 3), [(torch.randn(9, 4), torch.randint(0, 3, (9,)))], centered="yes")
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_samples_that_come_class_by_class_are_told_of(shuffled: bool) -> None:
+    x, y = torch.randn(60, 4), torch.arange(60) // 20
+    if shuffled:
+        y = y[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
+    notes = gradient_covariance(torch.nn.Linear(4, 3), [(x[:30], y[:30]), (x[30:], y[30:])], max_samples=40).notes
+    assert any("only the first 40 samples" in note for note in notes)
+    assert any("class by class" in note for note in notes) == (not shuffled)
