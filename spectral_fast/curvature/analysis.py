@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg.eigsh import tol_of
-from ..linalg.options import whole_number
+from ..linalg.options import seed_number, whole_number
 from ..probing.functional import ParameterFilter
 from ..probing.losses import Loss
 from ..progress import ProgressOption, progress_reporter
@@ -62,6 +62,7 @@ def curvature(
     """
     for name, value, least in (("k", k, 1), ("k_bottom", k_bottom, 0), ("probes", probes, 1), ("steps", steps, 1)):
         whole_number(name, value, least)
+    seed_number(seed)
     tol_of(tol, "float64")
     if optimizer is not None and not getattr(optimizer, "param_groups", None):
         raise TypeError(f"optimizer: wanted a torch.optim optimizer, got {type(optimizer).__name__}")

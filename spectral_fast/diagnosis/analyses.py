@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..findings import SEVERITIES, collapse_findings, curvature_findings, gradient_findings, stability_of, weight_findings
+from ..linalg.options import seed_number
 from ..progress import Progress, ProgressOption, progress_reporter
 from ..results import Skipped
 from ..weights.baseline import Reference, beside_baseline, open_baseline
@@ -95,6 +96,7 @@ def diagnose(
     """
     start = time.perf_counter()
     _check(model, include, budget, k, tol, params, layer)
+    seed_number(seed)
     _check_weights(include, null, baseline)
     caps = BUDGETS[budget]
     run = Steps()

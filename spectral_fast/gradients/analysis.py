@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..linalg.options import whole_number
+from ..linalg.options import seed_number, whole_number
 from ..metrics.gradient_noise import (
     Concentration,
     Spectrum,
@@ -33,7 +33,7 @@ from ..metrics.gradient_noise import (
 from ..metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram, samples_that_fit
 from ..probing.batches import Batches, device_named
 from ..probing.distributed import ranks_of
-from ..probing.functional import FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
+from ..probing.functional import FunctionalModel, ParameterFilter, frozen_note, select_parameters, twice_differentiable, unwrap
 from ..probing.ghost_gram import GhostGram
 from ..probing.gradient_gram import GradientGram
 from ..probing.gram_kernel import gram_kernel
@@ -101,6 +101,7 @@ def gradient_covariance(
         for name, value in (("k", k), ("max_samples", max_samples)):
             if value is not None:
                 whole_number(name, value)
+        seed_number(seed)
         model = unwrap(model)
         chosen = select_parameters(model, params)
         first = next(iter(chosen.values()))
@@ -110,7 +111,7 @@ def gradient_covariance(
     limit = ranks.least(room)
     settings = f"{where.type}, {precision.dtype}, {list(chosen)}, {centered}, {unit}, {k}, {max_samples}, {max_batches}, {seed}"
     buffers = ranks.same_model(model, settings)
-    notes = [*ranks.notes, *eval_notes(model), *([precision.note] if precision.note else ())]
+    notes = [*ranks.notes, *eval_notes(model), *(note for note in (precision.note, frozen_note(model, chosen)) if note)]
     job = _Job(unit, centered, k, "", sum(p.numel() for p in chosen.values()), started)
     with leave_no_trace(model), progress_reporter(progress) as told, ranks.one_interrupt():
         report = ranks.stopping(told)

@@ -20,7 +20,7 @@ from ..memory import host_memory_limit
 from ..results import Result
 from .arrays import as_float64, is_torch, like
 from .krylov import BASIS_DTYPES, F64, Krylov, dtype_of_basis
-from .options import whole_number
+from .options import seed_number, whole_number
 from .products import blocks_of, check_operator, product_of
 from .share import PIECE, Share
 from .spread import spread_of
@@ -280,7 +280,7 @@ def spectral_density(op: Any, *, probes: int = 4, steps: int = 64, seed: int = 0
     """
     n = check_operator(op)
     probes, steps = whole_number("probes", probes), whole_number("steps", steps)
-    whole_number("seed", seed, 0)
+    seed_number(seed)
     dtype = dtype_of_basis(basis_dtype) or ("float32" if str(getattr(op, "dtype", "")).endswith("float32") else "float64")
     run, interrupted = ProbeRun(n=n, steps=min(steps, n)), ""
     spread = spread_of(op)

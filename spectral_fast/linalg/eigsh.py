@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..results import Result
 from .arrays import as_float64, is_torch, like
 from .krylov import F64, Krylov, dtype_of_basis
-from .options import whole_number
+from .options import seed_number, whole_number
 from .pairs import PairRun, Pairs
 from .products import check_operator, product_of
 from .restart import SEARCH_ROWS, Budget, Ends, basis_size
@@ -119,7 +119,7 @@ def extreme_pairs(
     block = 1 if block is None else whole_number("block", block)
     if block > n:
         raise ValueError(f"block: wanted 1..{n}, got {block}")
-    whole_number("seed", seed, 0)
+    seed_number(seed)
     k = min(ends.total, n)
     limit = max(1000, 40 * k) if max_matvecs is None else whole_number("max_matvecs", max_matvecs)
     small = n <= max(DENSE_BELOW, ends.total) and share is None and start is None

@@ -12,6 +12,7 @@ from ..kernels.numpy_lowrank import METHODS
 from ..kernels.select import select
 from ..results import Result, Status
 from .arrays import as_float64, as_numpy, as_tensor, bfloat16_bits, device_of, dtype_name, like, storage_format
+from .options import seed_number
 
 __all__ = ["LowRankSVD", "randomized_svd", "subspace_overlap", "whole_number"]
 
@@ -84,9 +85,7 @@ def randomized_svd(
     d = min(m, n)
     whole_number("oversample", oversample, 0)
     whole_number("n_iter", n_iter, 0)
-    whole_number("seed", seed, 0)
-    if seed >= 1 << 64:
-        raise ValueError(f"seed: got {seed}; wanted less than 2**64")
+    seed_number(seed)
     if rank is None:
         if tol is None:
             raise ValueError("rank: got None; wanted a number of triplets, or tol=")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["whole_number"]
+__all__ = ["seed_number", "whole_number"]
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
@@ -17,3 +17,11 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise ValueError(f"{name}: wanted {wanted}, got {value!r}")
     return int(value)
+
+
+def seed_number(seed: Any) -> int:
+    """``seed`` as an int of [0, 2**64). Raises ValueError for anything else."""
+    number = whole_number("seed", seed, 0)
+    if number >= 1 << 64:
+        raise ValueError(f"seed: wanted less than 2**64, got {seed}")
+    return number

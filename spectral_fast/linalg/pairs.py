@@ -141,8 +141,9 @@ class PairRun:
     def _take(self, kry: Krylov, found: Ritz) -> None:
         """``pairs`` become the wanted ones, their vectors in the memory of the basis's first rows: it is a basis no more."""
         s = np.ascontiguousarray(found.s[:, found.wanted])
+        residuals = np.maximum(found.residuals[found.wanted], kry.eps * self.scale)  # of products that round nothing less can be said
         with uninterrupted():
-            self.pairs = Pairs(found.values[found.wanted], kry.taken(s), found.residuals[found.wanted])
+            self.pairs = Pairs(found.values[found.wanted], kry.taken(s), residuals)
             self.basis = None
 
     def _measured(self, kry: Krylov) -> None:

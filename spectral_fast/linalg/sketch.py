@@ -11,6 +11,7 @@ from ..kernels.counters import gaussian
 from ..kernels.numpy_lowrank import signed
 from .arrays import as_numpy, dtype_name
 from .lowrank import LowRankSVD, whole_number
+from .options import seed_number
 
 __all__ = ["SketchSVD"]
 
@@ -49,7 +50,7 @@ class SketchSVD:
         whole_number("rank", rank, 1)
         if rank > least:
             raise ValueError(f"rank: got {rank}; a matrix of shape {self.shape} has {least} singular values")
-        whole_number("seed", seed, 0)
+        seed_number(seed)
         self.rank, self._seed = rank, seed
         self._k = min(4 * rank + 1, least) if k is None else k
         whole_number("k", self._k, rank)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..kernels.counters import gaussian
 from .arrays import as_numpy, dtype_name, like
-from .lowrank import whole_number
+from .options import seed_number
 from .svd import svdvals
 
 __all__ = ["SpectralNorm", "spectral_norm"]
@@ -46,7 +46,7 @@ def spectral_norm(a: Any, tol: float = 1e-2, *, seed: int = 0) -> SpectralNorm:
     """
     if not 1e-6 <= tol < 1.0:
         raise ValueError(f"tol: got {tol!r}; wanted a number in [1e-6, 1)")
-    whole_number("seed", seed, 0)
+    seed_number(seed)
     x = as_numpy(a)
     if x.dtype.kind not in "fiub":
         raise TypeError(f"a: got dtype {dtype_name(a)}; wanted real numbers")

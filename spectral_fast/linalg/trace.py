@@ -12,7 +12,7 @@ from ..results import Result
 from .arrays import like
 from .density import ProbeRun
 from .krylov import F64
-from .options import whole_number
+from .options import seed_number, whole_number
 from .products import blocks_of, check_operator
 from .trace_methods import METHODS, Estimates, exact, mean_error, rounding_of_forms
 
@@ -107,7 +107,7 @@ def trace(op: Any, *, max_matvecs: int = 100, method: str = "auto", seed: int = 
     if method not in ("auto", *METHODS):
         raise ValueError(f"method: unknown {method!r}; known: auto, {', '.join(METHODS)}")
     budget = whole_number("max_matvecs", max_matvecs)
-    whole_number("seed", seed, 0)
+    seed_number(seed)
     blocks = blocks_of(op, n)
     chosen = choose(n, budget) if method == "auto" or n <= budget else method
     found: Estimates

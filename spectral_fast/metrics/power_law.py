@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..kernels.select import select
 from ..linalg.arrays import as_float64, as_numpy, as_tensor, device_of
+from ..linalg.options import seed_number
 
 __all__ = ["MIN_VALUES", "PowerLawCurve", "PowerLawFit", "alpha_weighted", "fit_power_law", "fit_power_laws", "log_alpha_norm"]
 
@@ -96,6 +97,7 @@ def fit_power_law(
     backend: "auto", "native" or "numpy". Of a tensor on a GPU all starts are tried there, those of synthetic data sets too; the result is the host's.
     Errors: ValueError for values that are not finite, a negative threshold, an xmin not above it, n_bootstrap < 1 or an unknown backend.
     """
+    seed_number(seed)
     if n_bootstrap < 1:
         raise ValueError(f"n_bootstrap: wanted at least 1, got {n_bootstrap}")
     kept = _kept(evals, threshold, "evals")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..kernels.select import select
 from ..linalg.arrays import as_numpy
+from ..linalg.options import seed_number
 from .marchenko_pastur import marchenko_pastur_fits
 
 __all__ = ["NullQuantiles", "PermutationNull", "permutation_null", "random_matrix_reference"]
@@ -65,6 +66,7 @@ def permutation_null(w: Any, *, n_permutations: int = 20, seed: int = 0, backend
         raise ValueError("w: wanted finite entries")
     if n_permutations < 1:
         raise ValueError(f"n_permutations: wanted at least 1, got {n_permutations}")
+    seed_number(seed)
     kernel, name = select("singular_values", backend)
     rng = np.random.default_rng(seed)
     entries = np.ascontiguousarray(a).reshape(-1)

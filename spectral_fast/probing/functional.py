@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Draws", "FunctionalModel", "select_parameters", "storage_key", "twice_differentiable", "unwrap"]
+__all__ = ["Draws", "FunctionalModel", "frozen_note", "select_parameters", "storage_key", "twice_differentiable", "unwrap"]
 
 ParameterFilter = None | str | list[str] | tuple[str, ...] | Callable[[str, nn.Parameter], bool]
 
@@ -59,6 +59,16 @@ def select_parameters(model: nn.Module, params: ParameterFilter = None) -> dict[
     if not chosen:
         raise ValueError(f"params: {params!r} selects none of the {len(known)} floating parameters: {', '.join(list(known)[:8])}")
     return chosen
+
+
+def frozen_note(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> str:
+    """What became of the parameters that are not trained (``chosen`` by select_parameters), "" where there are none or they were asked for."""
+    frozen = sum(1 for p in model.parameters() if not p.requires_grad)
+    if frozen and all(p.requires_grad for p in chosen.values()):
+        return f"{frozen} frozen parameters (requires_grad=False) left out"
+    if frozen == sum(1 for _ in model.parameters()) > 0:
+        return "all parameters are frozen (requires_grad=False): looked at as if they were trained"
+    return ""
 
 
 def _matcher(params: ParameterFilter) -> Callable[[str, nn.Parameter], bool]:

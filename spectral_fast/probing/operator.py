@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .batches import Batch, Batches, device_named
 from .distributed import ranks_of
-from .functional import Draws, FunctionalModel, ParameterFilter, select_parameters, twice_differentiable, unwrap
+from .functional import Draws, FunctionalModel, ParameterFilter, frozen_note, select_parameters, twice_differentiable, unwrap
 from .losses import Loss, resolve_loss
 from .sharded import ShardedProducts, share_of
 from .state import eval_notes, leave_no_trace
@@ -142,11 +142,11 @@ class ModelOperator:
 
     def _notes(self, chosen: Mapping[str, nn.Parameter], precision: str) -> tuple[str, ...]:
         notes = [*self.ranks.notes, *eval_notes(self.model)]
-        notes += [note for note in (self.batches.note, precision, self.loss.note(self.batches)) if note]
-        kept_out = sum(1 for p in self.model.parameters() if not p.requires_grad)
-        if kept_out and all(p.requires_grad for p in chosen.values()):
-            notes.append(f"{kept_out} frozen parameters (requires_grad=False) left out")
+        notes += [note for note in (self.batches.note, precision, self.loss.note(self.batches), frozen_note(self.model, chosen)) if note]
         return tuple(notes)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}: {self.shape[0]:,} parameters, {self.n_samples:,} samples, loss {self.loss.name})"
 
     # -- the model as a function of the flat parameters ------------------------------------------------------------------
 

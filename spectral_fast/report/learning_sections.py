@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..diagnosis.overlaps import Overlaps
     from ..gradients import GradientSpectrum
 
-__all__ = ["COLLAPSE_TITLE", "GRADIENT_TITLE", "collapse_rows", "collapse_section", "gradient_section", "overlap_blocks"]
+__all__ = ["COLLAPSE_TITLE", "GRADIENT_TITLE", "collapse_rows", "collapse_section", "gradient_section", "overlap_blocks", "test_rows"]
 
 GRADIENT_TITLE = "GRADIENT COVARIANCE"
 COLLAPSE_TITLE = "NEURAL COLLAPSE"
@@ -106,7 +106,7 @@ def collapse_rows(c: NeuralCollapse) -> list[tuple[str, str, float, str]]:
     ]
 
 
-def _of_test(test: NeuralCollapse) -> list[tuple[str, str, float, str]]:
+def test_rows(test: NeuralCollapse) -> list[tuple[str, str, float, str]]:
     """Their NC4 with the class means of the samples trained on, where these are known."""
     return [(short, what, test.nc4_train if short == "NC4" and np.isfinite(test.nc4_train) else value, at) for short, what, value, at in collapse_rows(test)]
 
@@ -132,7 +132,7 @@ def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
         (
             Column("measure", [r[0] for r in rows], "left"),
             Column("value", [number(r[2]) for r in rows]),
-            *([] if c.test is None else [Column("test", [number(r[2]) for r in _of_test(c.test)])]),
+            *([] if c.test is None else [Column("test", [number(r[2]) for r in test_rows(c.test)])]),
             Column("collapsed", [r[3] for r in rows], "left", drop=1),
             Column("what it is", [r[1] for r in rows], "left", drop=2),
         )

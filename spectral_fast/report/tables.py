@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..metrics.rank import RULES
-from .learning_sections import collapse_rows
+from .learning_sections import collapse_rows, test_rows
 from .sections import by_severity
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def to_frame(result: Result) -> pd.DataFrame:
     WeightSpectra: a row per matrix and per skipped tensor (status "skipped"). MatrixSpectrum: a row per singular value. GradientSpectrum,
     EigenResult: a row per eigenvalue. CurvatureSpectra: its eigenvalues with operator and end, then the trace and its parts.
     LowRankSVD: a row per triplet. SpectralDensity: a row per node. TraceResult: the whole, then each layer. NeuralCollapse: a row per measure,
-    then those of each layer.
+    then those of each layer, with a column for the test samples.
     Ablation: a row per cut. Trajectory: a row per step, a column per series. Advice, Survey: a row per matrix. ScanPlan: a row per shape.
     Diagnosis: a row per finding, severe first.
     Raises ImportError without pandas, TypeError for another class.
@@ -204,28 +204,24 @@ def _trace(t: TraceResult) -> Made:
     return rows, ("layer", "trace", "stderr", "low95", "high95")
 
 
+_LAYER_MEASURES = ("nc1", "cdnv", "nc2_norms", "nc2_angles", "nc2_etf", "nc3", "nc4", "ncc_accuracy", "spread", "effective_rank", "participation_ratio",
+                   "feature_dim")  # fmt: skip
+
+
 def _collapse(c: NeuralCollapse) -> Made:
+    """With a column for the test samples and one for layers where there are such."""
     rows: list[Row] = [{"measure": short, "value": value, "collapsed": at, "what": what} for short, what, value, at in collapse_rows(c)]
-    if not c.by_layer:
-        return rows, ("measure", "value", "collapsed", "what")
-    for row in rows:
-        row["layer"] = ""
-    measures = (
-        "nc1",
-        "cdnv",
-        "nc2_norms",
-        "nc2_angles",
-        "nc2_etf",
-        "nc3",
-        "nc4",
-        "ncc_accuracy",
-        "spread",
-        "effective_rank",
-        "participation_ratio",
-        "feature_dim",
-    )
-    rows += [{"layer": name, "measure": measure, "value": float(getattr(v, measure))} for name, v in c.by_layer.items() for measure in measures]
-    return rows, ("layer", "measure", "value", "collapsed", "what")
+    rows += [{"layer": name, "measure": measure, "value": float(getattr(v, measure))} for name, v in c.by_layer.items() for measure in _LAYER_MEASURES]
+    if c.test is not None:
+        whole = {short: value for short, _, value, _ in test_rows(c.test)}
+        for row in rows:
+            layer = c.test.by_layer.get(row["layer"]) if "layer" in row else None
+            row["test"] = whole[row["measure"]] if "layer" not in row else math.nan if layer is None else float(getattr(layer, row["measure"]))
+    if c.by_layer:
+        for row in rows:
+            row.setdefault("layer", "")
+    columns = (*(("layer",) if c.by_layer else ()), "measure", "value", *(("test",) if c.test is not None else ()), "collapsed", "what")
+    return [{name: row[name] for name in columns if name in row} for row in rows], columns
 
 
 def _trajectory(t: Trajectory) -> Made:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..linalg.options import seed_number
 from ..metrics.marchenko_pastur import marchenko_pastur
 from ..progress import ProgressOption, progress_reporter
 from ..results import Result
@@ -108,6 +109,7 @@ def ablate(
         raise ValueError(f"treatment: got {treatment!r}; known: {', '.join(TREATMENTS)}")
     if not (np.isfinite(floor) and floor >= 0):
         raise ValueError(f"floor: got {floor!r}; wanted a finite share >= 0")
+    seed_number(seed)
     plan = find_matrix(model, layer)
     weight = TreatedWeight(plan)
     cuts = _cuts(gamma, treatment, weight)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.native_kernels import release_memory
-from ..linalg.lowrank import whole_number
+from ..linalg.options import seed_number, whole_number
 from ..memory import byte_size, host_memory_limit
 from ..progress import Bar, Progress, ProgressOption, progress_reporter
 from ..results import Skipped, Status
@@ -94,6 +94,7 @@ def scan(
     a ``store`` of another scan, a ``max_memory`` that is no number above 0.
     """
     check_null(null)
+    seed_number(seed)
     if store is not None and (slices or null):
         raise ValueError(f"store: keeps no {'slices' if slices else 'permutations'}; leave out {'slices' if slices else 'null'}=")
     if top is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import numpy as np
 import pytest
 from report import results_made as made
+
+from spectral_fast.collapse import LayerCollapse
 
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
 
@@ -46,6 +49,11 @@ def test_rows_of_the_others() -> None:
     assert list(trace["layer"]) == ["", "a.weight", "b.weight"] and trace["low95"][0] < 112.5 < trace["high95"][0]
     collapse = results["NeuralCollapse"].to_pandas().set_index("measure")
     assert collapse.loc["NC1", "value"] == 1.25 and collapse.loc["NC4", "value"] == 0.0
+    layers = {"a": LayerCollapse(nc1=2.0), "b": LayerCollapse(nc1=3.0)}
+    both = made.collapse(by_layer=layers, test=made.collapse(nc1=4.0, nc4=0.5, nc4_train=0.25, by_layer={"a": LayerCollapse(nc1=5.0)})).to_pandas()
+    at = both.set_index(["layer", "measure"])["test"]
+    assert list(both.columns[:4]) == ["layer", "measure", "value", "test"]
+    assert at["", "NC1"] == 4.0 and at["", "NC4"] == 0.25 and at["a", "nc1"] == 5.0 and math.isnan(at["b", "nc1"])
     findings = results["Diagnosis"].to_pandas()
     assert list(findings["severity"]) == ["severe", "info"] and findings["advice"][0] == "less weight decay"
 

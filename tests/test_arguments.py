@@ -1,0 +1,74 @@
+"""What every function with such an argument says to one that is none; what objects say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spectral_fast as sf
+from spectral_fast.metrics.random_matrix import permutation_null
+
+
+def _model(frozen: bool = False) -> tuple[torch.nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    for p in model.parameters():
+        p.requires_grad_(not frozen)
+    return model, [(torch.randn(10, 3), torch.randint(0, 2, (10,)))]
+
+
+def _seeded(name: str, seed: Any) -> Any:
+    model, data = _model()
+    w = np.arange(12.0).reshape(3, 4) ** 2
+    calls: dict[str, Callable[[], Any]] = {
+        "eigsh": lambda: sf.eigsh(w @ w.T, 1, seed=seed),
+        "spectral_density": lambda: sf.spectral_density(sf.Hessian(model, data), seed=seed),
+        "trace": lambda: sf.trace(w @ w.T, seed=seed),
+        "randomized_svd": lambda: sf.randomized_svd(w, 2, seed=seed),
+        "spectral_norm": lambda: sf.spectral_norm(w, seed=seed),
+        "SketchSVD": lambda: sf.SketchSVD((3, 4), 1, seed=seed),
+        "gradient_covariance": lambda: sf.gradient_covariance(model, data, seed=seed),
+        "curvature_spectra": lambda: sf.curvature_spectra(model, data, seed=seed),
+        "diagnose": lambda: sf.diagnose(model, data, seed=seed),
+        "scan": lambda: sf.scan({"w": w}, seed=seed),
+        "power_law": lambda: sf.power_law(w.ravel(), seed=seed),
+        "permutation_null": lambda: permutation_null(w, seed=seed),
+        "ablate": lambda: sf.ablate(model, data, "0", seed=seed),
+    }
+    return calls[name]()
+
+
+@pytest.mark.parametrize("seed", ["a", -1, 1.5, None, True, 2**64])
+@pytest.mark.parametrize("name", ["eigsh", "spectral_density", "trace", "randomized_svd", "spectral_norm", "SketchSVD", "gradient_covariance",
+                                  "curvature_spectra", "diagnose", "scan", "power_law", "permutation_null", "ablate"])  # fmt: skip
+def test_a_seed_is_a_whole_number(name: str, seed: Any) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        _seeded(name, seed)
+
+
+def test_parameters_that_are_frozen_are_spoken_of() -> None:
+    model, data = _model(frozen=True)
+    assert any("all parameters are frozen" in note for note in sf.Hessian(model, data).notes)
+    assert any("all parameters are frozen" in note for note in sf.gradient_covariance(model, data).notes)
+    model[0].weight.requires_grad_(True)  # type: ignore[index, union-attr]
+    assert "3 frozen parameters (requires_grad=False) left out" in sf.gradient_covariance(model, data).notes
+    asked_for = sf.Hessian(model, data, params="0.*")
+    assert not any("frozen" in note for note in asked_for.notes)
+
+
+def test_operators_say_what_they_are_of() -> None:
+    model, data = _model()
+    assert repr(sf.Hessian(model, data)) == "Hessian(Sequential: 26 parameters, 10 samples, loss cross_entropy)"
+
+
+def test_residuals_of_a_whole_krylov_space_are_not_zero() -> None:
+    """Where the space is exhausted the relation has no residual; the products have their rounding."""
+    model, data = _model()
+    op = sf.Hessian(model, data)
+    found = sf.eigsh(op, 6, tol=1e-6)
+    away = np.linalg.norm(op @ found.vectors - found.vectors * found.values, axis=0)
+    assert (found.residuals > 0.0).all() and (away <= 30.0 * found.residuals).all()
