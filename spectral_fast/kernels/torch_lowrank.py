@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .counters import rademacher, random_words, uniform
+from .counters import random_words
 from .numpy_lowrank import METHODS, Plan, plan
+from .torch_counters import rademacher, uniform
 from .torch_spectra import as_chunks, scaled
 
 __all__ = ["TensorLowRank", "randomized_svd"]
@@ -130,11 +131,11 @@ def _on(numbers: F64, like: Tensor) -> Tensor:
 
 
 def _random(n: int, columns: int, seed: int, stream: int, like: Tensor) -> Tensor:
-    return _on(rademacher(n * columns, seed, stream).reshape(n, columns), like)
+    return rademacher(n * columns, seed, stream, device=like.device).reshape(n, columns)
 
 
 def _fill(n: int, columns: int, seed: int, stream: int, like: Tensor) -> Tensor:
-    return _on(uniform(n * columns, seed, stream).reshape(n, columns), like)
+    return uniform(n * columns, seed, stream, device=like.device).reshape(n, columns)
 
 
 def _leading(x: Tensor, how: Plan, seed: int) -> Tensor:

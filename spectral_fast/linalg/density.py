@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2
 
-from ..kernels.counters import rademacher
 from ..memory import host_memory_limit
 from ..results import Result
 from .arrays import as_float64, is_torch, like
 from .krylov import BASIS_DTYPES, F64, Krylov, dtype_of_basis
 from .options import seed_number, whole_number
 from .products import blocks_of, check_operator, product_of
-from .share import PIECE, Share
+from .share import Share
 from .spread import spread_of
 from .trace_methods import mean_error
 
@@ -146,11 +145,7 @@ def run_probes(
         share=share,
         backend=backend,
     )
-    z = np.empty((probes, share.width), dtype=np.float64 if basis_dtype == "float64" else np.float32)
-    for i in range(probes):
-        for a in range(0, share.width, PIECE):
-            b = min(share.width, a + PIECE)
-            z[i, a:b] = rademacher(b - a, seed, first + i, start=share.columns.start + a)
+    z = kry.drawn(range(first, first + probes))
     run.basis, run.dtype = kry, basis_dtype
     r, start = kry.add(z)
     del z

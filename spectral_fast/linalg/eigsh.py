@@ -150,7 +150,7 @@ def extreme_pairs(
                 else:
                     kry = Krylov(budget, n, rows, seed=seed, stream=block, dtype=dtype, spare=block, share=share, backend=backend)
                 if not kry.t:
-                    kry.add(np.concatenate([kry.random(i) for i in range(block)]) if starts is None else np.ascontiguousarray(starts[:, share.columns]))
+                    kry.add(kry.drawn(range(block), size=float(n) ** -0.5) if starts is None else np.ascontiguousarray(starts[:, share.columns]))
             else:
                 kry.apply, budget.factor = budget, 1.0  # its products are unscaled
             # a model is put into the state of a product once, not for each of them

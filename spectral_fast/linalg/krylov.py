@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.counters import gaussian, rademacher
 from ..kernels.select import select
 from .places import BASIS_DTYPES, HostPlace, place_of
 from .products import Apply
@@ -169,15 +168,18 @@ class Krylov:
                 return new
         return []
 
-    def random(self, stream: int, *, bell: bool = False) -> NDArray[Any]:
+    def random(self, stream: int, *, bell: bool = False) -> Any:
         """(1, n) Rademacher or Gaussian vector, of about the size of a product."""
+        return self.drawn([stream], "gaussian" if bell else "rademacher", max(1.0, self.scale) / float(np.sqrt(self.n)))
+
+    def drawn(self, streams: Sequence[int], kind: str = "rademacher", size: float = 1.0) -> Any:
+        """(streams, n): a random vector of each, times ``size``, where the rows lie."""
         first, width = self.share.columns.start, self.share.width
-        out = np.empty((1, width), dtype=np.float64 if self.dtype == "float64" else np.float32)
-        size = max(1.0, self.scale) / np.sqrt(self.n)
-        for a in range(0, width, PIECE):
-            b = min(width, a + PIECE)
-            draw = gaussian if bell else rademacher
-            out[0, a:b] = draw(b - a, self.seed, stream, start=first + a) * size
+        out = self.place.vectors((len(streams), width), self.dtype)
+        for i, stream in enumerate(streams):
+            for a in range(0, width, PIECE):
+                b = min(width, a + PIECE)
+                out[i, a:b] = self.place.draw(kind, b - a, self.seed, stream, first + a) * size
         return out
 
     def step(self, take: Sequence[int] | None = None, before: Callable[[Any], None] | None = None) -> list[int]:

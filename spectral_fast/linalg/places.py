@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.counters import gaussian, rademacher
 from ..memory import SHARE
 from .arrays import RawArray, as_numpy, as_tensor, is_torch
 
@@ -30,6 +31,10 @@ class HostPlace:
     def vectors(self, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
         """Memory for vectors in the precision of products: float64 for a basis of float64, else float32."""
         return np.empty(shape, dtype=np.float64 if dtype == "float64" else np.float32)
+
+    def draw(self, kind: str, n: int, seed: int, stream: int, start: int) -> NDArray[Any]:
+        """Numbers start ... start + n - 1 of a stream of kernels' ``counters``; kind: "rademacher" or "gaussian"."""
+        return (gaussian if kind == "gaussian" else rademacher)(n, seed, stream, start)
 
     def take(self, rows: NDArray[Any]) -> NDArray[Any]:
         """The rows here."""
@@ -60,6 +65,11 @@ class DevicePlace:
 
     def vectors(self, shape: tuple[int, int], dtype: str) -> Any:
         return self._torch.empty(shape, dtype=self._torch.float64 if dtype == "float64" else self._torch.float32, device=self.device)
+
+    def draw(self, kind: str, n: int, seed: int, stream: int, start: int) -> Any:
+        from ..kernels import torch_counters
+
+        return (torch_counters.gaussian if kind == "gaussian" else torch_counters.rademacher)(n, seed, stream, start, device=self.device)
 
     def take(self, rows: Any) -> Any:
         return rows if is_torch(rows) else as_tensor(rows).to(self.device)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spectral_fast.kernels.counters import gaussian, philox4x32, rademacher
+from spectral_fast.kernels.counters import gaussian, philox4x32, rademacher, random_words, uniform
 
 # known answers for philox4x32 with 10 rounds: counter, key, output (Random123's kat_vectors, Salmon et al. 2011)
 KNOWN = [
@@ -55,3 +55,27 @@ def test_seeds_out_of_range_are_refused(bad):
 def test_gaussian_from_anywhere(start: int) -> None:
     whole = gaussian(5000, 3, 7)
     assert np.array_equal(gaussian(800, 3, 7, start), whole[start : start + 800])
+
+
+@pytest.mark.parametrize("seed, stream", [(0, 0), (2**40 + 3, 7), (2**64 - 1, 2**64 - 1), (5, 2**32)])
+@pytest.mark.parametrize("start", [0, 1, 31, 77, 2**34 + 5])
+def test_torch_makes_the_same_numbers(seed: int, stream: int, start: int) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from spectral_fast.kernels import torch_counters
+
+    for n in (0, 1, 33, 257):
+        words = torch_counters.random_words(n, seed, stream, start, device="cpu")
+        assert np.array_equal(words.numpy(), random_words(n, seed, stream, start))
+        signs = torch_counters.rademacher(n, seed, stream, start, device="cpu")
+        assert signs.dtype == torch.float64 and np.array_equal(signs.numpy(), rademacher(n, seed, stream, start))
+        assert np.array_equal(torch_counters.uniform(n, seed, stream, device="cpu").numpy(), uniform(n, seed, stream))
+        bells = torch_counters.gaussian(n, seed, stream, start, device="cpu").numpy()
+        assert np.abs(bells - gaussian(n, seed, stream, start)).max(initial=0.0) < 1e-13
+
+
+def test_torch_refuses_the_same_seeds() -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    from spectral_fast.kernels import torch_counters
+
+    with pytest.raises(ValueError, match="seed"):
+        torch_counters.rademacher(3, -1, device="cpu")
