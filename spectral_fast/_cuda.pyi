@@ -1,9 +1,11 @@
 MOST_EIGENVALUES: int
+MOST_JACOBI_ROWS: int
 MOST_SWEPT_ROWS: int
 SWEEP_BLOCKS: int
 
 def device_count() -> tuple[int, str]: ...
 def symmetric_eigenvalues(*, a: int, batch: int, n: int, values: int, device: int, stream: int) -> None: ...
+def jacobi_rows(*, x: int, batch: int, r: int, n: int, u: int, done: int, device: int, stream: int) -> None: ...
 def gram_schmidt_sweep(
     *,
     v: int,

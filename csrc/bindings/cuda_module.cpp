@@ -4,6 +4,7 @@
 #include "core/require.h"
 #include "lanczos/cuda.h"
 #include "power_law/cuda.h"
+#include "randomized_svd/cuda.h"
 #include "singular_values/cuda.h"
 
 namespace {
@@ -29,6 +30,13 @@ void symmetric_eigenvalues(std::uintptr_t a, std::int64_t batch, std::int64_t n,
   sf::require(batch >= 0 && batch < (std::int64_t{1} << 31), "a: more than 2^31 - 1 matrices in one call");
   const py::gil_scoped_release nogil;
   sf::symmetric_eigenvalues_cuda(at<double>(a), batch, n, at<double>(values), device, at<void>(stream));
+}
+
+void jacobi_rows(std::uintptr_t x, std::int64_t batch, std::int64_t r, std::int64_t n, std::uintptr_t u, std::uintptr_t done, int device,
+                 std::uintptr_t stream) {
+  sf::require(batch >= 0 && batch < (std::int64_t{1} << 31), "x: more than 2^31 - 1 matrices in one call");
+  const py::gil_scoped_release nogil;
+  sf::jacobi_rows_cuda(at<double>(x), batch, r, n, at<double>(u), at<double>(done), device, at<void>(stream));
 }
 
 sf::DType dtype_named(const std::string& name, const char* argument) {
@@ -68,6 +76,9 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("w"), py::arg("w_dtype"), py::arg("n"), py::arg("minus"), py::arg("sums"), py::arg("work"), py::arg("dots"),
         py::arg("device"), py::arg("stream"),
         "Device addresses in (minus 0: nothing is subtracted), w and sums in place; see csrc/lanczos/cuda.h.");
+  m.def("jacobi_rows", &jacobi_rows, py::kw_only(), py::arg("x"), py::arg("batch"), py::arg("r"), py::arg("n"), py::arg("u"),
+        py::arg("done"), py::arg("device"), py::arg("stream"), "Device addresses in, x, u and done in place; see csrc/randomized_svd/cuda.h.");
+  m.attr("MOST_JACOBI_ROWS") = sf::kMostJacobiRows;
   m.attr("MOST_SWEPT_ROWS") = sf::kMostSweptRows;
   m.attr("SWEEP_BLOCKS") = sf::kSweepBlocks;
   m.attr("MOST_EIGENVALUES") = sf::kMostEigenvalues;

@@ -54,5 +54,6 @@ void test_gradient_gram();
 void test_blocks();
 void test_team_eigenvalues();
 void test_team_sweep();
+void test_team_jacobi();
 
 }  // namespace sf::tests

@@ -31,6 +31,7 @@ constexpr Test kTests[] = {
     {"blocks", sf::tests::test_blocks},
     {"team_eigenvalues", sf::tests::test_team_eigenvalues},
     {"team_sweep", sf::tests::test_team_sweep},
+    {"team_jacobi", sf::tests::test_team_jacobi},
 };
 
 bool known(const char* name) {

@@ -8,15 +8,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["device_count", "orthogonalize", "power_law", "recombine", "singular_values", "sweep_sums", "symmetric_eigenvalues", "why_not"]
+    from .torch_lowrank import TensorLowRank
 
+__all__ = ["device_count", "orthogonalize", "power_law", "randomized_svd", "recombine", "singular_values", "small_svd", "sweep_sums", "symmetric_eigenvalues",
+           "why_not"]  # fmt: skip
+
+_FULL_RANK = 1e-13  # smallest over largest value of a small factor whose right vectors are taken from its rotated rows
 LOOKED_AT = (1, 2, 31, 64, 150, 300)  # sizes whose eigenvalues are compared with torch's: of a warp, in shared memory, in the device's
 
 why_not = ""  # why the compiled module cannot be used; empty when it can
@@ -60,6 +64,39 @@ def symmetric_eigenvalues(gram: torch.Tensor) -> torch.Tensor:
     device, stream = _where(a.device)
     _cuda.symmetric_eigenvalues(a=a.data_ptr(), batch=len(a), n=a.shape[1], values=values.data_ptr(), device=device, stream=stream)
     return values
+
+
+def randomized_svd(a: torch.Tensor, **options: Any) -> TensorLowRank:
+    """See :func:`spectral_fast.kernels.torch_lowrank.randomized_svd`, with the small factors decomposed by a block for each matrix."""
+    from . import torch_lowrank
+
+    if a.numel() > 0 and _small_svds_agree_with_torch(a.device):
+        options["decompose"] = small_svd
+    return torch_lowrank.randomized_svd(a, **options)
+
+
+def small_svd(b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See :func:`spectral_fast.kernels.torch_lowrank.svd_of`, which does those of more than MOST_JACOBI_ROWS rows, and those without full rank, whose right
+    vectors rotations of rows do not give."""
+    import torch
+
+    from .torch_lowrank import svd_of
+
+    batch, r, n = b.shape
+    if not 0 < r <= min(n, _cuda.MOST_JACOBI_ROWS) or batch == 0:
+        return svd_of(b)
+    x = b.clone(memory_format=torch.contiguous_format)
+    u, done = x.new_empty((batch, r, r)), x.new_empty(batch)
+    device, stream = _where(b.device)
+    _cuda.jacobi_rows(x=x.data_ptr(), batch=batch, r=r, n=n, u=u.data_ptr(), done=done.data_ptr(), device=device, stream=stream)
+    values, order = torch.linalg.vector_norm(x, dim=2).sort(dim=1, descending=True)
+    left = u.gather(1, order[..., None].expand_as(u)).mT
+    right = x.gather(1, order[..., None].expand_as(x)) / torch.where(values > 0.0, values, 1.0)[..., None]
+    good = (done > 0.0) & (values[:, -1] > _FULL_RANK * values[:, 0])
+    if not bool(good.all()):
+        bad = torch.nonzero(~good)[:, 0]
+        left[bad], values[bad], right[bad] = svd_of(b[bad])
+    return left, values, right
 
 
 def orthogonalize(
@@ -121,6 +158,23 @@ def _agrees_with_torch(device: torch.device) -> bool:
         got = symmetric_eigenvalues(gram.clone())
         if not bool(((got - wanted).abs() <= 1e-12 * n * wanted[:, :1]).all()):
             warnings.warn(f"the compiled eigenvalues of {n} x {n} matrices differ from torch's on {device}: torch's are used", RuntimeWarning, stacklevel=4)
+            return False
+    return True
+
+
+@cache
+def _small_svds_agree_with_torch(device: torch.device) -> bool:
+    """The same for the singular triplets of small matrices."""
+    import torch
+
+    for r, n in ((1, 1), (2, 70), (7, 7), (16, 128), (40, 3000)):
+        b = torch.rand((3, r, n), generator=torch.Generator().manual_seed(r), dtype=torch.float64).to(device)
+        left, values, right = small_svd(b)
+        wanted, one = torch.linalg.svdvals(b), torch.eye(r, dtype=b.dtype, device=device)
+        away = torch.stack(((values - wanted).abs().amax() / wanted.amax(), (left.mT @ left - one).abs().amax(), (right @ right.mT - one).abs().amax(),
+                            ((left * values[:, None]) @ right - b).abs().amax()))  # fmt: skip
+        if not bool((away <= 1e-12 * n).all()):
+            warnings.warn(f"the compiled decomposition of {r} x {n} matrices differs from torch's on {device}: torch's is used", RuntimeWarning, stacklevel=3)
             return False
     return True
 

@@ -17,7 +17,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "marchenko_pastur": ("numpy", "native"),
     "orthogonalize": ("numpy", "native", "torch", "cuda"),
     "power_law": ("numpy", "native", "torch", "cuda"),
-    "randomized_svd": ("numpy", "native", "torch"),
+    "randomized_svd": ("numpy", "native", "torch", "cuda"),
     "recombine": ("numpy", "native", "torch", "cuda"),
     "singular_values": ("numpy", "native", "torch", "cuda"),
     "storage_noise": ("numpy", "native"),

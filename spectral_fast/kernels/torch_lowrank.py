@@ -25,6 +25,16 @@ _PARTS = 4
 _DROWNED = 1e-11
 _ROOM = 2e-14
 _EPS = 2.0**-52
+_STEEP = 1e-5  # least entry on the diagonal of a Cholesky factor of columns of unit length: its inverse squared times eps is 2e-6
+
+
+Decompose = Callable[[Tensor], "tuple[Tensor, Tensor, Tensor]"]
+
+
+def svd_of(b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """left (b, r, r), values (b, r) descending and right (b, r, n) of small wide matrices (b, r, n)."""
+    left, values, right = torch.linalg.svd(b, full_matrices=False)
+    return left, values, right
 
 
 class TensorLowRank(NamedTuple):
@@ -48,9 +58,11 @@ def randomized_svd(
     tol: float | None = None,
     seed: int = 0,
     omega: F64 | None = None,
+    decompose: Decompose = svd_of,
 ) -> TensorLowRank:
     """See :func:`spectral_fast.kernels.numpy_kernels.randomized_svd`. a: (batch, m, n) on any device with float64, in which all matrices are worked on at
-    once; with ``tol`` one after the other, since each has a rank of its own. The result's fields are tensors of the device."""
+    once; with ``tol`` one after the other, since each has a rank of its own. The result's fields are tensors of the device. decompose: see
+    :func:`svd_of`."""
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}; known: {', '.join(METHODS)}")
     batch, m, n = a.shape
@@ -70,7 +82,7 @@ def randomized_svd(
         zero = x.abs().amax((1, 2)) == 0.0
         turned = how.sketch.rows > 0 and m < n
         y = x.mT if turned else x
-        left, values, right, lost = _triplets(y, how, n_iter, tol, k, seed, omega, zero)
+        left, values, right, lost = _triplets(y, how, n_iter, tol, k, seed, omega, zero, decompose)
         keep, met = torch.where(zero & (tol is not None), 0, k), torch.ones_like(zero)
         if tol is not None:
             squares = values * values
@@ -100,13 +112,13 @@ def randomized_svd(
 
 
 def _triplets(
-    x: Tensor, how: Plan, n_iter: int, tol: float | None, k: int, seed: int, omega: F64 | None, zero: Tensor
+    x: Tensor, how: Plan, n_iter: int, tol: float | None, k: int, seed: int, omega: F64 | None, zero: Tensor, decompose: Decompose
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """left (b, m, r), values (b, r), right (b, r, n) and what B lacks of |x|_F^2; any orthonormal vectors for the matrices that are zero."""
     m, n = x.shape[1:]
-    test = _leading(x, how, seed) if how.sketch.rows else None if omega is None else _on(omega, x)
+    test = _leading(x, how, seed, decompose) if how.sketch.rows else None if omega is None else _on(omega, x)
     q, b, lost = _basis(x, how, n_iter, tol, k, seed, test)
-    left, values, right = torch.linalg.svd(b, full_matrices=False)
+    left, values, right = decompose(b)
     left = q @ left
     r = values.shape[-1]
     first, second = torch.eye(m, r, dtype=x.dtype, device=x.device), torch.eye(r, n, dtype=x.dtype, device=x.device)
@@ -138,7 +150,7 @@ def _fill(n: int, columns: int, seed: int, stream: int, like: Tensor) -> Tensor:
     return uniform(n * columns, seed, stream, device=like.device).reshape(n, columns)
 
 
-def _leading(x: Tensor, how: Plan, seed: int) -> Tensor:
+def _leading(x: Tensor, how: Plan, seed: int, decompose: Decompose) -> Tensor:
     """(b, n, l): the leading right singular vectors of a sketch of each (m, n) matrix."""
     m, n = x.shape[1:]
     rows, width, blocks = how.sketch
@@ -154,8 +166,7 @@ def _leading(x: Tensor, how: Plan, seed: int) -> Tensor:
         sorted_rows = x[:, torch.from_numpy(order).to(x.device)] * _on(signs[order, t], x)[:, None]
         sums[:, torch.from_numpy(t * part + taken).to(x.device)] = torch.segment_reduce(sorted_rows, "sum", lengths=lengths.expand(len(x), -1), axis=1)
     b = _basis(sums, Plan(width, blocks, True), 0, None, how.width, seed, None)[1]
-    leading: Tensor = torch.linalg.svd(b, full_matrices=False)[2][:, : how.width].mT
-    return leading
+    return decompose(b)[2][:, : how.width].mT
 
 
 def _basis(x: Tensor, how: Plan, n_iter: int, tol: float | None, most: int, seed: int, omega: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,7 +203,7 @@ def _basis(x: Tensor, how: Plan, n_iter: int, tol: float | None, most: int, seed
         else:
             fresh = _apart_from(q, x @ test, norm, refill)
         for _ in range(0 if how.krylov or whole else n_iter):
-            fresh = _apart_from(q, x @ torch.linalg.qr(x.mT @ fresh)[0], norm, refill)
+            fresh = _apart_from(q, x @ _spanning(x.mT @ fresh), norm, refill)
         rows = fresh.mT @ x
         q, b = torch.cat((q, fresh), 2), torch.cat((b, rows), 1)
         lost = (lost - (rows * rows).sum((1, 2))).clamp_min(0.0)
@@ -215,9 +226,47 @@ def _basis(x: Tensor, how: Plan, n_iter: int, tol: float | None, most: int, seed
             further -= 1
 
 
+def _triangle(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Q (b, m, c) with y = Q R by the Cholesky factor of yᵀ y, columns of unit length; R's diagonal (b, c); whether Q's columns are orthogonal to about
+    1e-4 (b,), which a second time makes rounding (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015)."""
+    lengths = torch.linalg.vector_norm(y, dim=1)
+    unit = y / torch.where(lengths > 0.0, lengths, 1.0)[:, None]
+    r, info = torch.linalg.cholesky_ex(unit.mT @ unit, upper=True)
+    diagonal = r.diagonal(dim1=1, dim2=2)
+    good = (info == 0) & (diagonal > _STEEP).all(1)
+    r = torch.where(good[:, None, None], r, torch.eye(r.shape[-1], dtype=r.dtype, device=r.device))
+    return torch.linalg.solve_triangular(r, unit, upper=True, left=False), diagonal * lengths, good
+
+
+def _spanning(y: Tensor) -> Tensor:
+    """Columns (b, m, c) that span what those of y do and are far from depending on each other."""
+    q, _, good = _triangle(y)
+    if not bool(good.all()):
+        bad = torch.nonzero(~good)[:, 0]
+        q[bad] = torch.linalg.qr(y[bad])[0]
+    return q
+
+
 def _apart_from(known: Tensor, y: Tensor, norm: Tensor, refill: Callable[[int, int], Tensor]) -> Tensor:
     """Orthonormal columns (b, m, c) that with ``known`` span what ``y``, a product with matrices of these norms, adds to it; in the place of those that add
     nothing, refill(draw, c) has others, for draw = 0, 1, ... Twice, as one pass leaves what rounding puts back."""
+    size = torch.linalg.vector_norm(y, dim=1)
+    once, r, good = _triangle(y - known @ (known.mT @ y))
+    twice, kept, fine = _triangle(once - known @ (known.mT @ once))
+    good &= fine & (r > 100.0 * _EPS * torch.maximum(4.0 * size, norm[:, None])).all(1) & (kept > 0.5).all(1)
+    if not bool(good.all()):
+        bad = torch.nonzero(~good)[:, 0]
+
+        def of_these(draw: int, columns: int) -> Tensor:
+            other = refill(draw, columns)
+            return other[bad] if other.ndim == 3 else other
+
+        twice[bad] = _apart_by_reflections(known[bad], y[bad], norm[bad], of_these)
+    return twice
+
+
+def _apart_by_reflections(known: Tensor, y: Tensor, norm: Tensor, refill: Callable[[int, int], Tensor]) -> Tensor:
+    """The same for columns that may depend on each other."""
     size, norm = torch.linalg.vector_norm(y, dim=1), norm[:, None]
     twice = y
     for draw in range(8):

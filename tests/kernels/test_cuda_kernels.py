@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from krylov_rows import numbers
 
-from spectral_fast.kernels import cuda_kernels, numpy_kernels, torch_krylov
+from spectral_fast.kernels import cuda_kernels, numpy_kernels, torch_krylov, torch_lowrank
 
 
 class OfTheHost:
@@ -19,12 +20,15 @@ class OfTheHost:
 
     MOST_EIGENVALUES = 40
     MOST_SWEPT_ROWS = 12
+    MOST_JACOBI_ROWS = 30
     SWEEP_BLOCKS = 7
 
     def __init__(self, wrong: float = 0.0) -> None:
         self.wrong = wrong
         self.shapes: list[tuple[int, int]] = []
         self.sweeps: list[int] = []
+        self.small: list[tuple[int, int, int]] = []
+        self.settles = True
 
     def gram_schmidt_sweep(
         self, *, v: int, v_dtype: str, ld: int, t: int, w: int, w_dtype: str, n: int, minus: int, sums: int, work: int, dots: bool, device: int, stream: int
@@ -46,6 +50,17 @@ class OfTheHost:
         out[:t] = rows @ x if dots else 0.0
         out[t] = x @ x + self.wrong
 
+    def jacobi_rows(self, *, x: int, batch: int, r: int, n: int, u: int, done: int, device: int, stream: int) -> None:
+        assert r <= self.MOST_JACOBI_ROWS and (device, stream) == (3, 77)
+        self.small.append((batch, r, n))
+        shapes = {x: (batch, r, n), u: (batch, r, r), done: (batch,)}
+        rows, turned, settled = (np.ctypeslib.as_array(ctypes.cast(at, ctypes.POINTER(ctypes.c_double)), shape) for at, shape in shapes.items())
+        left, values, right = np.linalg.svd(rows, full_matrices=False)
+        order = np.random.default_rng(r).permutation(r)  # the rows come in no order
+        rows[:] = (values[..., None] * right)[:, order] + self.wrong
+        turned[:] = np.swapaxes(left, 1, 2)[:, order]
+        settled[:] = self.settles
+
     def symmetric_eigenvalues(self, *, a: int, batch: int, n: int, values: int, device: int, stream: int) -> None:
         assert n <= self.MOST_EIGENVALUES and (device, stream) == (3, 77)
         self.shapes.append((batch, n))
@@ -61,7 +76,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[OfTheHost]:
     monkeypatch.setattr(cuda_kernels, "_cuda", standing_in, raising=False)
     monkeypatch.setattr(cuda_kernels, "_where", lambda device: (3, 77))
     monkeypatch.setattr(cuda_kernels, "LOOKED_AT", (1, 2, 31))
-    checks = cuda_kernels._agrees_with_torch, cuda_kernels._sweeps_agree_with_torch
+    checks = cuda_kernels._agrees_with_torch, cuda_kernels._sweeps_agree_with_torch, cuda_kernels._small_svds_agree_with_torch
     for check in checks:
         check.cache_clear()
     yield standing_in
@@ -130,3 +145,51 @@ def test_a_sweep_that_is_wrong_here_is_told_of_and_not_used(module: OfTheHost) -
     with pytest.warns(RuntimeWarning, match="the compiled sweep of 0 rows of 3 numbers differs from torch's on cpu: torch's is used"):
         c, _ = cuda_kernels.orthogonalize(basis, 0, w, np.zeros(1))
     assert c[0, 0] == 3.0
+
+
+def _decomposes(b: torch.Tensor) -> None:
+    left, values, right = cuda_kernels.small_svd(b)
+    one = torch.eye(b.shape[1], dtype=b.dtype).expand(len(b), -1, -1)
+    assert torch.allclose(left.mT @ left, one, atol=1e-12) and torch.allclose(right @ right.mT, one, atol=1e-12)
+    assert torch.allclose((left * values[:, None]) @ right, b, atol=1e-12) and bool((values.diff(dim=1) <= 0.0).all())
+    assert torch.allclose(values, torch.linalg.svdvals(b), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 3, 3), (3, 16, 70), (2, 30, 31), (2, 31, 40), (0, 3, 5), (2, 0, 4)])
+def test_small_svd(shape: tuple[int, int, int], module: OfTheHost) -> None:
+    b = torch.from_numpy(np.random.default_rng(1).standard_normal(shape))
+    before = b.clone()
+    _decomposes(b)
+    assert torch.equal(b, before) and (shape in module.small) == (shape[0] > 0 and 0 < shape[1] <= module.MOST_JACOBI_ROWS)
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_small_svd_of_matrices_that_rotations_do_not_finish(settles: bool, module: OfTheHost) -> None:
+    """Without full rank, zero, or not settled: torch's for these alone, or for all."""
+    module.settles = settles
+    b = torch.from_numpy(np.random.default_rng(2).standard_normal((5, 6, 20)))
+    b[1, 3] = b[1, 2]
+    b[3] = 0.0
+    _decomposes(b)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "krylov"}, {"method": "sketch"}, {"tol": 1e-3}])
+def test_randomized_svd(options: dict[str, Any], module: OfTheHost) -> None:
+    a = torch.from_numpy(np.random.default_rng(3).standard_normal((3, 50, 28)) * 0.7 ** np.arange(28))
+    got, want = cuda_kernels.randomized_svd(a, rank=5, **options), torch_lowrank.randomized_svd(a, rank=5, **options)
+    looked_at = 4  # and one of more rows than there are
+    assert module.small[looked_at:] and {batch for batch, _, _ in module.small[looked_at:]} <= {1, 3}
+    for one, other in zip(got, want, strict=True):
+        assert torch.allclose(one.double(), other.double(), atol=1e-10)
+
+
+def test_a_decomposition_that_is_wrong_here_is_told_of_and_not_used(module: OfTheHost) -> None:
+    module.wrong = 1e-3
+    a = torch.rand(2, 30, 20, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="the compiled decomposition of 1 x 1 matrices differs from torch's on cpu: torch's is used"):
+        got = cuda_kernels.randomized_svd(a, rank=3)
+    seen = len(module.small)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = cuda_kernels.randomized_svd(a, rank=3)
+    assert len(module.small) == seen and torch.equal(got.s, again.s)
