@@ -26,6 +26,7 @@ def test_every_op_is_there() -> None:
             assert select(op, device="cuda:0")[1] in ("torch", "cuda")
     where = torch.device("cuda", 0)
     assert not cuda_kernels.why_not and cuda_kernels._agrees_with_torch(where) and cuda_kernels._sweeps_agree_with_torch(where)
+    assert cuda_kernels._small_svds_agree_with_torch(where)
 
 
 @pytest.mark.parametrize("backend", ["cuda", "torch"])
@@ -67,6 +68,21 @@ def test_randomized_svd(dtype: torch.dtype, options: dict[str, Any]) -> None:
     assert torch.allclose(got.s.cpu().double(), want.s.double(), rtol=1e-3)
     left = torch.linalg.matrix_norm(a.double() - (got.u.double() * got.s.double()[:, None] @ got.vt.double()).cpu(), 2)
     assert (left <= got.error.cpu() * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (2, 2), (5, 9), (16, 128), (33, 33), (40, 1024), (70, 300), (256, 256), (257, 300)], ids=str)
+def test_small_svd(shape: tuple[int, int]) -> None:
+    """In shared memory and in the device's, of full rank, of less, zero."""
+    b = torch.randn(7, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    b[2] *= torch.logspace(0, -9, shape[0], dtype=torch.float64)[:, None]
+    b[3, -1] = b[3, 0]
+    b[5] = 0.0
+    left, values, right = (x.cpu() for x in cuda_kernels.small_svd(b.cuda()))
+    one = torch.eye(shape[0], dtype=b.dtype)
+    top = torch.linalg.matrix_norm(b, 2).clamp_min(1e-300)[:, None]
+    assert float((left.mT @ left - one).abs().max()) < 1e-12 and float((right @ right.mT - one).abs().max()) < 1e-12
+    assert float(((left * values[:, None]) @ right - b).abs().amax((1, 2)).div(top[:, 0]).max()) < 1e-12
+    assert bool(((values - torch.linalg.svdvals(b)).abs() <= 1e-13 * shape[0] * top).all()) and bool((values.diff(dim=1) <= 0.0).all())
 
 
 @pytest.mark.parametrize("kernels", [cuda_kernels, torch_kernels], ids=["cuda", "torch"])

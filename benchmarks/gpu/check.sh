@@ -62,11 +62,13 @@ code=0
 rm -f "$out/tests.xml"
 cd "$out" # python puts the working directory first on its path, and in the repository it would find the package uncompiled
 "$python" -m pytest -c "$root/pyproject.toml" --rootdir="$root" -m gpu -p no:cacheprovider --junitxml="$out/tests.xml" "$root/tests" || code=$?
+small="(test_singular_values and standard and float32 and cuda and not 512 and not 600)"
+small="$small or (test_small_svd and not 25) or (test_orthogonalize and cuda and 1000)"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     echo "compute-sanitizer --tool $tool"
     compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -c "$root/pyproject.toml" --rootdir="$root" -m gpu -p no:cacheprovider \
-      "$root/tests/test_gpu.py" -k "test_singular_values and standard and float32 and cuda and not 512 and not 600" || code=$?
+      "$root/tests/test_gpu.py" -k "$small" || code=$?
   done
 else
   echo "check.sh: no compute-sanitizer on PATH: memory and races were not checked on the device" >&2
