@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from spectral_fast.kernels import select
+from spectral_fast.weights import compute
 
 __all__ = ["NAME", "Traffic", "on_device", "pretend_device"]
 
@@ -150,13 +151,19 @@ def pretend_device() -> Iterator[Traffic]:
     """Inside, ``tensor.to(pretend_device.NAME)`` works, and kernels are found for it. -> what travels."""
     _register()
     _traffic.there = _traffic.back = 0
-    before = torch.tensor
+    before, stream = torch.tensor, compute.own_stream
     torch.tensor = _tensor_of  # its memory is made below where a Python backend is asked
+    compute.own_stream = _in_this_thread
     try:
         with _Everywhere():
             yield _traffic
     finally:
-        torch.tensor = before
+        torch.tensor, compute.own_stream = before, stream
+
+
+def _in_this_thread(device: str) -> Any:
+    """Where a thread would have a stream of its own, it is told of the device."""
+    return _Everywhere() if device.startswith(NAME) else nullcontext()
 
 
 # what stays on the host: small, and there already

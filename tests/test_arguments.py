@@ -42,7 +42,7 @@ def _seeded(name: str, seed: Any) -> Any:
     return calls[name]()
 
 
-@pytest.mark.parametrize("seed", ["a", -1, 1.5, None, True, 2**64])
+@pytest.mark.parametrize("seed", ["a", -1, 1.5, 2.0, None, True, 2**64])
 @pytest.mark.parametrize("name", ["eigsh", "spectral_density", "trace", "randomized_svd", "spectral_norm", "SketchSVD", "gradient_covariance",
                                   "curvature_spectra", "diagnose", "scan", "power_law", "permutation_null", "ablate"])  # fmt: skip
 def test_a_seed_is_a_whole_number(name: str, seed: Any) -> None:

@@ -19,9 +19,9 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def seed_number(seed: Any) -> int:
-    """``seed`` as an int of [0, 2**64). Raises ValueError for anything else."""
-    number = whole_number("seed", seed, 0)
-    if number >= 1 << 64:
+def seed_number(seed: Any) -> None:
+    """Raises ValueError unless ``seed`` is an integer of [0, 2**64)."""
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed: wanted an integer of at least 0, got {seed!r}")
+    if seed >= 1 << 64:
         raise ValueError(f"seed: wanted less than 2**64, got {seed}")
-    return number

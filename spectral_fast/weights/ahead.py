@@ -13,18 +13,16 @@ from .work import WorkUnit
 
 __all__ = ["ReadAhead"]
 
-_DEPTH = 3  # units in memory at most: one that is computed, one that waits, one that is read
-
 
 class ReadAhead:
     """Iterates over units that have been read, in order. Use as a context manager.
 
     What is in memory together needs at most ``limit`` bytes, by the units' own reckoning; a unit that needs more by itself is read when nothing else is
-    there. waited: seconds the iterating thread had to wait.
+    there. at_once: units that are computed together; beside them one waits and one is read. waited: seconds the iterating thread had to wait.
     """
 
-    def __init__(self, units: Sequence[WorkUnit], read: Callable[[tuple[MatrixPlan, ...]], Loaded], limit: int) -> None:
-        self._units, self._read, self._limit = units, read, limit
+    def __init__(self, units: Sequence[WorkUnit], read: Callable[[tuple[MatrixPlan, ...]], Loaded], limit: int, at_once: int = 1) -> None:
+        self._units, self._read, self._limit, self._depth = units, read, limit, at_once + 2
         self._changed = threading.Condition()
         self._ready: deque[Loaded] = deque()
         self._held: deque[int] = deque()  # of units that are being read, wait, or are computed
@@ -45,6 +43,19 @@ class ReadAhead:
 
     def __iter__(self) -> Iterator[tuple[WorkUnit, Loaded]]:
         """A unit's memory counts as free when the next one is asked for."""
+        for unit, loaded in self.kept():
+            yield unit, loaded
+            self.let_go(unit, loaded)
+
+    def let_go(self, unit: WorkUnit, loaded: Loaded) -> None:
+        """Its memory is free from now on; from any thread."""
+        loaded.tensors.clear()
+        with self._changed:
+            self._held.remove(unit.memory)
+            self._changed.notify_all()
+
+    def kept(self) -> Iterator[tuple[WorkUnit, Loaded]]:
+        """The same for units that stay until they are let go of."""
         for unit in self._units:
             start = time.perf_counter()
             with self._changed:
@@ -55,10 +66,6 @@ class ReadAhead:
                 loaded = self._ready.popleft()
             self.waited += time.perf_counter() - start
             yield unit, loaded
-            loaded.tensors.clear()
-            with self._changed:
-                self._held.popleft()
-                self._changed.notify_all()
 
     def _run(self) -> None:
         try:
@@ -80,4 +87,4 @@ class ReadAhead:
                 self._changed.notify_all()
 
     def _room(self, memory: int) -> bool:
-        return not self._held or (len(self._held) < _DEPTH and sum(self._held) + memory <= self._limit)
+        return not self._held or (len(self._held) < self._depth and sum(self._held) + memory <= self._limit)

@@ -6,7 +6,7 @@ Everything else here gets its values, and how exact they are, from these functio
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.select import BACKENDS, select, why_not
-from ..linalg.arrays import RawArray, as_float64, as_tensor
+from ..linalg.arrays import RawArray, as_float64, as_tensor, is_torch
 from ..linalg.lowrank import randomized_svd
 from ..linalg.svd import svd_bound, svdvals
 from ..metrics.rank import rank_tolerances, undecided
+from .upload import Upload
 
 if TYPE_CHECKING:
     from ..metrics.random_matrix import PermutationNull
@@ -98,14 +99,15 @@ def batch_is_full(entries: int, shorter: int) -> bool:
 class Leading:
     """The leading ``top`` values alone of matrices of more than ``above`` entries; none: no matrix is that large.
 
-    columns: of the test matrix. passes: over a matrix.
+    columns: of the test matrix. passes: over a matrix. upload: to where they are computed, None: here.
     """
 
     # more passes than randomized_svd's default: values are wanted here, not subspaces, and hardly any time is spent on them
     passes, _oversample = 8, 16
 
-    def __init__(self, top: int | None, above: int, backend: str, seed: int, device: str = "cpu") -> None:
-        self._top, self._above, self._backend, self._seed, self._device = top, above, backend, seed, device
+    def __init__(self, top: int | None, above: int, backend: str, seed: int, upload: Upload | None = None) -> None:
+        self._top, self._above, self._backend, self._seed = top, above, backend, seed
+        self._upload = upload
         self.columns = 0 if top is None else top + self._oversample
 
     def wanted(self, shape: tuple[int, int]) -> bool:
@@ -115,9 +117,8 @@ class Leading:
     def compute(self, pending: Pending, w: Matrix) -> None:
         """Fill in what is found of ``w`` (m, n): values from below, each within ``bound`` of the true one (Weyl), and the Frobenius norm."""
         try:
-            there = self._device != "cpu"
-            with _errors_of_torch() if there else nullcontext():
-                a = as_tensor(w).to(self._device) if there else w
+            with nullcontext() if self._upload is None else _errors_of_torch():
+                a = self._upload([w])[0] if self._upload is not None else w
                 r = randomized_svd(a, self._top, oversample=self._oversample, n_iter=self.passes, seed=self._seed, backend=self._backend)
         except MemoryError:
             pending.why = f"{OUT_OF_MEMORY} for its leading singular values"
@@ -138,22 +139,29 @@ class SingularValues:
         self.device = device
         self.exact = self.backend == "numpy"
         self.reads_bits = self.backend != "numpy"
+        self.upload = None if device == "cpu" else Upload(device)
 
-    def __call__(self, stack: NDArray[Any], accuracy: str = "high", *, bits: bool = False) -> tuple[F64, F64]:
-        """(b, m, n) -> values (b, d_min), descending, and the bound of every value's error, alike. NaN where a matrix is not finite.
+    def stack(self, arrays: Sequence[Matrix]) -> Any:
+        """Matrices of one shape and format, (m, n) each, as one stack for the kernel: where it computes, on a device as they are stored."""
+        if self.upload is not None:
+            with _errors_of_torch():
+                return self.upload(arrays)
+        plain = [w.bits if isinstance(w, RawArray) else w for w in arrays]
+        return np.stack(plain) if len(plain) > 1 else plain[0][None]
 
-        bits: the stack holds bfloat16 as uint16, where ``reads_bits``.
+    def __call__(self, stack: Any, accuracy: str = "high", *, bits: bool = False) -> tuple[F64, F64]:
+        """(b, m, n), an array or what ``stack`` made -> values (b, d_min), descending, and the bound of every value's error, alike. NaN where a matrix is
+        not finite.
+
+        bits: an array of bfloat16 as uint16, where ``reads_bits``.
         """
         if self.device != "cpu":
-            s = self._there(RawArray(stack, "bfloat16") if bits else stack, accuracy)
+            with _errors_of_torch():
+                there = stack if is_torch(stack) else as_tensor(RawArray(stack, "bfloat16") if bits else stack).to(self.device)
+                s = np.asarray(self._kernel(there, accuracy=accuracy).cpu().numpy(), dtype=np.float64)
         else:
             s = self._kernel(stack, accuracy=accuracy, bits="bfloat16") if bits else self._kernel(stack, accuracy=accuracy)
         return s, svd_bound(s, "high" if self.exact else accuracy)
-
-    def _there(self, stack: Matrix, accuracy: str) -> F64:
-        """The stack goes to the device as it is stored, the values come back."""
-        with _errors_of_torch():
-            return np.asarray(self._kernel(as_tensor(stack).to(self.device), accuracy=accuracy).cpu().numpy(), dtype=np.float64)
 
 
 @contextmanager
@@ -206,9 +214,8 @@ class ShapeBatches:
     def _compute(self, pending: list[Pending], arrays: list[Matrix]) -> None:
         """The spectra of one batch; where that fails, of its matrices one by one, so that a bad one costs only itself."""
         bits = isinstance(arrays[0], RawArray)
-        plain = [w.bits if isinstance(w, RawArray) else w for w in arrays]
         try:
-            stack = np.stack(plain) if len(plain) > 1 else plain[0][None]
+            stack = self._values.stack(arrays)
             values, bounds = self._values(stack, "standard", bits=bits)
             again = [] if self._values.exact else [i for i, p in enumerate(pending) if _undecided(p, values[i], bounds[i])]
             if again:

@@ -19,6 +19,7 @@ from .batches import OUT_OF_MEMORY, Key, Leading, Matrix, Pending, ShapeBatches,
 from .measure import look_at, product_of
 from .slices import cut_differently, slice_values
 from .structure import MatrixPlan
+from .upload import own_stream
 
 __all__ = ["STAGES", "TOP_ABOVE", "Calculator", "Loaded", "Measured", "Options"]
 
@@ -73,7 +74,12 @@ class Calculator:
         self._options = options
         device = usable_device(options.device)
         self.values = SingularValues(options.backend, device)
-        self.leading = Leading(options.top, options.top_above, options.backend, options.seed, device)
+        self.leading = Leading(options.top, options.top_above, options.backend, options.seed, self.values.upload)
+
+    @property
+    def at_once(self) -> int:
+        """Units that are worth measuring beside each other: on a device one travels while another is computed."""
+        return 1 if self.values.upload is None else 2
 
     def read(self, plans: tuple[MatrixPlan, ...]) -> Loaded:
         """The tensors of these plans, in order; one that cannot be read costs only itself. May be called from another thread."""
@@ -93,7 +99,11 @@ class Calculator:
         return loaded
 
     def measure(self, loaded: Loaded) -> Measured:
-        """All matrices of a unit; the tensors are let go of one by one."""
+        """All matrices of a unit; the tensors are let go of one by one. From any thread."""
+        with own_stream(self.values.device):
+            return self._measure(loaded)
+
+    def _measure(self, loaded: Loaded) -> Measured:
         out = Measured(lost=list(loaded.lost), backend=self.values.backend)
         out.clock["read"] = loaded.seconds
         batches = ShapeBatches(self.values)
