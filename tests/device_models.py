@@ -70,6 +70,19 @@ def collapse(model: torch.nn.Module, batches: Batches) -> None:
     assert abs(r.nc1 - expected.nc1) <= 1e-6 * expected.nc1 and r.nc4 == expected.nc4
 
 
+def diagnosis(model: torch.nn.Module, batches: Batches) -> None:
+    expected = sf.diagnose(model, batches, progress=False, budget="quick")
+    with pretend_device():
+        there = [(x.to(NAME), y.to(NAME)) for x, y in batches]
+        d = sf.diagnose(moved(model), there, progress=False, budget="quick")
+    assert (d.status, d.skipped) == ("ok", ()), d.skipped
+    assert [f.title for f in d.findings] == [f.title for f in expected.findings]
+    top, wanted = (x.curvature.hessian_top.values for x in (d, expected))
+    assert np.allclose(top, wanted, atol=2e-3 * wanted[0])
+    assert np.allclose(d.gradients.eigenvalues, expected.gradients.eigenvalues, atol=1e-5 * expected.gradients.eigenvalues[0])
+    assert all(np.allclose(m.s, e.s, atol=m.bound + e.bound) for m, e in zip(d.weights.matrices, expected.weights.matrices, strict=True))
+
+
 if __name__ == "__main__":
     with pretend_device():
         pass
@@ -78,4 +91,6 @@ if __name__ == "__main__":
         operator(kind, *make())
     gradients(*make())
     collapse(*make())
+    if make is mlp:
+        diagnosis(*make())
     print("OK")

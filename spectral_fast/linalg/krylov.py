@@ -135,7 +135,7 @@ class Krylov:
         """Rows as the operator takes them (b, n): a view where they lie side by side."""
         first = indices[0]
         together = list(indices) == list(range(first, first + len(indices)))
-        rows = self.rows[first : first + len(indices)] if together else self.rows[list(indices)]
+        rows = self.rows[first : first + len(indices)] if together else self.place.chosen(self.rows, indices)
         return self.place.readable(rows, self.dtype)
 
     def add(self, w: Any) -> tuple[F64, list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ class HostPlace:
         """The rows here."""
         return rows
 
+    def chosen(self, rows: NDArray[Any], indices: Sequence[int]) -> NDArray[Any]:
+        """A copy of these rows."""
+        return np.asarray(rows[list(indices)])
+
     def host(self, rows: NDArray[Any]) -> NDArray[Any]:
         """The rows as an array of the host."""
         return rows
@@ -73,6 +78,9 @@ class DevicePlace:
 
     def take(self, rows: Any) -> Any:
         return rows if is_torch(rows) else as_tensor(rows).to(self.device)
+
+    def chosen(self, rows: Any, indices: Sequence[int]) -> Any:
+        return self._torch.stack([rows[i] for i in indices])
 
     def host(self, rows: Any) -> NDArray[Any]:
         return np.asarray(rows.cpu().numpy())
