@@ -32,6 +32,13 @@ void symmetric_eigenvalues(std::uintptr_t a, std::int64_t batch, std::int64_t n,
   sf::symmetric_eigenvalues_cuda(at<double>(a), batch, n, at<double>(values), device, at<void>(stream));
 }
 
+void band_eigenvalues(std::uintptr_t band, std::int64_t batch, std::int64_t n, std::int64_t width, std::uintptr_t work,
+                      std::uintptr_t values, int device, std::uintptr_t stream) {
+  sf::require(batch >= 0 && batch < (std::int64_t{1} << 31), "band: more than 2^31 - 1 matrices in one call");
+  const py::gil_scoped_release nogil;
+  sf::band_eigenvalues_cuda(at<double>(band), batch, n, width, at<double>(work), at<double>(values), device, at<void>(stream));
+}
+
 void jacobi_rows(std::uintptr_t x, std::int64_t batch, std::int64_t r, std::int64_t n, std::uintptr_t u, std::uintptr_t done, int device,
                  std::uintptr_t stream) {
   sf::require(batch >= 0 && batch < (std::int64_t{1} << 31), "x: more than 2^31 - 1 matrices in one call");
@@ -72,12 +79,17 @@ PYBIND11_MODULE(_cuda, m) {
         "Device addresses in, results in place; see csrc/power_law/cuda.h.");
   m.def("symmetric_eigenvalues", &symmetric_eigenvalues, py::kw_only(), py::arg("a"), py::arg("batch"), py::arg("n"), py::arg("values"),
         py::arg("device"), py::arg("stream"), "Device addresses in, values in place, a destroyed; see csrc/singular_values/cuda.h.");
+  m.def("band_eigenvalues", &band_eigenvalues, py::kw_only(), py::arg("band"), py::arg("batch"), py::arg("n"), py::arg("width"),
+        py::arg("work"), py::arg("values"), py::arg("device"), py::arg("stream"),
+        "Device addresses in, values in place, band destroyed; see csrc/singular_values/cuda.h.");
   m.def("gram_schmidt_sweep", &gram_schmidt_sweep, py::kw_only(), py::arg("v"), py::arg("v_dtype"), py::arg("ld"), py::arg("t"),
         py::arg("w"), py::arg("w_dtype"), py::arg("n"), py::arg("minus"), py::arg("sums"), py::arg("work"), py::arg("dots"),
         py::arg("device"), py::arg("stream"),
         "Device addresses in (minus 0: nothing is subtracted), w and sums in place; see csrc/lanczos/cuda.h.");
   m.def("jacobi_rows", &jacobi_rows, py::kw_only(), py::arg("x"), py::arg("batch"), py::arg("r"), py::arg("n"), py::arg("u"),
-        py::arg("done"), py::arg("device"), py::arg("stream"), "Device addresses in, x, u and done in place; see csrc/randomized_svd/cuda.h.");
+        py::arg("done"), py::arg("device"), py::arg("stream"),
+        "Device addresses in, x, u and done in place; see csrc/randomized_svd/cuda.h.");
+  m.attr("MOST_BAND_ROWS") = sf::kMostBandRows;
   m.attr("MOST_JACOBI_ROWS") = sf::kMostJacobiRows;
   m.attr("MOST_SWEPT_ROWS") = sf::kMostSweptRows;
   m.attr("SWEEP_BLOCKS") = sf::kSweepBlocks;

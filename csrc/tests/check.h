@@ -55,5 +55,6 @@ void test_blocks();
 void test_team_eigenvalues();
 void test_team_sweep();
 void test_team_jacobi();
+void test_team_chase();
 
 }  // namespace sf::tests

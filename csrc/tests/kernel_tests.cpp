@@ -32,6 +32,7 @@ constexpr Test kTests[] = {
     {"team_eigenvalues", sf::tests::test_team_eigenvalues},
     {"team_sweep", sf::tests::test_team_sweep},
     {"team_jacobi", sf::tests::test_team_jacobi},
+    {"team_chase", sf::tests::test_team_chase},
 };
 
 bool known(const char* name) {

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
     from .torch_lowrank import TensorLowRank
 
-__all__ = ["device_count", "orthogonalize", "power_law", "randomized_svd", "recombine", "singular_values", "small_svd", "sweep_sums", "symmetric_eigenvalues",
-           "why_not"]  # fmt: skip
+__all__ = ["device_count", "orthogonalize", "power_law", "randomized_svd", "recombine", "singular_values", "small_svd", "sweep_sums",
+           "symmetric_eigenvalues", "two_stage_eigenvalues", "why_not"]  # fmt: skip
 
+BAND_WIDTH = 32  # of the first of two stages: a warp's lanes in the second
 _FULL_RANK = 1e-13  # smallest over largest value of a small factor whose right vectors are taken from its rotated rows
 LOOKED_AT = (1, 2, 31, 64, 150, 300)  # sizes whose eigenvalues are compared with torch's: of a warp, in shared memory, in the device's
+LARGE_LOOKED_AT = (70, 700)  # the same for two stages
 
 why_not = ""  # why the compiled module cannot be used; empty when it can
 try:
@@ -46,13 +48,37 @@ def device_count() -> int:
 def singular_values(a: torch.Tensor, *, accuracy: str = "standard") -> torch.Tensor:
     """See :func:`spectral_fast.kernels.numpy_kernels.singular_values`. a: (batch, m, n) of any dtype and strides on a CUDA device.
 
-    Gram matrices are torch's products; their eigenvalues, up to 512 of a real matrix, are computed by a block for each matrix. Larger and complex ones, and
-    "high", are left to torch's functions, as in ``torch_kernels``.
+    Gram matrices are torch's products; their eigenvalues, up to 512 of a real matrix, are computed by a block for each matrix, those of several larger ones in
+    two stages. Complex matrices, a large one alone, and "high" are left to torch's functions, as in ``torch_kernels``.
     """
     from . import torch_kernels
 
-    ours = accuracy != "high" and not a.is_complex() and min(a.shape[1:]) <= _cuda.MOST_EIGENVALUES and a.numel() > 0 and _agrees_with_torch(a.device)
-    return torch_kernels.singular_values(a, accuracy=accuracy, **({"eigenvalues": symmetric_eigenvalues} if ours else {}))
+    n = min(a.shape[1:])
+    compute: dict[str, Any] = {}
+    if accuracy != "high" and not a.is_complex() and a.numel() > 0:
+        if n <= _cuda.MOST_EIGENVALUES:
+            compute = {"eigenvalues": symmetric_eigenvalues} if _agrees_with_torch(a.device) else {}
+        elif n <= _cuda.MOST_BAND_ROWS and len(a) > 1 and _bands_agree_with_torch(a.device):
+            compute = {"eigenvalues": two_stage_eigenvalues}
+    return torch_kernels.singular_values(a, accuracy=accuracy, **compute)
+
+
+def two_stage_eigenvalues(gram: torch.Tensor) -> torch.Tensor:
+    """Eigenvalues (batch, n), descending, of symmetric matrices (batch, n, n), float64, finite, of a CUDA device; ``gram`` is destroyed. 3 <= n <=
+    MOST_BAND_ROWS. To bands by products of all matrices at once, from there to tridiagonal matrices by a block for each, by bisection a value for each
+    thread."""
+    import torch
+
+    from .torch_band import band_of
+
+    batch, n, _ = gram.shape
+    band = band_of(gram.contiguous(), BAND_WIDTH, ld=2 * BAND_WIDTH, decompose=small_svd)
+    work, values = gram.new_empty((batch, 2 * n)), torch.empty((batch, n), dtype=torch.float64, device=gram.device)
+    device, stream = _where(gram.device)
+    _cuda.band_eigenvalues(
+        band=band.data_ptr(), batch=batch, n=n, width=BAND_WIDTH, work=work.data_ptr(), values=values.data_ptr(), device=device, stream=stream
+    )
+    return values
 
 
 def symmetric_eigenvalues(gram: torch.Tensor) -> torch.Tensor:
@@ -149,17 +175,25 @@ def _where(device: torch.device) -> tuple[int, int]:
 @cache
 def _agrees_with_torch(device: torch.device) -> bool:
     """Whether the eigenvalues of a few matrices are torch's, on this device and driver; looked at once. Where not, a warning says so and torch is used."""
+    return all(_right(symmetric_eigenvalues, n, device) for n in LOOKED_AT)
+
+
+@cache
+def _bands_agree_with_torch(device: torch.device) -> bool:
+    """The same for the eigenvalues of large matrices, and for what finds them."""
+    return _small_svds_agree_with_torch(device) and all(_right(two_stage_eigenvalues, n, device) for n in LARGE_LOOKED_AT)
+
+
+def _right(eigenvalues: Callable[[torch.Tensor], torch.Tensor], n: int, device: torch.device) -> bool:
     import torch
 
-    for n in LOOKED_AT:
-        x = torch.rand((3, n, n), generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(device)
-        gram = x @ x.mT
-        wanted = torch.linalg.eigvalsh(gram).flip(-1)
-        got = symmetric_eigenvalues(gram.clone())
-        if not bool(((got - wanted).abs() <= 1e-12 * n * wanted[:, :1]).all()):
-            warnings.warn(f"the compiled eigenvalues of {n} x {n} matrices differ from torch's on {device}: torch's are used", RuntimeWarning, stacklevel=4)
-            return False
-    return True
+    x = torch.rand((3, n, n), generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(device)
+    gram = x @ x.mT
+    wanted = torch.linalg.eigvalsh(gram).flip(-1)
+    right = bool(((eigenvalues(gram.clone()) - wanted).abs() <= 1e-12 * n * wanted[:, :1]).all())
+    if not right:
+        warnings.warn(f"the compiled eigenvalues of {n} x {n} matrices differ from torch's on {device}: torch's are used", RuntimeWarning, stacklevel=6)
+    return right
 
 
 @cache

@@ -16,7 +16,7 @@ from .numpy_lowrank import METHODS, Plan, plan
 from .torch_counters import rademacher, uniform
 from .torch_spectra import as_chunks, scaled
 
-__all__ = ["TensorLowRank", "randomized_svd"]
+__all__ = ["TensorLowRank", "randomized_svd", "svd_of", "triangle"]
 
 F64 = NDArray[np.float64]
 
@@ -74,7 +74,7 @@ def randomized_svd(
     if k == 0 or batch == 0:
         return TensorLowRank(u, s, vt, error, ranks, reached)
     how = plan(m, n, rank, oversample=oversample, n_iter=n_iter, method=method, tol=tol, omega=omega)
-    for part in [slice(i, i + 1) for i in range(batch)] if tol is not None else as_chunks(batch, 8 * 5 * m * n):
+    for part in [slice(i, i + 1) for i in range(batch)] if tol is not None else as_chunks(batch, 8 * 5 * m * n, a.device):
         x = a[part].double()
         finite, (once, twice), (back, again) = scaled(torch.maximum(x.amax((1, 2)), -x.amin((1, 2))))
         x = x * once[:, None, None] * twice[:, None, None]
@@ -226,21 +226,20 @@ def _basis(x: Tensor, how: Plan, n_iter: int, tol: float | None, most: int, seed
             further -= 1
 
 
-def _triangle(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Q (b, m, c) with y = Q R by the Cholesky factor of yᵀ y, columns of unit length; R's diagonal (b, c); whether Q's columns are orthogonal to about
-    1e-4 (b,), which a second time makes rounding (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015)."""
+def triangle(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Q (b, m, c) with y = Q R by the Cholesky factor of yᵀ y, columns of unit length; R (b, c, c); whether Q's columns are orthogonal to about 1e-4 (b,),
+    which a second time makes rounding (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015)."""
     lengths = torch.linalg.vector_norm(y, dim=1)
     unit = y / torch.where(lengths > 0.0, lengths, 1.0)[:, None]
     r, info = torch.linalg.cholesky_ex(unit.mT @ unit, upper=True)
-    diagonal = r.diagonal(dim1=1, dim2=2)
-    good = (info == 0) & (diagonal > _STEEP).all(1)
+    good = (info == 0) & (r.diagonal(dim1=1, dim2=2) > _STEEP).all(1)
     r = torch.where(good[:, None, None], r, torch.eye(r.shape[-1], dtype=r.dtype, device=r.device))
-    return torch.linalg.solve_triangular(r, unit, upper=True, left=False), diagonal * lengths, good
+    return torch.linalg.solve_triangular(r, unit, upper=True, left=False), r * lengths[:, None], good
 
 
 def _spanning(y: Tensor) -> Tensor:
     """Columns (b, m, c) that span what those of y do and are far from depending on each other."""
-    q, _, good = _triangle(y)
+    q, _, good = triangle(y)
     if not bool(good.all()):
         bad = torch.nonzero(~good)[:, 0]
         q[bad] = torch.linalg.qr(y[bad])[0]
@@ -251,8 +250,9 @@ def _apart_from(known: Tensor, y: Tensor, norm: Tensor, refill: Callable[[int, i
     """Orthonormal columns (b, m, c) that with ``known`` span what ``y``, a product with matrices of these norms, adds to it; in the place of those that add
     nothing, refill(draw, c) has others, for draw = 0, 1, ... Twice, as one pass leaves what rounding puts back."""
     size = torch.linalg.vector_norm(y, dim=1)
-    once, r, good = _triangle(y - known @ (known.mT @ y))
-    twice, kept, fine = _triangle(once - known @ (known.mT @ once))
+    once, first, good = triangle(y - known @ (known.mT @ y))
+    twice, second, fine = triangle(once - known @ (known.mT @ once))
+    r, kept = (x.diagonal(dim1=1, dim2=2) for x in (first, second))
     good &= fine & (r > 100.0 * _EPS * torch.maximum(4.0 * size, norm[:, None])).all(1) & (kept > 0.5).all(1)
     if not bool(good.all()):
         bad = torch.nonzero(~good)[:, 0]

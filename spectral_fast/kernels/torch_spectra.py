@@ -30,9 +30,13 @@ def scaled(top: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Te
     return finite, (power_of_two(-half), power_of_two(half - exponent)), (power_of_two(half), power_of_two(exponent - half))
 
 
-def as_chunks(count: int, each: int) -> list[slice]:
-    """Slices of ``count`` matrices that need ``each`` bytes."""
-    step = max(1, _WORK // max(1, each))
+def as_chunks(count: int, each: int, device: torch.device) -> list[slice]:
+    """Slices of ``count`` matrices that need ``each`` bytes: on a GPU as many as fill a quarter of what is free, for it is idle with few."""
+    work = _WORK
+    if device.type == "cuda" and count * each > work:
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        work = max(work, free // 4)
+    step = max(1, work // max(1, each))
     return [slice(i, min(count, i + step)) for i in range(0, count, step)]
 
 
@@ -54,7 +58,7 @@ def singular_values(a: Tensor, *, accuracy: str = "standard", eigenvalues: Calla
     if s.numel() == 0:
         return s
     rows = min(max(m, n), _ROWS) if accuracy != "high" else max(m, n)
-    for part in as_chunks(batch, 8 * d * (2 * rows + 3 * d)):
+    for part in as_chunks(batch, 8 * d * (2 * rows + 3 * d), a.device):
         s[part] = _values(a[part], accuracy, eigenvalues)
     return s
 

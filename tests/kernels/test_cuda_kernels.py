@@ -20,7 +20,8 @@ class OfTheHost:
 
     MOST_EIGENVALUES = 40
     MOST_SWEPT_ROWS = 12
-    MOST_JACOBI_ROWS = 30
+    MOST_JACOBI_ROWS = 33
+    MOST_BAND_ROWS = 90
     SWEEP_BLOCKS = 7
 
     def __init__(self, wrong: float = 0.0) -> None:
@@ -29,6 +30,7 @@ class OfTheHost:
         self.sweeps: list[int] = []
         self.small: list[tuple[int, int, int]] = []
         self.settles = True
+        self.bands: list[tuple[int, int]] = []
 
     def gram_schmidt_sweep(
         self, *, v: int, v_dtype: str, ld: int, t: int, w: int, w_dtype: str, n: int, minus: int, sums: int, work: int, dots: bool, device: int, stream: int
@@ -49,6 +51,19 @@ class OfTheHost:
             vector[:] = x
         out[:t] = rows @ x if dots else 0.0
         out[t] = x @ x + self.wrong
+
+    def band_eigenvalues(self, *, band: int, batch: int, n: int, width: int, work: int, values: int, device: int, stream: int) -> None:
+        assert 1 < n <= self.MOST_BAND_ROWS and width == 32 and (device, stream) == (3, 77)
+        self.bands.append((batch, n))
+        shapes = {band: (batch, n, 2 * width), work: (batch, 2 * n), values: (batch, n)}
+        diagonals, room, out = (np.ctypeslib.as_array(ctypes.cast(at, ctypes.POINTER(ctypes.c_double)), shape) for at, shape in shapes.items())
+        assert not diagonals[:, :, width + 1 :].any(), "room for the bulges"
+        dense = np.zeros((batch, n, n))
+        for k in range(min(n, width + 1)):
+            i = np.arange(n - k)
+            dense[:, i + k, i] = dense[:, i, i + k] = diagonals[:, : n - k, k]
+        out[:] = np.linalg.eigvalsh(dense)[:, ::-1] + self.wrong
+        diagonals[:] = room[:] = np.nan
 
     def jacobi_rows(self, *, x: int, batch: int, r: int, n: int, u: int, done: int, device: int, stream: int) -> None:
         assert r <= self.MOST_JACOBI_ROWS and (device, stream) == (3, 77)
@@ -76,7 +91,13 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[OfTheHost]:
     monkeypatch.setattr(cuda_kernels, "_cuda", standing_in, raising=False)
     monkeypatch.setattr(cuda_kernels, "_where", lambda device: (3, 77))
     monkeypatch.setattr(cuda_kernels, "LOOKED_AT", (1, 2, 31))
-    checks = cuda_kernels._agrees_with_torch, cuda_kernels._sweeps_agree_with_torch, cuda_kernels._small_svds_agree_with_torch
+    monkeypatch.setattr(cuda_kernels, "LARGE_LOOKED_AT", (45,))
+    checks = (
+        cuda_kernels._agrees_with_torch,
+        cuda_kernels._bands_agree_with_torch,
+        cuda_kernels._sweeps_agree_with_torch,
+        cuda_kernels._small_svds_agree_with_torch,
+    )
     for check in checks:
         check.cache_clear()
     yield standing_in
@@ -98,7 +119,9 @@ def test_values(shape: tuple[int, int, int], dtype: torch.dtype, module: OfTheHo
 
 def test_what_is_left_to_torch(module: OfTheHost) -> None:
     a = torch.rand(2, 50, 50, dtype=torch.float64)
-    cuda_kernels.singular_values(a)
+    cuda_kernels.singular_values(a[:1])  # a large one alone
+    cuda_kernels.singular_values(torch.rand(2, 91, 100))
+    assert module.bands == [] and module.shapes == []
     cuda_kernels.singular_values(a[:, :9], accuracy="high")
     cuda_kernels.singular_values(torch.zeros(2, 0, 5))
     cuda_kernels.singular_values(a[:, :9] * (1 + 2j))
@@ -107,6 +130,26 @@ def test_what_is_left_to_torch(module: OfTheHost) -> None:
     spoiled[0, 0, 0] = torch.nan
     s = cuda_kernels.singular_values(spoiled)
     assert s[0].isnan().all() and torch.isfinite(s[1]).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 41, 41), (3, 200, 66), (5, 70, 90)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_large_ones_in_two_stages(shape: tuple[int, int, int], dtype: torch.dtype, module: OfTheHost) -> None:
+    a = torch.from_numpy(np.random.default_rng(0).standard_normal(shape)).to(dtype)
+    a[1] = 0.0  # whose panels are no basis
+    before = a.clone()
+    got = cuda_kernels.singular_values(a).numpy()
+    want = numpy_kernels.singular_values(a.double().numpy())
+    assert np.abs(got**2 - want**2).max() <= 1e-13 * (want**2).max() and not got[1].any()
+    assert torch.equal(a, before) and module.bands == [(3, 45), (shape[0], min(shape[1:]))]
+
+
+def test_two_stages_that_are_wrong_here_are_told_of_and_not_used(module: OfTheHost) -> None:
+    module.wrong = 1e-6
+    a = torch.rand(2, 50, 60, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="the compiled .* differs? from torch's on cpu: torch's (is|are) used"):
+        s = cuda_kernels.singular_values(a)
+    assert np.allclose(s.numpy(), np.linalg.svd(a.numpy(), compute_uv=False), atol=1e-13) and (2, 50) not in module.bands
 
 
 def test_a_kernel_that_is_wrong_here_is_told_of_and_not_used(module: OfTheHost) -> None:
@@ -155,7 +198,7 @@ def _decomposes(b: torch.Tensor) -> None:
     assert torch.allclose(values, torch.linalg.svdvals(b), atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 3, 3), (3, 16, 70), (2, 30, 31), (2, 31, 40), (0, 3, 5), (2, 0, 4)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 3, 3), (3, 16, 70), (2, 33, 34), (2, 34, 40), (0, 3, 5), (2, 0, 4)])
 def test_small_svd(shape: tuple[int, int, int], module: OfTheHost) -> None:
     b = torch.from_numpy(np.random.default_rng(1).standard_normal(shape))
     before = b.clone()
