@@ -17,27 +17,28 @@ from pathlib import Path
 
 import numpy as np
 
-HIDDEN, MLP, KEYS, WORDS = 2048, 5632, 256, 32000
+SIZES = {"1.1B": (2048, 5632, 256, 32000), "7B": (4096, 11008, 4096, 32000)}  # hidden, MLP, key and value, vocabulary
 
 
-def shapes(layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield "model.embed_tokens.weight", (WORDS, HIDDEN)
+def shapes(layers: int, size: str = "1.1B") -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, mlp, keys, words = SIZES[size]
+    yield "model.embed_tokens.weight", (words, hidden)
     for i in range(layers):
         name = f"model.layers.{i}."
         for part, shape in (
-            ("self_attn.q_proj", (HIDDEN, HIDDEN)),
-            ("self_attn.k_proj", (KEYS, HIDDEN)),
-            ("self_attn.v_proj", (KEYS, HIDDEN)),
-            ("self_attn.o_proj", (HIDDEN, HIDDEN)),
-            ("mlp.gate_proj", (MLP, HIDDEN)),
-            ("mlp.up_proj", (MLP, HIDDEN)),
-            ("mlp.down_proj", (HIDDEN, MLP)),
+            ("self_attn.q_proj", (hidden, hidden)),
+            ("self_attn.k_proj", (keys, hidden)),
+            ("self_attn.v_proj", (keys, hidden)),
+            ("self_attn.o_proj", (hidden, hidden)),
+            ("mlp.gate_proj", (mlp, hidden)),
+            ("mlp.up_proj", (mlp, hidden)),
+            ("mlp.down_proj", (hidden, mlp)),
         ):
             yield name + part + ".weight", shape
-        yield name + "input_layernorm.weight", (HIDDEN,)
-        yield name + "post_attention_layernorm.weight", (HIDDEN,)
-    yield "model.norm.weight", (HIDDEN,)
-    yield "lm_head.weight", (WORDS, HIDDEN)
+        yield name + "input_layernorm.weight", (hidden,)
+        yield name + "post_attention_layernorm.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
+    yield "lm_head.weight", (words, hidden)
 
 
 def bfloat16(x: np.ndarray) -> np.ndarray:
@@ -54,9 +55,9 @@ def tensor(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return bfloat16(w)
 
 
-def write(folder: Path, seed: int, layers: int, shards: int) -> None:
+def write(folder: Path, seed: int, layers: int, shards: int, size: str = "1.1B") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    every = list(shapes(layers))
+    every = list(shapes(layers, size))
     total = sum(2 * int(np.prod(shape)) for _, shape in every)
     parts: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     filled = 0

@@ -145,7 +145,7 @@ def test_scan(tmp_path: Path, top: int | None) -> None:
 
 
 def test_an_interrupted_scan_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectral_fast.weights.batches.BATCH_BYTES", 1)  # every matrix by itself
+    monkeypatch.setattr("spectral_fast.weights.batches.THERE_BYTES", 1)  # every matrix by itself
     path = checkpoint(tmp_path)
     whole, before = sf.scan(path, progress=False), threading.active_count()
 

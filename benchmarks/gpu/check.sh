@@ -4,7 +4,7 @@
 # and pytest; no network, and installs nothing.
 #
 #   benchmarks/gpu/check.sh [FOLDER]      FOLDER (default build/gpu): build tree, tests.xml, build.log, result.json, bench.json
-#   PYTHON=python3.12 SF_CUDA_ARCHITECTURES="90" benchmarks/gpu/check.sh
+#   PYTHON=python3.12 SF_CUDA_ARCHITECTURES="90" SF_SCAN=1 benchmarks/gpu/check.sh      SF_SCAN: bench_scan.py too
 #
 # Exit code: 0 all passed, 1 something failed, 2 this machine lacks something (said in one line).
 set -euo pipefail
@@ -74,6 +74,9 @@ else
   echo "check.sh: no compute-sanitizer on PATH: memory and races were not checked on the device" >&2
 fi
 "$python" "$root/benchmarks/gpu/bench.py" --json "$out/bench.json" || code=$?
+if [ -n "${SF_SCAN:-}" ]; then # minutes, and 16 GB of files
+  "$python" "$root/benchmarks/gpu/bench_scan.py" --folder "$out" --json "$out/scan.json" || code=$?
+fi
 if [ ! -e "$out/tests.xml" ]; then
   echo "check.sh: pytest stopped before any test (exit code $code)" >&2
   exit 1

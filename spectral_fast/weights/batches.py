@@ -44,6 +44,7 @@ __all__ = [
 # an interruption loses little.
 BATCH_BYTES = 64 << 20
 BATCH_FLOPS = 1e10
+THERE_BYTES, THERE_FLOPS = 2 << 30, 1e13  # the same on a device, which is busy only with many matrices
 
 OUT_OF_MEMORY = "not enough memory"  # how the reason of a matrix begins that memory did not suffice for
 
@@ -91,9 +92,10 @@ def usable_device(device: object) -> str:
         raise ValueError(f"device: {device!r} cannot be used: {str(e).splitlines()[0]}") from e
 
 
-def batch_is_full(entries: int, shorter: int) -> bool:
-    """Whether matrices of so many entries together, their shorter sides so long, are worth a call."""
-    return entries * 8 > BATCH_BYTES or entries * 4.0 * shorter > BATCH_FLOPS
+def batch_is_full(entries: int, shorter: int, there: bool = False) -> bool:
+    """Whether matrices of so many entries together, their shorter sides so long, are worth a call. there: on a device."""
+    most, flops = (THERE_BYTES, THERE_FLOPS) if there else (BATCH_BYTES, BATCH_FLOPS)
+    return entries * 8 > most or entries * 4.0 * shorter > flops
 
 
 class Leading:
@@ -195,7 +197,7 @@ class ShapeBatches:
         group, arrays = self._waiting.setdefault(key, ([], []))
         group.append(pending)
         arrays.append(w)
-        return key if batch_is_full(len(arrays) * shape[0] * shape[1], min(shape)) else None
+        return key if batch_is_full(len(arrays) * shape[0] * shape[1], min(shape), self._values.upload is not None) else None
 
     def names(self) -> set[str]:
         """Of the matrices that wait."""

@@ -70,6 +70,7 @@ class Costs:
     def __init__(self, backend: str, reads_bits: bool, leading: Leading, extra: int = 0) -> None:
         self._backend, self._reads_bits, self._leading, self._extra = backend, reads_bits, leading, extra
         self._threads = int(show_config()["threads"])
+        self.there = backend in ("cuda", "torch")  # the work is done on a device, in its own memory
 
     def held(self, entry: TensorEntry) -> int:
         """Bytes of a tensor's entries as they are computed from."""
@@ -103,7 +104,9 @@ class Costs:
         computing = 0
         for shape, each in held.shapes.items():
             count = max(1, min(each * held.tensors, BATCH_BYTES // (8 * shape[0] * shape[1]) + 1))  # in one call
-            if self._leading.wanted(shape):
+            if self.there:
+                computing = max(computing, 16 * each * held.tensors * min(shape))
+            elif self._leading.wanted(shape):
                 computing = max(computing, 8 * sum(shape) * self._leading.columns * (self._leading.passes + 2))
             else:
                 width = _IN_PLACE.get(held.dtype, _DECODED)
@@ -173,7 +176,7 @@ def work_units(plans: Sequence[MatrixPlan], costs: Costs, limit: int) -> Work:
         else:
             group.plans += together
             group.held = group.held.with_more(one)
-        full = batch_is_full(group.held.entries, max(map(min, one.shapes))) or costs.memory(group.held) * _BATCH_SHARE > limit
+        full = batch_is_full(group.held.entries, max(map(min, one.shapes)), costs.there) or costs.memory(group.held) * _BATCH_SHARE > limit
         if full or first.lora is not None:
             closed.append(groups.pop(kind))
     done = sorted([*closed, *groups.values()], key=lambda g: g.place)
