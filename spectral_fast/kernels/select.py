@@ -11,7 +11,7 @@ __all__ = ["BACKENDS", "OPS", "select", "show_config", "why_not"]
 
 # op -> the backends that have it; "auto" takes the first one of the device's list that has the op and can be used
 OPS: dict[str, tuple[str, ...]] = {
-    "class_moments": ("numpy", "native"),
+    "class_moments": ("numpy", "native", "torch"),
     "decode": ("numpy", "native"),
     "gradient_gram": ("numpy", "native", "torch"),
     "marchenko_pastur": ("numpy", "native"),

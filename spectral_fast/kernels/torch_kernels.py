@@ -9,6 +9,7 @@ from __future__ import annotations
 
 why_not = ""  # why these cannot be used; empty when they can
 try:
+    from .torch_class_moments import class_moments
     from .torch_gram import gradient_gram
     from .torch_krylov import orthogonalize, recombine
     from .torch_lowrank import randomized_svd
@@ -18,4 +19,4 @@ except ModuleNotFoundError as error:
         raise
     why_not = "torch is not installed"
 
-__all__ = ["gradient_gram", "orthogonalize", "power_law", "randomized_svd", "recombine", "singular_values", "why_not"]
+__all__ = ["class_moments", "gradient_gram", "orthogonalize", "power_law", "randomized_svd", "recombine", "singular_values", "why_not"]
