@@ -64,10 +64,15 @@ def gradients(model: torch.nn.Module, batches: Batches) -> None:
 
 
 def collapse(model: torch.nn.Module, batches: Batches) -> None:
-    expected = sf.neural_collapse(model, batches)
-    with pretend_device():
-        r = sf.neural_collapse(moved(model), batches)
-    assert abs(r.nc1 - expected.nc1) <= 1e-6 * expected.nc1 and r.nc4 == expected.nc4
+    expected = sf.neural_collapse(model, batches, layers="*", test_loader=batches[:1])
+    with pretend_device() as traffic:
+        r = sf.neural_collapse(moved(model), batches, layers="*", test_loader=batches[:1])
+    assert r.backend == "torch" and r.status == r.test.status == "ok"
+    for one, other in ((r, expected), (r.test, expected.test), *((r.by_layer[name], numbers) for name, numbers in expected.by_layer.items())):
+        assert abs(one.nc1 - other.nc1) <= 1e-5 * other.nc1 and one.nc4 == other.nc4 and abs(one.nc2_etf - other.nc2_etf) <= 1e-5, (one, other)
+    # moments, means and decisions; of the features nothing
+    moments = sum(8 * (v.feature_dim * (v.feature_dim + 3) + 8) for v in (*r.by_layer.values(), *r.test.by_layer.values()))
+    assert traffic.back < moments + 30_000, (traffic.back, moments)
 
 
 def diagnosis(model: torch.nn.Module, batches: Batches) -> None:

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..kernels.select import BACKENDS
+from ..linalg.arrays import device_of_name
 from ..metrics.collapse_moments import between_rank_tolerance, cdnv, nc1, nc2, nc3, norm_spread, relative_spread
 from ..probing.batches import Batches, device_named, to_tensors
 from ..probing.capture import find_classifier
@@ -83,10 +85,11 @@ def neural_collapse(
         if global_mean not in GLOBAL_MEANS:
             raise ValueError(f"global_mean: unknown {global_mean!r}; known: {', '.join(GLOBAL_MEANS)}")
         names = None if layers is None else layers_named(unwrap(model), layers)
-        limit = memory_limit(max_memory, torch.device("cpu"))
         first = next((p for p in unwrap(model).parameters() if p.is_floating_point()), None)
         where = device_named(device) if device is not None else first.device if first is not None else torch.device("cpu")
-    how = _How(global_mean, per_class, max_batches, limit, unpack, where, progress, test_loader is not None)
+        works_on = device_of_name(where) if where.type in BACKENDS else "cpu"
+        limit = memory_limit(max_memory, torch.device(works_on))
+    how = _How(global_mean, per_class, max_batches, limit, works_on, unpack, where, progress, test_loader is not None)
     with ranks.one_interrupt():
         result, means = _collapse(model, ranks, loader, layer, names, how, None)
         if test_loader is None:
@@ -110,6 +113,7 @@ class _How:
     per_class: bool
     max_batches: int | None
     limit: int
+    works_on: str
     unpack: Callable[[Any], tuple[Any, Any]] | None
     where: torch.device
     progress: ProgressOption
@@ -141,9 +145,9 @@ def _collapse(
             notes += [note for note in (precision.note if precision is not None else "", batches.note) if note]
 
             def look_at(name: str) -> FeaturePass:
-                found = FeaturePass(model, run, name, dict(model.named_modules())[name], batches, limit)
+                found = FeaturePass(model, run, name, dict(model.named_modules())[name], batches, limit, how.works_on)
                 if names is not None:
-                    found.layers = LayerPass(model, names, name, limit // 2)
+                    found.layers = LayerPass(model, names, name, limit // 2, how.works_on)
                 return found
 
             try:

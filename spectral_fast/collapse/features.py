@@ -59,7 +59,7 @@ def check_targets(batch: Batch) -> None:
 
 @dataclass(frozen=True)
 class Labelled:
-    """features (B, d) in their own dtype on the CPU; targets and the model's decisions (B,), decisions -1 where outputs are no classes."""
+    """features (B, d) in their own dtype, where they are worked on; targets and the model's decisions (B,), decisions -1 where outputs are no classes."""
 
     features: Tensor
     targets: I64
@@ -74,8 +74,9 @@ def as_array(features: Tensor) -> NDArray[Any]:
 class FeaturePass:
     """The model run over the batches: moments of the features, and the features themselves while they fit."""
 
-    def __init__(self, model: nn.Module, run: Callable[..., Any], name: str, module: nn.Module, batches: Batches, limit: int) -> None:
-        self.model, self.run_model, self.name, self.module, self.batches, self.limit = model, run, name, module, batches, limit
+    def __init__(self, model: nn.Module, run: Callable[..., Any], name: str, module: nn.Module, batches: Batches, limit: int, device: str = "cpu") -> None:
+        self.model, self.run_model, self.name, self.module, self.batches = model, run, name, module, batches
+        self.limit, self._device = limit, device  # where the features are worked on, and bytes there
         self.shifted = False  # a target belongs to the position before it
         self.layers: LayerPass | None = None  # others, watched during the first pass
         self._labels: I64 = np.zeros(0, dtype=np.int64)  # of all rows of the last batch
@@ -125,8 +126,8 @@ class FeaturePass:
         decisions = self._decisions(outputs, targets)
         valid = labels != IGNORE_INDEX
         self._labels = labels.numpy()
-        flat = features.reshape(-1, features.shape[-1]).cpu()
-        return Labelled(flat[valid], labels[valid].numpy(), decisions[valid].numpy())
+        flat = features.reshape(-1, features.shape[-1]).to(self._device)
+        return Labelled(flat[valid.to(flat.device)], labels[valid].numpy(), decisions[valid].numpy())
 
     def _decisions(self, outputs: Any, targets: Tensor) -> Tensor:
         logits = logits_of(outputs)
@@ -159,14 +160,14 @@ class FeaturePass:
             need = ClassMoments.nbytes(self.n_classes, dim)
             if need > self.limit:
                 raise CannotAnalyse(f"needs {need / 1e9:.3g} GB for the scatter of {dim} features, {self.limit / 1e9:.3g} GB allowed (max_memory)")
-            self.moments = ClassMoments(self.n_classes, dim)
+            self.moments = ClassMoments(self.n_classes, dim, device=self._device)
             if self.layers is not None:
                 self.layers.limit -= need
         if not bool(torch.isfinite(part.features).all()):
             raise CannotAnalyse(f"the input of {self.name!r} holds NaN or Inf in batch {self.done}", "failed")
         if not self._known:
             raise CannotAnalyse(f"the model's output holds NaN in batch {self.done}", "failed")
-        self.moments.add(as_array(part.features), part.targets)
+        self.moments.add(as_array(part.features) if self._device == "cpu" else part.features, part.targets)
         if self.layers is not None:
             self.layers.add(self._labels, self.n_classes, self.done)
         self.done += 1

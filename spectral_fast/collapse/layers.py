@@ -71,10 +71,10 @@ class _Inputs:
 class LayerPass:
     """Moments of the inputs of the layers ``names`` while the classifier's are gathered; within ``limit`` bytes, what does not fit is skipped."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], classifier: str, limit: int) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str], classifier: str, limit: int, device: str = "cpu") -> None:
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
         self._active = [name for name in names if name != classifier]
-        self.classifier, self.limit = classifier, limit
+        self.classifier, self.limit, self._device = classifier, limit, device
         self.moments: dict[str, ClassMoments] = {}
         self.eps: dict[str, float] = {}
         self._reasons: dict[str, str] = {}
@@ -132,7 +132,7 @@ class LayerPass:
         self.eps[name] = max(torch.finfo(x.dtype).eps, self.eps.get(name, 0.0))
         made = made[:, :-1] if shifted else made
         dtype = torch.float64 if made.dtype == torch.float64 else torch.float32
-        return made.detach().reshape(-1, made.shape[-1]).to("cpu", dtype, copy=True)
+        return made.detach().reshape(-1, made.shape[-1]).to(self._device, dtype, copy=True)
 
     def add(self, labels: I64, n_classes: int, batch: int) -> None:
         """The inputs of the last forward pass with the labels of all their rows, negative ones left out."""
@@ -141,12 +141,12 @@ class LayerPass:
         valid = torch.from_numpy(labels >= 0)
         for name in self._active:
             x = self._seen.get(name, f"it was not called in batch {batch}")
-            if isinstance(x, Tensor) and x.shape[1] != self.moments[name].means.shape[1]:
-                x = f"its input has {x.shape[1]} features in batch {batch}, {self.moments[name].means.shape[1]} before"
-            if isinstance(x, Tensor) and not bool(torch.isfinite(x[valid]).all()):
+            if isinstance(x, Tensor) and x.shape[1] != self.moments[name].dim:
+                x = f"its input has {x.shape[1]} features in batch {batch}, {self.moments[name].dim} before"
+            if isinstance(x, Tensor) and not bool(torch.isfinite(x[valid.to(x.device)]).all()):
                 x = f"failed: its input holds NaN or Inf in batch {batch}"
             if isinstance(x, Tensor):
-                self.moments[name].add(x.numpy(), labels)
+                self.moments[name].add(x.numpy() if self._device == "cpu" else x, labels)
             else:
                 self._reasons[name] = x
                 self.moments.pop(name, None)
@@ -160,7 +160,7 @@ class LayerPass:
     def taken(self, labels: I64) -> dict[str, Tensor]:
         """The inputs of the last forward pass, of the rows with labels."""
         valid = torch.from_numpy(labels >= 0)
-        return {name: x[valid] for name in self.moments if isinstance(x := self._seen.get(name), Tensor)}
+        return {name: x[valid.to(x.device)] for name in self.moments if isinstance(x := self._seen.get(name), Tensor)}
 
     def _plan(self, n_classes: int) -> None:
         """After the first pass: as many layers as fit, small ones first; the eigenvalues of the largest have to be found too."""
@@ -175,7 +175,7 @@ class LayerPass:
                 self._reasons[name] = f"needs {(need + spectrum) / 1e9:.3g} GB for the scatter of {dims[name]} features, {left / 1e9:.3g} GB left (max_memory)"
                 continue
             left -= need
-            self.moments[name] = ClassMoments(n_classes, dims[name])
+            self.moments[name] = ClassMoments(n_classes, dims[name], device=self._device)
         self._room = max(left, 0) // 2
         # in the order of the forward pass
         self._active = [name for name in self._seen if name in self.moments]

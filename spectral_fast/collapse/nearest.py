@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..metrics.collapse_moments import ClassMoments, nearest_mean
 from ..probing.distributed import Ranks
@@ -31,9 +33,15 @@ class Means:
         centre = means.mean(axis=0) if global_mean == "classes" else (counts / counts.sum()) @ means
         return Means(present, centre, means - centre)
 
-    def counted(self, features: F64, part: Labelled) -> NDArray[np.int64]:
+    def counted(self, features: Tensor, part: Labelled) -> NDArray[np.int64]:
         """(samples whose nearest mean is of another class than the model decides for, of their own class)."""
-        nearest: I64 = self.classes[nearest_mean(features, self.centre, self.centred)]
+        x = features.double()
+        if x.device.type == "cpu":
+            at = nearest_mean(x.numpy(), self.centre, self.centred)
+        else:
+            centre, centred = (torch.from_numpy(np.ascontiguousarray(y)).to(x.device) for y in (self.centre, self.centred))
+            at = ((x - centre) @ centred.mT - 0.5 * (centred * centred).sum(1)).argmax(1).cpu().numpy()
+        nearest: I64 = self.classes[at]
         return np.array([np.count_nonzero(nearest != part.decisions), np.count_nonzero(nearest == part.targets)])
 
 
@@ -65,13 +73,12 @@ def nearest_means(seen: FeaturePass, ranks: Ranks, global_mean: str, others: Mea
                 if ranks.asked_to_stop():
                     stopped = True
                     break
-                features = part.features.double().numpy()
-                counts[0] += own.counted(features, part)
+                counts[0] += own.counted(part.features, part)
                 if others is not None:
-                    counts[1] += others.counted(features, part)
+                    counts[1] += others.counted(part.features, part)
                 for i, name in enumerate(layers):
                     if name in inputs:
-                        counts[2 + i] += means[i].counted(inputs[name].double().numpy(), part)
+                        counts[2 + i] += means[i].counted(inputs[name], part)
                     else:
                         missing[i] = 1
             stopped = stopped or ranks.asked_to_stop()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.select import select
+from ..linalg.arrays import as_tensor
 
 __all__ = [
     "ClassMoments",
@@ -44,14 +45,17 @@ class ClassMoments:
     counts (C,), means (C, d), scatter (d, d) = sum_n (h - mu_c)(h - mu_c)ᵀ pooled over classes, spread (C,) = sum |h - mu_c|²
     per class. Each block is centred by its own class means before anything is squared, so a common shift of the features costs
     no digits; raw second moments are never formed. Small batches are gathered to blocks of 2 d rows, no larger than the scatter.
-    backend: of the kernel ``class_moments``; see :func:`spectral_fast.kernels.select.select`.
+    backend: of the kernel ``class_moments``; see :func:`spectral_fast.kernels.select.select`. device: where the vectors to come are, as tensors where that
+    is not "cpu"; the moments stay there until they are asked for, which is when all has been added.
     """
 
-    def __init__(self, n_classes: int, dim: int, *, backend: str = "auto") -> None:
-        self._kernel, self.backend = select("class_moments", backend)
-        self._state: tuple[I64, F64, F64, F64] = (np.zeros(n_classes, dtype=np.int64), np.zeros((n_classes, dim)), np.zeros((dim, dim)), np.zeros(n_classes))
+    def __init__(self, n_classes: int, dim: int, *, backend: str = "auto", device: str = "cpu") -> None:
+        self._kernel, self.backend = select("class_moments", backend, device)
+        self.device, self.dim = device, dim
+        state: tuple[I64, F64, F64, F64] = (np.zeros(n_classes, dtype=np.int64), np.zeros((n_classes, dim)), np.zeros((dim, dim)), np.zeros(n_classes))
+        self._state: Any = state if device == "cpu" else tuple(as_tensor(part).to(device) for part in state)
         self._rows = min(2 * dim, _BLOCK_ROWS)
-        self._block = np.zeros((0, dim))
+        self._block: Any = np.zeros((0, dim))
         self._labels = np.zeros(self._rows, dtype=np.int64)
         self._filled = 0
 
@@ -60,20 +64,21 @@ class ClassMoments:
         """Bytes at most at any time: scatter, the products of a block and its rows, means and those of a block."""
         return 8 * (3 * dim * dim + 2 * n_classes * dim)
 
-    def add(self, features: NDArray[Any], targets: I64) -> None:
-        """features (B, d) float64, float32 or float16; targets (B,) int64 in [0, C), negative ones left out. Raises ValueError for others."""
+    def add(self, features: Any, targets: I64) -> None:
+        """features (B, d) float64, float32 or float16, on another device a tensor, of bfloat16 too; targets (B,) int64 in [0, C), negative ones left out.
+        Raises ValueError for others."""
         n_classes, dim = self._state[1].shape
-        if features.shape != (len(targets), dim):
-            raise ValueError(f"features: wanted {(len(targets), dim)}, got {features.shape}")
+        if tuple(features.shape) != (len(targets), dim):
+            raise ValueError(f"features: wanted {(len(targets), dim)}, got {tuple(features.shape)}")
         if len(targets) and targets.max() >= n_classes:
             raise ValueError(f"targets: wanted classes below {n_classes}, got {targets.max()}")
         if self._filled and (features.dtype != self._block.dtype or self._filled + len(targets) > self._rows):
             self._merge_block()
         if len(targets) >= self._rows:
-            self._kernel(features, np.ascontiguousarray(targets, dtype=np.int64), *self._state)
+            self._add_block(features, np.ascontiguousarray(targets, dtype=np.int64))
             return
         if features.dtype != self._block.dtype or len(self._block) == 0:
-            self._block = np.empty((self._rows, dim), dtype=features.dtype)
+            self._block = np.empty((self._rows, dim), dtype=features.dtype) if self.device == "cpu" else features.new_empty((self._rows, dim))
         place = slice(self._filled, self._filled + len(targets))
         self._block[place], self._labels[place] = features, targets
         self._filled = place.stop
@@ -81,27 +86,38 @@ class ClassMoments:
     def _merge_block(self) -> None:
         filled, self._filled = self._filled, 0
         if filled:
-            self._kernel(self._block[:filled], self._labels[:filled], *self._state)
+            self._add_block(self._block[:filled], self._labels[:filled])
+
+    def _add_block(self, features: Any, labels: I64) -> None:
+        self._kernel(features, labels if self.device == "cpu" else as_tensor(labels).to(self.device), *self._state)
+
+    def _host(self) -> Any:
+        """The state with all that has been added, as arrays; from now on here."""
+        self._merge_block()
+        if self.device != "cpu":
+            self._state = tuple(np.array(part.cpu().numpy()) for part in self._state)
+            self._kernel, self.device, self._block = select("class_moments")[0], "cpu", np.zeros((0, self.dim))
+        return self._state
 
     @property
     def counts(self) -> I64:
-        self._merge_block()
-        return self._state[0]
+        out: I64 = self._host()[0]
+        return out
 
     @property
     def means(self) -> F64:
-        self._merge_block()
-        return self._state[1]
+        out: F64 = self._host()[1]
+        return out
 
     @property
     def scatter(self) -> F64:
-        self._merge_block()
-        return self._state[2]
+        out: F64 = self._host()[2]
+        return out
 
     @property
     def spread(self) -> F64:
-        self._merge_block()
-        return self._state[3]
+        out: F64 = self._host()[3]
+        return out
 
     def merge(self, other: ClassMoments) -> None:
         """Add the samples of ``other`` (of the same C and d), by the same formula: as if they had been added here. Raises ValueError for other shapes."""
