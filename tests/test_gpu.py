@@ -101,6 +101,19 @@ def test_small_svd(shape: tuple[int, int]) -> None:
     assert bool(((values - torch.linalg.svdvals(b)).abs() <= 1e-13 * shape[0] * top).all()) and bool((values.diff(dim=1) <= 0.0).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_class_moments(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3000, 70, generator=g).to(dtype), torch.randint(-1, 9, (3000,), generator=g)
+    state = [np.zeros(9, np.int64), np.zeros((9, 70)), np.zeros((70, 70)), np.zeros(9)]
+    there = [torch.from_numpy(part).cuda() for part in state]
+    for part in (slice(0, 1000), slice(1000, 1003), slice(1003, 3000)):
+        numpy_kernels.class_moments(x[part].double().numpy(), y[part].numpy(), *state)
+        torch_kernels.class_moments(x[part].cuda(), y[part].cuda(), *there)
+    for got, want in zip(there, state, strict=True):
+        assert np.abs(got.cpu().numpy() - want).max() <= 1e-12 * np.abs(want).max()
+
+
 @pytest.mark.parametrize("kernels", [cuda_kernels, torch_kernels], ids=["cuda", "torch"])
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("n", [1, 17, 1000, 100_003])
