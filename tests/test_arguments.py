@@ -72,3 +72,29 @@ def test_residuals_of_a_whole_krylov_space_are_not_zero() -> None:
     found = sf.eigsh(op, 6, tol=1e-6)
     away = np.linalg.norm(op @ found.vectors - found.vectors * found.values, axis=0)
     assert (found.residuals > 0.0).all() and (away <= 30.0 * found.residuals).all()
+
+
+def _spoiled(what: str) -> tuple[torch.nn.Module, list[tuple[torch.Tensor, torch.Tensor]], str]:
+    model, data = _model()
+    if what == "weight":
+        with torch.no_grad():
+            model[0].weight[1, 1] = torch.nan  # type: ignore[index, union-attr]
+        return model, data, "; first in the output of '0', whose weight holds NaN or Inf"
+    if what == "samples":
+        data[0][0][3, 1] = torch.nan
+        return model, data, "; the samples themselves hold NaN or Inf"
+
+    class Root(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x - 10.0).sqrt()
+
+    assert isinstance(model, torch.nn.Sequential)
+    return torch.nn.Sequential(model[0], Root(), model[1], model[2]), data, "; first in the output of '1'"
+
+
+@pytest.mark.parametrize("what", ["weight", "samples", "root"])
+def test_where_a_nan_comes_from_is_said(what: str) -> None:
+    model, data, wanted = _spoiled(what)
+    collapse, curvature = sf.neural_collapse(model, data), sf.curvature_spectra(model, data)
+    assert (collapse.status, curvature.status) == ("failed", "failed")
+    assert collapse.reason.endswith(wanted) and curvature.reason.endswith(wanted)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..metrics.collapse_moments import ClassMoments
 from ..probing.batches import Batch, Batches, call_model, logits_of
-from ..probing.capture import capture_inputs
+from ..probing.capture import capture_inputs, origin_of_nan
 from ..probing.losses import IGNORE_INDEX
 from ..progress import Progress
 from ..results import Status
@@ -164,9 +164,9 @@ class FeaturePass:
             if self.layers is not None:
                 self.layers.limit -= need
         if not bool(torch.isfinite(part.features).all()):
-            raise CannotAnalyse(f"the input of {self.name!r} holds NaN or Inf in batch {self.done}", "failed")
+            raise CannotAnalyse(f"the input of {self.name!r} holds NaN or Inf in batch {self.done}{self._origin()}", "failed")
         if not self._known:
-            raise CannotAnalyse(f"the model's output holds NaN in batch {self.done}", "failed")
+            raise CannotAnalyse(f"the model's output holds NaN in batch {self.done}{self._origin()}", "failed")
         self.moments.add(as_array(part.features) if self._device == "cpu" else part.features, part.targets)
         if self.layers is not None:
             self.layers.add(self._labels, self.n_classes, self.done)
@@ -178,6 +178,9 @@ class FeaturePass:
             self.kept.append(part)
             if self.kept_bytes > self.limit // 2:
                 self.kept = None
+
+    def _origin(self) -> str:
+        return origin_of_nan(self.model, self.run_model, self.batches[self.done])
 
     def again(self) -> Iterator[tuple[Labelled, dict[str, Tensor]]]:
         """The labelled features of every batch a second time, and the layers' inputs by name: those kept, or of another forward pass over the same batches."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..kernels.select import BACKENDS
 from ..linalg.density import ProbeRun, density_of, run_probes
 from ..linalg.eigsh import EigenResult, basis_dtype_for, extreme_pairs, pairs_so_far, result_of
 from ..linalg.krylov import Krylov
@@ -17,6 +18,7 @@ from ..linalg.pairs import Pairs
 from ..linalg.restart import Ends, basis_size
 from ..linalg.share import Share
 from ..linalg.trace import trace_of
+from ..probing.capture import origin_of_nan
 from ..probing.memory import memory_limit
 from ..progress import Progress
 from ..results import Status
@@ -60,8 +62,9 @@ class Steps:
     def fit(self, k: int, k_bottom: int, steps: int, max_memory: int | float | None) -> None:
         """Settle the sizes of bases and whether graphs are kept. Raises MemoryError when nothing fits."""
         op, n = self.hessian, self.n
-        # the bases are the host's, whatever the device; all ranks have to come to the same plan
-        self.limit = limit = op.ranks.least(memory_limit(max_memory, torch.device("cpu")))
+        # the bases are on the device where there are kernels for it, with several ranks on the host; all ranks have to come to the same plan
+        there = op.device.type in BACKENDS and op.ranks.size == 1
+        self.limit = limit = op.ranks.least(memory_limit(max_memory, op.device if there else torch.device("cpu")))
         graphs, one = op.graph_bytes()
         one = -op.ranks.least(-int(one))
         on_host = op.device.type == "cpu"
@@ -82,7 +85,9 @@ class Steps:
         value, gradient = self.hessian.loss_and_gradient()
         self.found["loss"], self.found["gradient_norm"] = value, float(gradient.norm())
         if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
-            raise ArithmeticError(f"the loss is {value}, its gradient has {int((~torch.isfinite(gradient)).sum())} NaN or Inf")
+            op = self.hessian
+            where = next((w for batch in op.batches if (w := origin_of_nan(op.model, op.functional, batch))), "")
+            raise ArithmeticError(f"the loss is {value}, its gradient has {int((~torch.isfinite(gradient)).sum())} NaN or Inf{where}")
         if self.hessian.without_influence:
             self.notes.append(f"no influence on the loss: {', '.join(self.hessian.without_influence)}")
         self._preflight(reporting)

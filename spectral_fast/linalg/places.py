@@ -111,4 +111,7 @@ def place_of(apply: object, numbers: int = 0, dtype: str = "float64") -> HostPla
 def _free(device: str) -> float:
     """Bytes free on a device; infinite where torch cannot tell."""
     torch = sys.modules["torch"]
-    return float(torch.cuda.mem_get_info(torch.device(device))[0]) if device.startswith("cuda") else math.inf
+    if not device.startswith("cuda"):
+        return math.inf
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for whoever asks next
+    return float(torch.cuda.mem_get_info(torch.device(device))[0] + held)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from .batches import Batch, call_model, logits_of
 from .state import leave_no_trace
 
-__all__ = ["capture_inputs", "find_classifier", "module_named"]
+__all__ = ["capture_inputs", "find_classifier", "module_named", "origin_of_nan"]
 
 
 def module_named(model: nn.Module, name: str) -> nn.Module:
@@ -86,3 +87,38 @@ def capture_inputs(model: nn.Module, module_name: str) -> Iterator[list[Tensor]]
         yield seen
     finally:
         handle.remove()
+
+
+def origin_of_nan(model: nn.Module, run: Callable[..., Any], batch: Batch) -> str:
+    """Where in the forward pass of ``batch`` the first NaN or Inf is, in words that follow a sentence; "" where there is none.
+
+    run: the model, or what runs it with other parameters."""
+    if not _finite(batch.inputs):
+        return "; the samples themselves hold NaN or Inf"
+    found: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, object, object], None]:
+        def note(module: nn.Module, _args: object, out: object) -> None:
+            if not found and not _finite(out):
+                bad = [part for part, p in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)) if not _finite(p)]
+                whose = f", whose {' and '.join(bad)} {'hold' if len(bad) > 1 else 'holds'} NaN or Inf" if bad else ""
+                found.append(f"; first in the output of {name!r}{whose}")
+
+        return note
+
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
+    try:
+        with leave_no_trace(model), torch.no_grad():
+            call_model(run, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""
+
+
+def _finite(x: Any) -> bool:
+    if isinstance(x, Tensor):
+        return not x.is_floating_point() or bool(torch.isfinite(x).all())
+    if isinstance(x, Mapping):
+        return all(map(_finite, x.values()))
+    return all(map(_finite, x)) if isinstance(x, (tuple, list)) else True

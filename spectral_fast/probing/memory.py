@@ -22,5 +22,6 @@ def free_memory(device: torch.device, root: Path = ROOT) -> int:
     root: the directory that holds proc and sys.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for whoever asks next
+        return int(torch.cuda.mem_get_info(device)[0] + held)
     return free_host_memory(root)
