@@ -89,9 +89,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("jacobi_rows", &jacobi_rows, py::kw_only(), py::arg("x"), py::arg("batch"), py::arg("r"), py::arg("n"), py::arg("u"),
         py::arg("done"), py::arg("device"), py::arg("stream"),
         "Device addresses in, x, u and done in place; see csrc/randomized_svd/cuda.h.");
-  m.attr("MOST_BAND_ROWS") = sf::kMostBandRows;
   m.attr("MOST_JACOBI_ROWS") = sf::kMostJacobiRows;
-  m.attr("MOST_SWEPT_ROWS") = sf::kMostSweptRows;
+  m.def("most_swept_rows", &sf::most_swept_rows, py::arg("device"), "Rows of a basis that gram_schmidt_sweep takes.");
+  m.def("most_band_rows", &sf::most_band_rows, py::arg("width"), py::arg("device"), "Rows of a band that band_eigenvalues takes.");
   m.attr("SWEEP_BLOCKS") = sf::kSweepBlocks;
   m.attr("MOST_EIGENVALUES") = sf::kMostEigenvalues;
 }

@@ -26,6 +26,13 @@ class DeviceGuard {
   int before_ = 0;
 };
 
+// Bytes of shared memory that a block may ask for on `device`.
+inline std::size_t most_shared_bytes(int device) {
+  int most = 0;
+  cuda_check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for the shared memory of a block");
+  return static_cast<std::size_t>(most);
+}
+
 // After a launch.
 inline void cuda_launched(const char* kernel, unsigned blocks, unsigned threads, std::size_t shared_bytes, int device) {
   const cudaError_t status = cudaGetLastError();

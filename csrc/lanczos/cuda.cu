@@ -68,6 +68,11 @@ void launch_for(DType w_dtype, const void* v, std::int64_t ld, int t, void* w, s
 
 }  // namespace
 
+std::int64_t most_swept_rows(int device) {
+  const auto room = static_cast<std::int64_t>(most_shared_bytes(device) / sizeof(double));
+  return std::min(kMostSweptRows, (room - kThreads) / (kThreads + 1));  // see launch
+}
+
 void gram_schmidt_sweep_cuda(const void* v, DType v_dtype, std::int64_t ld, std::int64_t t, void* w, DType w_dtype, std::int64_t n,
                              const double* minus, double* sums, double* work, bool dots, int device, void* stream_handle) {
   require(t >= 0 && t <= kMostSweptRows && n >= 1, "v: more rows than a block has room for, or none");

@@ -8,6 +8,7 @@ namespace sf {
 
 // Rows of a sweep that a block has room for beside others; more are left to who calls.
 constexpr std::int64_t kMostSweptRows = 160;
+std::int64_t most_swept_rows(int device);  // that many at most, for whose sums a block of the device has room
 // Blocks of a sweep, whatever the device has: with it the order of the sums, and their bits, stay the same.
 constexpr std::int64_t kSweepBlocks = 512;
 

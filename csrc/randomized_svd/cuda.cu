@@ -53,10 +53,9 @@ void jacobi_rows_cuda(double* x, std::int64_t batch, std::int64_t r, std::int64_
   if (batch == 0) return;
   const DeviceGuard guard(device);
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  int most = 0;
-  cuda_check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for the shared memory of a block");
+  const std::size_t most = most_shared_bytes(device);
   const std::size_t flags = sizeof(double) * kMostWarps, whole = flags + sizeof(double) * static_cast<std::size_t>(r * (n + r));
-  const bool fits = n <= (std::int64_t{1} << 20) && whole <= static_cast<std::size_t>(most);
+  const bool fits = n <= (std::int64_t{1} << 20) && whole <= most;
   const std::size_t bytes = fits ? whole : flags;
   const auto kernel = fits ? jacobi_kernel<true> : jacobi_kernel<false>;
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),

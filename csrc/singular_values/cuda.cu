@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "core/cuda_errors.h"
 #include "core/require.h"
 #include "singular_values/chase_numerics.h"
@@ -83,10 +85,9 @@ void symmetric_eigenvalues_cuda(double* a, std::int64_t batch, std::int64_t n_ro
   const DeviceGuard guard(device);
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   const int n = static_cast<int>(n_rows), threads = threads_for(n);
-  int most = 0;
-  cuda_check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for the shared memory of a block");
+  const std::size_t most = most_shared_bytes(device);
   const std::size_t beside = vector_bytes(n, threads), with_matrix = beside + sizeof(double) * static_cast<std::size_t>(n) * shared_ld(n);
-  const bool fits = with_matrix <= static_cast<std::size_t>(most);
+  const bool fits = with_matrix <= most;
   const std::size_t bytes = fits ? with_matrix : beside;
   const auto kernel = fits ? eigenvalues_kernel<true> : eigenvalues_kernel<false>;
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
@@ -96,10 +97,16 @@ void symmetric_eigenvalues_cuda(double* a, std::int64_t batch, std::int64_t n_ro
   cuda_launched("eigenvalues_kernel", blocks, static_cast<unsigned>(threads), bytes, device);
 }
 
+std::int64_t most_band_rows(std::int64_t width, int device) {
+  const auto room = static_cast<std::int64_t>(most_shared_bytes(device) / sizeof(double)) - kChaseWarps * 2 * width;
+  const std::int64_t slots = room / (width + 1);  // see team_chase_slots
+  return std::min(kMostBandRows, std::max<std::int64_t>(0, 2 * (slots - 2) - 1) * width);
+}
+
 void band_eigenvalues_cuda(double* band, std::int64_t batch, std::int64_t n_rows, std::int64_t width, double* work, double* values,
                            int device, void* stream_handle) {
-  require(width >= 1 && width <= kMostBandWidth && n_rows >= 1 && n_rows <= kMostBandRows,
-          "band: wanted 1 to 64 diagonals of 1 to 32768 rows");
+  require(width >= 1 && width <= kMostBandWidth && n_rows >= 1 && n_rows <= most_band_rows(width, device),
+          "band: wanted 1 to 64 diagonals, and as many rows as most_band_rows says");
   if (batch == 0) return;
   const DeviceGuard guard(device);
   const auto stream = static_cast<cudaStream_t>(stream_handle);

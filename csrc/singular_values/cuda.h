@@ -12,8 +12,9 @@ constexpr std::int64_t kMostEigenvalues = 512;
 void symmetric_eigenvalues_cuda(double* a, std::int64_t batch, std::int64_t n, double* values, int device, void* stream);
 
 // The same of symmetric bands: entry (i, j), j <= i <= j + width, at [j, i - j] of each (batch, n, 2 width); zeros behind them; destroyed.
-// 1 <= width <= kMostBandWidth. work: (batch, 2 n) doubles.
+// 1 <= width <= kMostBandWidth, 1 <= n <= most_band_rows(width, device). work: (batch, 2 n) doubles.
 constexpr std::int64_t kMostBandWidth = 64, kMostBandRows = 1 << 15;
+std::int64_t most_band_rows(std::int64_t width, int device);  // for whose reflectors a block of the device has room
 void band_eigenvalues_cuda(double* band, std::int64_t batch, std::int64_t n, std::int64_t width, double* work, double* values, int device,
                            void* stream);
 

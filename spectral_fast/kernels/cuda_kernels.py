@@ -58,14 +58,14 @@ def singular_values(a: torch.Tensor, *, accuracy: str = "standard") -> torch.Ten
     if accuracy != "high" and not a.is_complex() and a.numel() > 0:
         if n <= _cuda.MOST_EIGENVALUES:
             compute = {"eigenvalues": symmetric_eigenvalues} if _agrees_with_torch(a.device) else {}
-        elif n <= _cuda.MOST_BAND_ROWS and len(a) > 1 and _bands_agree_with_torch(a.device):
+        elif len(a) > 1 and n <= _cuda.most_band_rows(BAND_WIDTH, _where(a.device)[0]) and _bands_agree_with_torch(a.device):
             compute = {"eigenvalues": two_stage_eigenvalues}
     return torch_kernels.singular_values(a, accuracy=accuracy, **compute)
 
 
 def two_stage_eigenvalues(gram: torch.Tensor) -> torch.Tensor:
     """Eigenvalues (batch, n), descending, of symmetric matrices (batch, n, n), float64, finite, of a CUDA device; ``gram`` is destroyed. 3 <= n <=
-    MOST_BAND_ROWS. To bands by products of all matrices at once, from there to tridiagonal matrices by a block for each, by bisection a value for each
+    most_band_rows. To bands by products of all matrices at once, from there to tridiagonal matrices by a block for each, by bisection a value for each
     thread."""
     import torch
 
@@ -150,12 +150,12 @@ def sweep_sums(v: torch.Tensor, w: torch.Tensor, minus: torch.Tensor | None, dot
 
     t, n = v.shape
     names = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16"}
-    if t > _cuda.MOST_SWEPT_ROWS or n == 0 or (t and v.stride(1) != 1) or w.stride(1) != 1 or v.dtype not in names or w.dtype == torch.bfloat16:
+    device, stream = _where(w.device)
+    if t > _cuda.most_swept_rows(device) or n == 0 or (t and v.stride(1) != 1) or w.stride(1) != 1 or v.dtype not in names or w.dtype == torch.bfloat16:
         return sums_of(v, w, minus, dots)
     sums = torch.zeros((len(w), t + 1), dtype=torch.float64, device=w.device)
     work = torch.empty(_cuda.SWEEP_BLOCKS * (t + 1), dtype=torch.float64, device=w.device)
     less = None if minus is None else minus.mT.contiguous()
-    device, stream = _where(w.device)
     for i in range(len(w)):
         _cuda.gram_schmidt_sweep(
             v=v.data_ptr(), v_dtype=names[v.dtype], ld=v.stride(0), t=t, w=w[i].data_ptr(), w_dtype=names[w.dtype], n=n,

@@ -32,6 +32,12 @@ class OfTheHost:
         self.settles = True
         self.bands: list[tuple[int, int]] = []
 
+    def most_swept_rows(self, device: int) -> int:
+        return self.MOST_SWEPT_ROWS if device == 3 else 0
+
+    def most_band_rows(self, width: int, device: int) -> int:
+        return self.MOST_BAND_ROWS if (width, device) == (32, 3) else 0
+
     def gram_schmidt_sweep(
         self, *, v: int, v_dtype: str, ld: int, t: int, w: int, w_dtype: str, n: int, minus: int, sums: int, work: int, dots: bool, device: int, stream: int
     ) -> None:
