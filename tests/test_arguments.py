@@ -98,3 +98,10 @@ def test_where_a_nan_comes_from_is_said(what: str) -> None:
     collapse, curvature = sf.neural_collapse(model, data), sf.curvature_spectra(model, data)
     assert (collapse.status, curvature.status) == ("failed", "failed")
     assert collapse.reason.endswith(wanted) and curvature.reason.endswith(wanted)
+
+
+def test_loaders_without_targets_are_named() -> None:
+    model, data = _model()
+    for analysis in (sf.diagnose, sf.gradient_covariance, sf.Hessian):
+        with pytest.raises(ValueError, match="^loader: yields no targets"):
+            analysis(model, [data[0][0]])

@@ -304,5 +304,7 @@ def resolve_loss(
         return Loss("mse")
     if isinstance(targets, Tensor) and targets.dtype != torch.bool and not targets.is_complex():
         return Loss("cross_entropy")
+    if targets is None:
+        raise ValueError("loader: yields no targets, and the model computes no loss of its own: wanted batches (inputs, targets), or unpack= or loss_fn=")
     what = f"targets of dtype {str(targets.dtype).removeprefix('torch.')}" if isinstance(targets, Tensor) else f"targets of type {type(targets).__name__}"
     raise ValueError(f"loss: cannot be guessed from {what}; choices: {CHOICES}")

@@ -113,7 +113,8 @@ def test_rows(test: NeuralCollapse) -> list[tuple[str, str, float, str]]:
 
 def collapse_section(c: NeuralCollapse, title: str = COLLAPSE_TITLE) -> Section:
     counts = np.asarray(list(c.class_counts.values()) if isinstance(c.class_counts, dict) else c.class_counts)
-    sizes = f", {integer(counts.min())} to {integer(counts.max())} samples each" if counts.size else ""
+    least, most = (integer(counts.min()), integer(counts.max())) if counts.size else ("", "")
+    sizes = f", {least if least == most else f'{least} to {most}'} samples each" if counts.size else ""
     pairs = [
         ("features", f"{integer(c.feature_dim)} inputs of {plain(c.layer)}"),
         ("data", f"{integer(c.n_samples)} samples, {integer(c.n_classes)} classes{sizes}"),
