@@ -25,10 +25,14 @@ def test_guess_by_dtype(targets, name):
     assert resolve_loss(nn.Identity(), Batches([(Z, targets)])).name == name
 
 
-@pytest.mark.parametrize("targets", [Y > 0, None])
-def test_what_cannot_be_guessed_lists_the_choices(targets):
+def test_what_cannot_be_guessed_lists_the_choices():
     with pytest.raises(ValueError, match="cross_entropy.*mse.*bce.*loss_fn"):
-        resolve_loss(nn.Identity(), Batches([(Z, targets)] if targets is not None else [Z]))
+        resolve_loss(nn.Identity(), Batches([(Z, Y > 0)]))
+
+
+def test_no_targets_at_all_are_the_loaders_fault():
+    with pytest.raises(ValueError, match="^loader: yields no targets.*unpack= or loss_fn="):
+        resolve_loss(nn.Identity(), Batches([Z]))
 
 
 def test_wrong_choices():
