@@ -6,12 +6,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from .compute import Loaded
+from .compute import Calculator, Loaded, Measured
 from .structure import MatrixPlan
 from .work import WorkUnit
 
-__all__ = ["ReadAhead"]
+__all__ = ["ReadAhead", "measured_units"]
 
 
 class ReadAhead:
@@ -88,3 +89,29 @@ class ReadAhead:
 
     def _room(self, memory: int) -> bool:
         return not self._held or (len(self._held) < self._depth and sum(self._held) + memory <= self._limit)
+
+
+def measured_units(ahead: ReadAhead, calculator: Calculator) -> Iterator[tuple[WorkUnit, Measured]]:
+    """What comes of the units, in order: one after the other, or as many at once as the calculator says, each by a thread."""
+    if calculator.at_once == 1:
+        for unit, loaded in ahead:
+            yield unit, calculator.measure(loaded)
+        return
+
+    def measured(unit: WorkUnit, loaded: Loaded) -> Measured:
+        try:
+            return calculator.measure(loaded)
+        finally:
+            ahead.let_go(unit, loaded)
+
+    with ThreadPoolExecutor(calculator.at_once, thread_name_prefix="spectral_fast device") as threads:
+        under_way: deque[tuple[WorkUnit, Future[Measured]]] = deque()
+        try:
+            for unit, loaded in ahead.kept():
+                under_way.append((unit, threads.submit(measured, unit, loaded)))
+                while under_way and (len(under_way) > calculator.at_once or under_way[0][1].done()):
+                    yield under_way[0][0], under_way.popleft()[1].result()
+            while under_way:
+                yield under_way[0][0], under_way.popleft()[1].result()
+        finally:
+            threads.shutdown(cancel_futures=True)

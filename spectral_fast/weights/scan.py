@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,10 +18,10 @@ from ..linalg.options import seed_number
 from ..memory import byte_size, host_memory_limit
 from ..progress import Bar, Progress, ProgressOption, progress_reporter
 from ..results import Skipped, Status
-from .ahead import ReadAhead
+from .ahead import ReadAhead, measured_units
 from .baseline import beside_baseline, open_baseline
 from .batches import Pending, SingularValues, usable_device
-from .compute import STAGES, TOP_ABOVE, Calculator, Loaded, Measured, Options
+from .compute import STAGES, TOP_ABOVE, Calculator, Measured, Options
 from .measure import matrix_spectra
 from .sources import TensorList, TensorRecord, open_source
 from .spectra import MatrixSpectrum, WeightSpectra
@@ -264,7 +262,7 @@ def _run(
     elif tensors.path:
         held = 0  # since memory was last given back
         with ReadAhead(units, calculator.read, limit, calculator.at_once) as ahead:
-            for unit, measured in _beside(ahead, calculator) if calculator.at_once > 1 else _in_turn(ahead, calculator):
+            for unit, measured in measured_units(ahead, calculator):
                 clock["waiting for the reader"] = ahead.waited
                 held += unit.memory
                 if held > limit // _KEPT:
@@ -274,33 +272,6 @@ def _run(
     else:
         for unit in units:
             yield unit, calculator.measure(calculator.read(unit.plans))
-
-
-def _in_turn(ahead: ReadAhead, calculator: Calculator) -> Iterator[tuple[WorkUnit, Measured]]:
-    for unit, loaded in ahead:
-        yield unit, calculator.measure(loaded)
-
-
-def _beside(ahead: ReadAhead, calculator: Calculator) -> Iterator[tuple[WorkUnit, Measured]]:
-    """Several units at once, each by a thread, in order."""
-
-    def measured(unit: WorkUnit, loaded: Loaded) -> Measured:
-        try:
-            return calculator.measure(loaded)
-        finally:
-            ahead.let_go(unit, loaded)
-
-    with ThreadPoolExecutor(calculator.at_once, thread_name_prefix="spectral_fast device") as threads:
-        under_way: deque[tuple[WorkUnit, Future[Measured]]] = deque()
-        try:
-            for unit, loaded in ahead.kept():
-                under_way.append((unit, threads.submit(measured, unit, loaded)))
-                while under_way and (len(under_way) > calculator.at_once or under_way[0][1].done()):
-                    yield under_way[0][0], under_way.popleft()[1].result()
-            while under_way:
-                yield under_way[0][0], under_way.popleft()[1].result()
-        finally:
-            threads.shutdown(cancel_futures=True)
 
 
 class _Told:

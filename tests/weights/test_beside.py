@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from weights.test_work import units
 
-from spectral_fast.weights.ahead import ReadAhead
+from spectral_fast.weights.ahead import ReadAhead, measured_units
 from spectral_fast.weights.compute import Loaded, Measured
-from spectral_fast.weights.scan import _beside
 
 
 class Slow:
@@ -40,7 +39,7 @@ class Slow:
 def test_two_at_a_time_in_order() -> None:
     work, slow = units([1] * 12), Slow(threading.Barrier(2))
     with ReadAhead(work, Loaded, 100, slow.at_once) as ahead:
-        done = list(_beside(ahead, slow))  # type: ignore[arg-type]
+        done = list(measured_units(ahead, slow))  # type: ignore[arg-type]
     assert [unit for unit, _ in done] == work and [m.backend for _, m in done] == [str(u.plans[0].shape) for u in work]
     assert slow.most == 2
 
@@ -64,7 +63,7 @@ def test_no_more_memory_than_allowed(limit: int) -> None:
         return Loaded(plans)
 
     with Watched(work, read, limit, 2) as ahead:
-        assert [unit for unit, _ in _beside(ahead, Slow())] == work  # type: ignore[arg-type]
+        assert [unit for unit, _ in measured_units(ahead, Slow())] == work  # type: ignore[arg-type]
     assert all(together <= max(limit, alone) for together, alone in most) and held == [0]
 
 
@@ -73,7 +72,7 @@ def test_a_failure_comes_out_and_nothing_is_left_running() -> None:
     work = units([1] * 9)
     seen = []
     with pytest.raises(RuntimeError, match="the device is gone"), ReadAhead(work, Loaded, 100, 2) as ahead:
-        for unit, _ in _beside(ahead, Slow(fails_at=work[4].plans)):  # type: ignore[arg-type]
+        for unit, _ in measured_units(ahead, Slow(fails_at=work[4].plans)):  # type: ignore[arg-type]
             seen.append(unit)
     assert seen == work[:4] and threading.active_count() == before
 
@@ -82,6 +81,6 @@ def test_leaving_early_ends_the_threads() -> None:
     before = threading.active_count()
     slow = Slow()
     with ReadAhead(units([5] * 50), Loaded, 17, 2) as ahead:
-        for _ in _beside(ahead, slow):  # type: ignore[arg-type]
+        for _ in measured_units(ahead, slow):  # type: ignore[arg-type]
             break
     assert threading.active_count() == before and slow.together == 0
