@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -95,8 +96,9 @@ def _spoiled(what: str) -> tuple[torch.nn.Module, list[tuple[torch.Tensor, torch
 @pytest.mark.parametrize("what", ["weight", "samples", "root"])
 def test_where_a_nan_comes_from_is_said(what: str) -> None:
     model, data, wanted = _spoiled(what)
+    gradients = sf.gradient_covariance(model, data)
     collapse, curvature = sf.neural_collapse(model, data), sf.curvature_spectra(model, data)
-    assert (collapse.status, curvature.status) == ("failed", "failed")
+    assert {collapse.status, curvature.status, gradients.status} == {"failed"} and gradients.reason.endswith(wanted)
     assert collapse.reason.endswith(wanted) and curvature.reason.endswith(wanted)
 
 
@@ -105,3 +107,56 @@ def test_loaders_without_targets_are_named() -> None:
     for analysis in (sf.diagnose, sf.gradient_covariance, sf.Hessian):
         with pytest.raises(ValueError, match="^loader: yields no targets"):
             analysis(model, [data[0][0]])
+
+
+@pytest.mark.parametrize("kind", ["Hessian", "GGN", "GradientCovariance"])
+@pytest.mark.parametrize("power", [-1000, -140, -50, 50, 130, 900])
+def test_products_are_linear_in_the_size_of_vectors(kind: str, power: int) -> None:
+    """Also of models in single precision, which has no such numbers."""
+    model, data = _model()
+    op = getattr(sf, kind)(model, data)
+    v = np.random.default_rng(0).standard_normal((op.shape[0], 2))
+    plain = op @ v
+    assert np.abs((op @ (v * 2.0**power)) / 2.0**power - plain).max() <= 1e-5 * np.abs(plain).max()
+    mixed = v * np.array([1.0, 2.0**power])
+    assert np.abs((op @ mixed) / [1.0, 2.0**power] - plain).max() <= 1e-5 * np.abs(plain).max()
+    there = op @ torch.from_numpy(v[:, 0] * 2.0**power)
+    assert there.dtype == torch.float64 and np.abs(there.numpy() / 2.0**power - plain[:, 0]).max() <= 1e-5 * np.abs(plain).max()
+    with pytest.raises(TypeError, match="v: wanted real numbers, got complex128"):
+        op @ (v * 1j)
+
+
+def test_sums_beyond_the_range_are_no_trace() -> None:
+    b = np.random.default_rng(0).standard_normal((300, 300))
+    with np.errstate(all="ignore"), pytest.raises(ArithmeticError, match="^op: .* overflow"):
+        sf.trace(b @ b.T * 1e200)
+
+
+@pytest.mark.parametrize("x", [np.r_[np.ones(50), 2 * np.ones(50)], np.random.default_rng(1).zipf(2.2, 400).astype(float)])
+def test_a_tail_holds_all_values_from_its_start_on(x: np.ndarray) -> None:
+    fit = sf.power_law(x)
+    assert fit.n_tail == int((x >= fit.xmin).sum())
+    assert sf.power_law(x, xmin=fit.xmin).alpha == pytest.approx(fit.alpha, rel=1e-12)
+
+
+def test_power_laws_are_of_real_numbers() -> None:
+    with pytest.raises(TypeError, match="evals: wanted real numbers, got complex128"):
+        sf.power_law(np.arange(1, 50) * (1 + 1j))
+
+
+@pytest.mark.parametrize("bad", [{"optimizer": "adam"}, {"max_memory": "4GB"}, {"unpack": 3}])
+def test_diagnose_says_at_once_what_no_analysis_could_use(bad: dict[str, Any]) -> None:
+    model, data = _model()
+    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(bad))}: wanted"):
+        sf.diagnose(model, data, **bad)
+
+
+def test_a_diagnosis_for_which_memory_did_not_suffice_is_not_whole() -> None:
+    model, data = _model()
+    found = sf.diagnose(model, data, max_memory=10, progress=False)
+    assert (found.status, found.reason) == ("incomplete", "max_memory is too little for: gradients, curvature, collapse")
+
+
+def test_help_of_operators_shows_their_arguments() -> None:
+    for operator in (sf.Hessian, sf.GGN):
+        assert {"model", "loader", "loss", "params", "device"} <= set(inspect.signature(operator).parameters)

@@ -239,3 +239,6 @@ def live_roots(grads: tuple[Tensor | None, ...]) -> tuple[Roots, tuple[int, ...]
     """The differentiable ones, as edges of the graph: their values are not needed, only where they come from."""
     live = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
     return tuple(get_gradient_edge(g) if EDGES else g for _, g in live), tuple(i for i, _ in live)
+
+
+GraphOperator.__init__.__wrapped__ = ModelOperator.__init__  # type: ignore[attr-defined]  # the arguments that help() shows

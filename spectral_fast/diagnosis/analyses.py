@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..findings import SEVERITIES, collapse_findings, curvature_findings, gradient_findings, stability_of, weight_findings
 from ..linalg.options import seed_number
+from ..memory import host_memory_limit
 from ..progress import Progress, ProgressOption, progress_reporter
 from ..results import Skipped
 from ..weights.baseline import Reference, beside_baseline, open_baseline
@@ -97,6 +98,12 @@ def diagnose(
     start = time.perf_counter()
     _check(model, include, budget, k, tol, params, layer)
     seed_number(seed)
+    if max_memory is not None:
+        host_memory_limit(max_memory)
+    if optimizer is not None and not getattr(optimizer, "param_groups", None):
+        raise TypeError(f"optimizer: wanted a torch.optim optimizer, got {type(optimizer).__name__}")
+    if unpack is not None and not callable(unpack):
+        raise TypeError(f"unpack: wanted a function of a batch, got {type(unpack).__name__}")
     _check_weights(include, null, baseline)
     caps = BUDGETS[budget]
     run = Steps()

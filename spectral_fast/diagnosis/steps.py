@@ -21,6 +21,7 @@ class Steps:
         self.interrupted = False
         self.done = 0
         self.failed: list[str] = []
+        self.short_of_memory: list[str] = []
         self.notes: list[str] = []
 
     def outcome(self) -> tuple[Status, str]:
@@ -29,6 +30,8 @@ class Steps:
             return "incomplete", "interrupted"
         if self.failed:
             return ("incomplete" if self.done else "failed"), f"failed: {', '.join(self.failed)}"
+        if self.short_of_memory:
+            return ("incomplete" if self.done else "skipped"), f"max_memory is too little for: {', '.join(self.short_of_memory)}"
         return ("ok", "") if self.done else ("skipped", "nothing to analyse")
 
     def __call__(self, name: str, include: Sequence[str], analysis: Callable[[], T]) -> T | None:
@@ -56,6 +59,8 @@ class Steps:
             self.failed.append(name)
         elif result.status != "skipped":
             self.done += 1
+        elif "max_memory" in result.reason:
+            self.short_of_memory.append(name)
         return result
 
     def aside(self, name: str, work: Callable[[], A | None]) -> A | None:

@@ -32,6 +32,7 @@ from ..metrics.gradient_noise import (
 )
 from ..metrics.gram_plan import COLUMN_TILE, GramPlan, plan_gram, samples_that_fit
 from ..probing.batches import Batches, device_named
+from ..probing.capture import origin_of_nan
 from ..probing.distributed import ranks_of
 from ..probing.functional import FunctionalModel, ParameterFilter, frozen_note, select_parameters, twice_differentiable, unwrap
 from ..probing.ghost_gram import GhostGram
@@ -238,7 +239,8 @@ def _result(
         named = ", ".join(f"{units[i].batch}:{units[i].row if units[i].row is not None else 'all'} ({name})" for i, name in list(bad.items())[:5])
         reason = f"a covariance needs at least 2 {job.unit} gradients, got {n}"
         if bad:
-            reason = f"gradients of {len(bad)} {job.unit}s are not finite; batch:row (parameter) {named}"
+            where = origin_of_nan(functional.model, functional, batches[units[min(bad)].batch])
+            reason = f"gradients of {len(bad)} {job.unit}s are not finite; batch:row (parameter) {named}{where}"
         return replace(_empty(job, "failed" if bad else "unresolved", reason, notes, gram, w / w.sum() if n else w, n), n_samples=n_samples)
     eps = max(torch.finfo(p.dtype).eps for p in functional.parameters.values())
     spectra = {c: gram_spectrum(gram, w, job.n_params, centered=c, gradient_eps=eps) for c in (True, False)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +119,8 @@ def trace(op: Any, *, max_matvecs: int = 100, method: str = "auto", seed: int = 
         if budget < least:
             raise ValueError(f"max_matvecs: {chosen} needs at least {least}, got {budget}")
         found = estimator(op, n, blocks, budget, seed)
+    if not (math.isfinite(found.whole.mean) and np.isfinite(found.whole.samples).all()) or math.isinf(found.whole.stderr):
+        raise ArithmeticError("op: its products with vectors of signs are finite, but sums of them or of their squares overflow; scale it down")
     return TraceResult(
         estimate=found.whole.mean,
         stderr=found.whole.stderr,

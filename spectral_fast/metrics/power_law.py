@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..kernels.select import select
-from ..linalg.arrays import as_float64, as_numpy, as_tensor, device_of
+from ..linalg.arrays import as_float64, as_numpy, as_tensor, device_of, dtype_name
 from ..linalg.options import seed_number
 
 __all__ = ["MIN_VALUES", "PowerLawCurve", "PowerLawFit", "alpha_weighted", "fit_power_law", "fit_power_laws", "log_alpha_norm"]
@@ -145,6 +145,8 @@ def log_alpha_norm(evals: ArrayLike, alpha: float) -> float:
 
 def _kept(evals: Any, threshold: float, name: str) -> _Floats:
     """The values above the threshold, ascending, checked."""
+    if dtype_name(evals).startswith("complex"):
+        raise TypeError(f"{name}: wanted real numbers, got {dtype_name(evals)}")
     x = as_float64(evals)
     if x.ndim != 1:
         raise ValueError(f"{name}: wanted a one-dimensional array, got shape {x.shape}")
@@ -183,6 +185,9 @@ def _fit(spectra: list[_Floats], backend: str, device: str) -> list[PowerLawFit]
         # copies: a view would keep the arrays of the whole batch alive
         curve = PowerLawCurve(alpha[starts].copy(), D[starts].copy(), x[:-1].copy())
         i = int(best[next_fitted])
+        if i > 0 and x[i] == x[i - 1]:  # a tail holds all values from its start on: the best start that is the first of equal ones
+            first = np.r_[True, x[1:-1] != x[:-2]]
+            i = int(np.nanargmin(np.where(first, curve.D, np.nan)))
         n_tail, a = x.size - i, float(curve.alpha[i])
         alphas, xmins = _as_good(curve, float(curve.D[i]), n_tail)
         results.append(

@@ -23,6 +23,7 @@ __all__ = ["LARGE", "ModelOperator", "Precision", "compute_dtype", "select_param
 
 # From so many parameters on sums over batches stay in the model's own float32: a float64 total of 20 million is 160 MB, twice the
 # vector itself. The sum of B batches in float32 costs sqrt(B) roundings of 6e-8, less than each batch's own products carry.
+_NEAR = 2.0**-40  # vectors whose largest entry is smaller, or as much larger than 1, are scaled where the model is in single precision
 LARGE = 1 << 22
 
 
@@ -268,6 +269,17 @@ class ModelOperator:
         return out
 
     def __matmul__(self, v: Any) -> Any:
+        kind = str(v.dtype) if isinstance(v, Tensor) else np.asarray(v).dtype.kind
+        if "complex" in kind or kind in ("c", "O", "S", "U"):
+            raise TypeError(f"v: wanted real numbers, got {v.dtype if isinstance(v, Tensor) else np.asarray(v).dtype}")
+        factor = _range_factor(v) if self.dtype != torch.float64 else None
+        if factor is None:
+            return self._product(v)
+        wide = v.double() if isinstance(v, Tensor) else np.asarray(v, dtype=np.float64)  # in single precision it would vanish, or overflow
+        out = self._product(wide * factor) / factor
+        return out.to(v.dtype) if isinstance(v, Tensor) else out.astype(np.asarray(v).dtype, copy=False)
+
+    def _product(self, v: Any) -> Any:
         if isinstance(v, Tensor):
             self._check(tuple(v.shape))
             out = torch.zeros(v.shape[::-1] if v.ndim == 2 else (1, *v.shape), dtype=self.sum_dtype, device=self.device)
@@ -297,6 +309,19 @@ class ModelOperator:
         if tuple(v.shape) != (self.shape[0],):
             raise ValueError(f"v: wanted shape ({self.shape[0]},), got {tuple(v.shape)}")
         return {name: v[block].reshape(self.shapes[name]) for name, block in self.blocks.items()}
+
+
+def _range_factor(v: Any) -> Any:
+    """Powers of two, one for each column, that bring float64 vectors far from 1 to about 1; None where none is."""
+    double = v.dtype == torch.float64 if isinstance(v, Tensor) else np.asarray(v).dtype == np.float64
+    if not double or v.ndim not in (1, 2) or 0 in v.shape:
+        return None
+    tops = v.abs().amax(0).cpu().numpy() if isinstance(v, Tensor) else np.abs(np.asarray(v)).max(axis=0)
+    away = np.isfinite(tops) & (tops > 0.0) & ((tops < _NEAR) | (tops > 1.0 / _NEAR))
+    if not away.any():
+        return None
+    factor = np.ldexp(1.0, np.where(away, np.clip(-np.frexp(np.where(away, tops, 1.0))[1], -1000, 1000), 0))
+    return torch.as_tensor(factor, dtype=torch.float64, device=v.device) if isinstance(v, Tensor) else factor
 
 
 def _viewed(array: NDArray[Any]) -> Tensor:

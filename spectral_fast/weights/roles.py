@@ -100,7 +100,11 @@ _LEAVES = {
     **dict.fromkeys("wte embed_tokens word_embeddings tok_embeddings token_embd token_embedding tokens_embed embed_in".split(), "embedding"),
     **dict.fromkeys("embedding embeddings embed emb".split(), "embedding"),
     **dict.fromkeys(
-        "wpe embed_positions position_embd position_embeddings position_embedding positional_embedding pos_embed pos_embedding".split(), "position embedding"
+        (
+            "wpe embed_positions position_embd pos pos_emb pos_enc pos_encoding "
+            "positional_encoding position_embeddings position_embedding positional_embedding pos_embed pos_embedding"
+        ).split(),
+        "position embedding",
     ),
     **dict.fromkeys("token_type_embeddings segment_embeddings".split(), "token type embedding"),
     **dict.fromkeys("relative_attention_bias relative_position_bias_table".split(), "position bias"),
