@@ -56,6 +56,8 @@ def select_parameters(model: nn.Module, params: ParameterFilter = None) -> dict[
     chosen = {name: p for name, p in known.items() if matches(name, p)}
     if params is None and not chosen:
         chosen = known
+    if not known:
+        raise ValueError("model: has no parameters of floating-point numbers")
     if not chosen:
         raise ValueError(f"params: {params!r} selects none of the {len(known)} floating parameters: {', '.join(list(known)[:8])}")
     return chosen

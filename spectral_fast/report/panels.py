@@ -33,6 +33,7 @@ _LINES_WITH_LEGEND = 7
 _LAYERS_SHOWN = 14
 _MATRICES_DRAWN = 50
 _FAR = 1e3  # a noise floor so many times below the data is named in the legend, not drawn
+_ALIKE = 3.0  # times: tolerances so close to each other are drawn as one band
 
 
 def title(ax: Axes, text: str, width: int = 62) -> None:
@@ -73,8 +74,11 @@ def empty(ax: Axes, heading: str, why: str) -> None:
 
 def esd(ax: Axes, m: MatrixSpectrum) -> None:
     """Empirical spectral density of s² on log axes, its power-law tail, and a random matrix of the same shape and mean square."""
-    evals = np.asarray(m.s, dtype=np.float64) ** 2
-    floor = m.rank_tolerances.get("storage", 0.0) ** 2
+    with np.errstate(over="ignore"):
+        evals, floor = np.square(np.asarray(m.s, dtype=np.float64)), np.square(m.rank_tolerances.get("storage", 0.0))
+    if not np.isfinite(evals).all():
+        empty(ax, f"{m.name}: density of s²", m.reason or "the squares of its singular values are beyond the range of float64")
+        return
     shown = evals[(evals > floor) & np.isfinite(evals) & (evals > 0)]
     title(ax, f"{m.name}  {shape_text(m.shape)}: density of s²")
     if shown.size < 2 or shown.min() == shown.max():
@@ -140,7 +144,15 @@ def singular_values(ax: Axes, matrices: Sequence[MatrixSpectrum], selected: str 
         chosen = m.name == selected and len(drawn) > 1
         style = {"color": VERMILLION, "linewidth": 2.4, "zorder": 3} if chosen else {"color": colour, "linewidth": 1.4 if few else 0.9}
         ax.plot(x, np.maximum(m.s, bottom), label=label(m.name) if few or chosen else None, marker="." if len(m.s) < 40 else None, **style)
-    if near:
+    if near and max(tolerances) > _ALIKE * min(tolerances):  # each has its own: those of other matrices say nothing of it
+        named = "at or below its own storage tolerance (rounding noise)"
+        for m in drawn:
+            below = m.s <= m.rank_tolerances.get("storage", 0.0)
+            if below.any():
+                x = np.arange(1, len(m.s) + 1) / (min(m.shape) if m.status == "incomplete" else len(m.s))
+                ax.plot(x[below], np.maximum(m.s[below], bottom), color=ORANGE, alpha=0.5, linewidth=5, solid_capstyle="butt", zorder=0, label=named)
+                named = "_"
+    elif near:
         ax.axhspan(min(tolerances), max(tolerances), color=ORANGE, alpha=0.35, linewidth=1.5, label="storage tolerance (rounding noise)", zorder=0)
     elif tolerances:
         ax.plot([], [], " ", label=f"storage tolerance: {number(max(tolerances), 2)} (below)")

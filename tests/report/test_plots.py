@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from report import results_made as made
 
 from spectral_fast.report import plots
+from spectral_fast.weights.scan import scan
 
 
 def texts(figure: Figure) -> str:
@@ -143,3 +145,17 @@ def test_pyplot_is_not_imported() -> None:
 def test_unknown_class() -> None:
     with pytest.raises(TypeError, match="result: got str; known: "):
         plots.plot("x")  # type: ignore[arg-type]
+
+
+def test_every_matrix_is_marked_by_its_own_tolerance() -> None:
+    """A bfloat16 matrix's rounding noise says nothing of float32 ones beside it."""
+    state = made.weights()
+    fine, coarse = (replace(state.spectrum("first.weight"), name=name, rank_tolerances={"storage": t}) for name, t in (("fine", 1e-7), ("coarse", 2.0)))
+    figure = replace(state, matrices=(fine, coarse)).plot()
+    lines = [line for ax in figure.axes for line in ax.get_lines() if line.get_label() == "at or below its own storage tolerance (rounding noise)"]
+    assert len(lines) == 1 and np.array_equal(lines[0].get_ydata(), coarse.s[coarse.s <= 2.0])
+
+
+def test_squares_beyond_the_range_are_not_drawn() -> None:
+    huge = scan({"w": np.random.default_rng(0).standard_normal((12, 12)) * 1e200}, progress=False).spectrum("w")
+    assert "beyond the range of float64" in texts(huge.plot())
