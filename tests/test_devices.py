@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_randomized_svd(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("basis", [None, "float32", "bfloat16"])
 def test_eigsh_of_a_matrix(dtype: torch.dtype, basis: str | None) -> None:
-    n, k = 300, 3
+    n, k = 1200, 3  # of which a vector is far more than what a step brings back
     q = torch.linalg.qr(graded(n, n) + torch.eye(n))[0]
     values = torch.cat([torch.tensor([9.0, 7.0, 7.0]), torch.linspace(-2, 2, n - 3)])
     a = ((q * values) @ q.mT).to(dtype)
@@ -90,6 +91,16 @@ def test_a_basis_that_does_not_fit_is_kept_on_the_host(monkeypatch: pytest.Monke
     with pretend_device(), pytest.warns(RuntimeWarning, match="^op: a Krylov basis of 0[.]00.* GB does not fit on pretend:0, of which 0.001 GB are free"):
         r = sf.eigsh(a.to(NAME), 3, tol=1e-8)
     assert r.status == "ok" and r.vectors.device.type == NAME
+
+
+def test_polishing_stays_where_the_basis_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A basis on the host for want of memory; the few rows that polish its pairs, of products that are not symmetric, would fit on the device."""
+    n = 600
+    a = torch.diag(torch.linspace(-1, 1, n, dtype=torch.float64)) + 1e-3 * torch.randn(n, n, generator=torch.Generator().manual_seed(0)) / n**0.5
+    monkeypatch.setattr("spectral_fast.linalg.places._free", lambda device: 8e5)
+    with pretend_device(), pytest.warns(RuntimeWarning, match="it is kept on the host"):
+        r = sf.eigsh(a.float().to(NAME), 3, tol=1e-4, max_matvecs=600)
+    assert r.status == "unresolved" and "not symmetric" in r.reason
 
 
 def test_power_law() -> None:
@@ -142,6 +153,38 @@ def test_scan(tmp_path: Path, top: int | None) -> None:
         assert (m.name, m.status, m.reason) == (e.name, e.status, e.reason)
         assert m.s == pytest.approx(e.s, abs=(m.bound + e.bound) if top is None else 1e-4 * np.abs(e.s).max(), nan_ok=True)
         assert m.ranks == e.ranks
+
+
+def test_permutations_are_computed_there_too(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    expected = sf.scan(path, progress=False, null="permutation")
+    with pretend_device():
+        found = sf.scan(path, progress=False, device=NAME, null="permutation", backend="torch")
+    for m, e in zip(found.matrices, expected.matrices, strict=True):
+        assert (m.permutation is None) == (e.permutation is None)
+        if m.permutation is not None and e.permutation is not None:
+            assert m.permutation.backend == "torch" and np.allclose(m.permutation.samples, e.permutation.samples, rtol=1e-6)
+
+
+def test_what_does_not_fit_is_let_go_of_before_it_is_tried_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spectral_fast.weights.batches import SingularValues
+
+    held: list[weakref.ref[torch.Tensor]] = []
+    compute = SingularValues.__call__
+
+    def short_of_memory(self: Any, stack: Any, *more: Any, **options: Any) -> Any:
+        assert all(tensor() is None for tensor in held), "the batch is still there"
+        if len(stack) > 1:
+            held.append(weakref.ref(stack))
+            raise MemoryError("too many")
+        return compute(self, stack, *more, **options)
+
+    monkeypatch.setattr(SingularValues, "__call__", short_of_memory)
+    made = {f"{i}.weight": torch.randn(30, 20) for i in range(4)}
+    save_file(made, tmp_path / "w.safetensors")
+    with pretend_device():
+        found = sf.scan(tmp_path / "w.safetensors", progress=False, device=NAME)
+    assert held and [m.status for m in found.matrices] == ["ok"] * 4
 
 
 def test_an_interrupted_scan_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

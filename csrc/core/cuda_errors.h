@@ -8,7 +8,9 @@
 namespace sf {
 
 inline void cuda_check(cudaError_t status, const std::string& doing) {
-  if (status != cudaSuccess) throw std::runtime_error("CUDA, " + doing + ": " + cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // else the next launch would be blamed for it
+  throw std::runtime_error("CUDA, " + doing + ": " + cudaGetErrorString(status));
 }
 
 // Makes `device` the current one, and the one before again when it goes.
@@ -16,14 +18,19 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     cuda_check(cudaGetDevice(&before_), "asking for the current device");
+    if (device == before_) return;  // asking for one makes a context on it
     cuda_check(cudaSetDevice(device), "choosing device " + std::to_string(device));
+    changed_ = true;
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 // Bytes of shared memory that a block may ask for on `device`.
@@ -31,6 +38,14 @@ inline std::size_t most_shared_bytes(int device) {
   int most = 0;
   cuda_check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for the shared memory of a block");
   return static_cast<std::size_t>(most);
+}
+
+// Lets `kernel` ask for as much as there is. The limit is the kernel's on the device, for all threads: were each launch to set its own,
+// another thread's launch in between would find too little.
+template <class Kernel>
+void allow_shared_memory(Kernel kernel, int device, const char* name) {
+  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most_shared_bytes(device))),
+             std::string("shared memory of ") + name);
 }
 
 // After a launch.

@@ -47,8 +47,7 @@ void launch(const void* v, std::int64_t ld, int t, void* w, std::int64_t n, cons
   const auto blocks = static_cast<unsigned>(std::min(kSweepBlocks, (n + kStripe - 1) / kStripe));
   const std::size_t bytes = sizeof(double) * (static_cast<std::size_t>(t + 1) * kThreads + static_cast<std::size_t>(t));
   const auto kernel = sweep_kernel<Row, Vector>;
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-             "shared memory of sweep_kernel");
+  allow_shared_memory(kernel, device, "sweep_kernel");
   kernel<<<blocks, kThreads, bytes, stream>>>(static_cast<const Row*>(v), ld, t, static_cast<Vector*>(w), n, minus, dots, work);
   cuda_launched("sweep_kernel", blocks, kThreads, bytes, device);
   const auto few = static_cast<unsigned>((t + 1 + kThreads - 1) / kThreads);

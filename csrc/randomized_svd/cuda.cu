@@ -58,8 +58,7 @@ void jacobi_rows_cuda(double* x, std::int64_t batch, std::int64_t r, std::int64_
   const bool fits = n <= (std::int64_t{1} << 20) && whole <= most;
   const std::size_t bytes = fits ? whole : flags;
   const auto kernel = fits ? jacobi_kernel<true> : jacobi_kernel<false>;
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-             "shared memory of jacobi_kernel");
+  allow_shared_memory(kernel, device, "jacobi_kernel");
   const auto threads = static_cast<unsigned>(kWarp * std::clamp<std::int64_t>((r + 1) / 2, 1, kMostWarps));
   const auto blocks = static_cast<unsigned>(batch);
   kernel<<<blocks, threads, bytes, stream>>>(x, static_cast<int>(r), n, u, done);

@@ -90,8 +90,7 @@ void symmetric_eigenvalues_cuda(double* a, std::int64_t batch, std::int64_t n_ro
   const bool fits = with_matrix <= most;
   const std::size_t bytes = fits ? with_matrix : beside;
   const auto kernel = fits ? eigenvalues_kernel<true> : eigenvalues_kernel<false>;
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-             "shared memory of eigenvalues_kernel");
+  allow_shared_memory(kernel, device, "eigenvalues_kernel");
   const auto blocks = static_cast<unsigned>(batch);
   kernel<<<blocks, static_cast<unsigned>(threads), bytes, stream>>>(a, n, values);
   cuda_launched("eigenvalues_kernel", blocks, static_cast<unsigned>(threads), bytes, device);
@@ -113,8 +112,7 @@ void band_eigenvalues_cuda(double* band, std::int64_t batch, std::int64_t n_rows
   const int n = static_cast<int>(n_rows);
   const std::size_t bytes =
       sizeof(double) * static_cast<std::size_t>(team_chase_slots(n, static_cast<int>(width)) * (width + 1) + kChaseWarps * 2 * width);
-  cuda_check(cudaFuncSetAttribute(chase_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-             "shared memory of chase_kernel");
+  allow_shared_memory(chase_kernel, device, "chase_kernel");
   const auto matrices = static_cast<unsigned>(batch);
   chase_kernel<<<matrices, kWarp * kChaseWarps, bytes, stream>>>(band, n, static_cast<int>(width), work);
   cuda_launched("chase_kernel", matrices, kWarp * kChaseWarps, bytes, device);

@@ -187,7 +187,7 @@ def _bands_agree_with_torch(device: torch.device) -> bool:
 def _right(eigenvalues: Callable[[torch.Tensor], torch.Tensor], n: int, device: torch.device) -> bool:
     import torch
 
-    x = torch.rand((3, n, n), generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(device)
+    x = torch.rand((3, n, n), generator=torch.Generator().manual_seed(n), device="cpu", dtype=torch.float64).to(device)
     gram = x @ x.mT
     wanted = torch.linalg.eigvalsh(gram).flip(-1)
     right = bool(((eigenvalues(gram.clone()) - wanted).abs() <= 1e-12 * n * wanted[:, :1]).all())
@@ -202,7 +202,7 @@ def _small_svds_agree_with_torch(device: torch.device) -> bool:
     import torch
 
     for r, n in ((1, 1), (2, 70), (7, 7), (16, 128), (40, 3000)):
-        b = torch.rand((3, r, n), generator=torch.Generator().manual_seed(r), dtype=torch.float64).to(device)
+        b = torch.rand((3, r, n), generator=torch.Generator().manual_seed(r), device="cpu", dtype=torch.float64).to(device)
         left, values, right = small_svd(b)
         wanted, one = torch.linalg.svdvals(b), torch.eye(r, dtype=b.dtype, device=device)
         away = torch.stack(((values - wanted).abs().amax() / wanted.amax(), (left.mT @ left - one).abs().amax(), (right @ right.mT - one).abs().amax(),
@@ -222,8 +222,8 @@ def _sweeps_agree_with_torch(device: torch.device) -> bool:
 
     for t, n, dtype in ((0, 3, torch.float64), (5, 5000, torch.float32), (9, 300, torch.bfloat16), (3, 70_001, torch.float64)):
         generator = torch.Generator().manual_seed(n)
-        v = torch.rand((t, n), generator=generator).to(device, dtype)
-        w, minus = torch.rand((2, n), generator=generator).to(device), torch.rand((t, 2), generator=generator).double().to(device)
+        v = torch.rand((t, n), generator=generator, device="cpu").to(device, dtype)
+        w, minus = torch.rand((2, n), generator=generator, device="cpu").to(device), torch.rand((t, 2), generator=generator, device="cpu").double().to(device)
         for less in (None, minus):
             one, other = w.clone(), w.clone()
             got, wanted = sweep_sums(v, one, less, True), sums_of(v, other, less, True)

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 from .numpy_gradient_gram import CHAIN
+from .torch_precision import ieee_products
 
-__all__ = ["gradient_gram", "ieee_products"]
+__all__ = ["gradient_gram"]
 
 _WORK = 1 << 26  # entries of what is in between
-
-
-@contextmanager
-def ieee_products(device: torch.device) -> Iterator[None]:
-    """Products of float32 matrices on a CUDA device keep float32's digits, whatever the program has allowed: TF32 has ten bits."""
-    if device.type != "cuda":
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(matmul, name)
-    setattr(matmul, name, exact)
-    try:
-        yield
-    finally:
-        setattr(matmul, name, before)
 
 
 def gradient_gram(
@@ -57,7 +39,7 @@ def gradient_gram(
         raise ValueError("times: wanted only where b is not given")
     if times is not None and times.shape != gram.shape:
         raise ValueError("times: wanted the shape of gram")
-    with ieee_products(a.device):
+    with ieee_products():
         total = (_rows if b is None else _positions if algorithm == "positions" else _gradients)(left, right)
     if times is not None:
         total *= times

@@ -263,4 +263,7 @@ def multipliable(matrix: Any) -> Any:
 def times(matrix: Any, v: NDArray[Any]) -> NDArray[np.float64]:
     """matrix @ v on the device of the torch ``matrix`` (n, n), in its format; v (n, b) and the product are numpy's, the product float64 in fresh memory."""
     x = sys.modules["torch"].from_numpy(v).to(device=matrix.device, dtype=matrix.dtype)
-    return np.asarray((matrix @ x).cpu().double().numpy())
+    from ..kernels.torch_precision import ieee_products
+
+    with ieee_products():
+        return np.asarray((matrix @ x).cpu().double().numpy())

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.select import select
-from .places import BASIS_DTYPES, HostPlace, place_of
+from .places import BASIS_DTYPES, DevicePlace, HostPlace, place_of
 from .products import Apply
 from .share import PIECE, Share
 
@@ -79,13 +79,16 @@ class Krylov:
         share: Share | None = None,
         rows: Callable[[tuple[int, int], str], NDArray[Any]] | None = None,
         backend: str = "auto",
+        place: HostPlace | DevicePlace | None = None,
     ) -> None:
         self.apply, self.n, self.dtype = apply, n, dtype
         self.share = share or Share(n)
         self.capacity = max(1, min(capacity, n))
         self._memory = rows
         shape = (min(n, self.capacity + spare), self.share.width)
-        self.place = place_of(apply, shape[0] * shape[1], dtype) if rows is None and self.share.reduce is None else HostPlace()
+        if place is None:
+            place = place_of(apply, shape[0] * shape[1], dtype) if rows is None and self.share.reduce is None else HostPlace()
+        self.place = place
         self.rows: Any = self._make(shape)
         self.T: F64 = np.zeros((len(self.rows), len(self.rows)))
         self.eps = 2.0**-52 if dtype == "float64" else 2.0**-23  # what is left of a vector is known to the accuracy of products, not to that of bfloat16

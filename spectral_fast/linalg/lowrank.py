@@ -73,13 +73,14 @@ def randomized_svd(
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}; known: {', '.join(METHODS)}")
     function, name = select("randomized_svd", backend, device_of(a))
+    on_device = name in ("torch", "cuda")
     bits = {"bits": "bfloat16"} if name == "native" and dtype_name(a) == "bfloat16" else {}
-    x: Any = as_tensor(a) if name == "torch" else bfloat16_bits(a) if bits else as_numpy(a)
-    if x.is_complex() if name == "torch" else x.dtype.kind not in "fiub":
+    x: Any = as_tensor(a) if on_device else bfloat16_bits(a) if bits else as_numpy(a)
+    if x.is_complex() if on_device else x.dtype.kind not in "fiub":
         raise TypeError(f"a: got dtype {dtype_name(a)}; wanted real numbers")
     if x.ndim < 2:
         raise ValueError(f"a: got shape {tuple(x.shape)}; wanted (..., m, n)")
-    if name != "torch" and x.dtype.kind != "f" and not bits:
+    if not on_device and x.dtype.kind != "f" and not bits:
         x = x.astype(np.float64)
     m, n = x.shape[-2:]
     d = min(m, n)
@@ -120,7 +121,7 @@ def randomized_svd(
         status, reason = "incomplete", f"tol {tol} needs more than {rank} triplets in {short} of {len(batch)} matrices"
 
     def give(x: Any) -> Any:
-        return x if name == "torch" else like(a, x)
+        return x if on_device else like(a, x)
 
     return LowRankSVD(
         u=give(found.u[..., :k].reshape((*lead, m, k))),

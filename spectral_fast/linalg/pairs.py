@@ -155,7 +155,8 @@ class PairRun:
                 return
             count = len(self.pairs.values)
             dtype = "float32" if kry.dtype == "bfloat16" else kry.dtype  # that of the rows, whose products are known
-            again = Krylov(self.budget, self.n, 3 * count, seed=self.seed, stream=10_000, dtype=dtype, spare=0, share=self.share, backend=kry.backend)
+            where: dict[str, Any] = {"backend": kry.backend, "place": kry.place}
+            again = Krylov(self.budget, self.n, 3 * count, seed=self.seed, stream=10_000, dtype=dtype, spare=0, share=self.share, **where)
             again.scale = self.scale
             again.load(self.pairs.rows, products)
             better = converge(again, self.ends, 0.3 * self.tol, self.budget)

@@ -56,7 +56,14 @@ def product_of(op: Any) -> Apply:
         if not is_torch(op):
             return DeviceProducts(op.device_products, device)
         there = multipliable(op)
-        return DeviceProducts(lambda v: (there @ v.to(there.dtype).mT).mT.contiguous(), device)
+
+        def product_there(v: Any) -> Any:
+            from ..kernels.torch_precision import ieee_products
+
+            with ieee_products():
+                return (there @ v.to(there.dtype).mT).mT.contiguous()
+
+        return DeviceProducts(product_there, device)
     if is_torch(op):
         matrix = multipliable(op)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,11 +54,14 @@ class PermutationNull:
         return (1 + int(np.count_nonzero(self.samples[:, 0] >= spectral_norm))) / (1 + self.n_permutations)
 
 
-def permutation_null(w: Any, *, n_permutations: int = 20, seed: int = 0, backend: str = "auto") -> PermutationNull:
+def permutation_null(
+    w: Any, *, n_permutations: int = 20, seed: int = 0, backend: str = "auto", values: Callable[[NDArray[Any]], NDArray[np.float64]] | None = None
+) -> PermutationNull:
     """Spectra of seeded shuffles of a matrix's entries: the random matrix with exactly these entries, heavy tails and zeros included.
 
     w: (m, n) finite real numbers. Costs n_permutations spectra; at most 64 MB of copies, or one, are held at a time.
-    backend: of the singular values. Errors: ValueError for another dimension, an empty matrix, entries not finite, n_permutations < 1.
+    backend: of the singular values; values: what computes them of a stack (b, m, n) instead, on a device.
+    Errors: ValueError for another dimension, an empty matrix, entries not finite, n_permutations < 1.
     """
     a = as_numpy(w)
     if a.ndim != 2 or a.size == 0:
@@ -67,7 +71,7 @@ def permutation_null(w: Any, *, n_permutations: int = 20, seed: int = 0, backend
     if n_permutations < 1:
         raise ValueError(f"n_permutations: wanted at least 1, got {n_permutations}")
     seed_number(seed)
-    kernel, name = select("singular_values", backend)
+    kernel, name = select("singular_values", backend) if values is None else (values, backend)
     rng = np.random.default_rng(seed)
     entries = np.ascontiguousarray(a).reshape(-1)
     rows = max(1, _BATCH_BYTES // (entries.size * 8))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..kernels.torch_precision import ieee_products
+
 __all__ = ["Draws", "FunctionalModel", "frozen_note", "select_parameters", "storage_key", "twice_differentiable", "unwrap"]
 
 ParameterFilter = None | str | list[str] | tuple[str, ...] | Callable[[str, nn.Parameter], bool]
@@ -91,7 +93,6 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Switches for exact second derivatives, put back afterwards: gradients on, autocast off, full float32 products (no TF32),
     attention by the math kernel and without the encoder fast path, cuDNN off for recurrent layers (neither the flash and
     memory-efficient kernels nor cuDNN's recurrent ones can be differentiated twice)."""
-    precision = torch.get_float32_matmul_precision()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     cudnn = torch.backends.cudnn
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
@@ -103,12 +104,10 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         if torch.cuda.is_available():
             if torch.is_autocast_enabled("cuda"):
                 stack.enter_context(torch.autocast("cuda", enabled=False))
-            stack.enter_context(
-                cudnn.flags(enabled=cudnn.enabled and not recurrent, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
-            )
-        if precision != "highest":
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, precision)
+            if recurrent and cudnn.enabled:
+                cudnn.enabled = False
+                stack.callback(setattr, cudnn, "enabled", True)
+        stack.enter_context(ieee_products())
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         yield

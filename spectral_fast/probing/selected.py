@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.torch_precision import ieee_products
 from .functional import FunctionalModel
 
 __all__ = ["SelectedParameters", "once_differentiable"]
@@ -29,9 +30,7 @@ class SelectedParameters(FunctionalModel):
 @contextmanager
 def once_differentiable() -> Iterator[None]:
     """Switches for exact first derivatives, put back afterwards: gradients on, autocast off, full float32 products (no TF32), no encoder fast path."""
-    precision = torch.get_float32_matmul_precision()
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    cudnn = torch.backends.cudnn
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if torch.is_autocast_enabled("cpu"):
@@ -39,10 +38,7 @@ def once_differentiable() -> Iterator[None]:
         if torch.cuda.is_available():
             if torch.is_autocast_enabled("cuda"):
                 stack.enter_context(torch.autocast("cuda", enabled=False))
-            stack.enter_context(cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False))
-        if precision != "highest":
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, precision)
+        stack.enter_context(ieee_products())
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         yield

@@ -216,6 +216,7 @@ class ShapeBatches:
     def _compute(self, pending: list[Pending], arrays: list[Matrix]) -> None:
         """The spectra of one batch; where that fails, of its matrices one by one, so that a bad one costs only itself."""
         bits = isinstance(arrays[0], RawArray)
+        why = ""
         try:
             stack = self._values.stack(arrays)
             values, bounds = self._values(stack, "standard", bits=bits)
@@ -223,11 +224,14 @@ class ShapeBatches:
             if again:
                 values[again], bounds[again] = self._values(stack[again] if len(again) < len(stack) else stack, "high", bits=bits)
         except (MemoryError, np.linalg.LinAlgError) as e:
+            why = f"{OUT_OF_MEMORY} for its singular values" if isinstance(e, MemoryError) else f"no singular values: {e}"
+        if why:  # out of the exception, which holds on to what the batch took
+            stack = None
             if len(pending) > 1:
                 for p, w in zip(pending, arrays, strict=True):
                     self._compute([p], [w])
             else:
-                pending[0].why = f"{OUT_OF_MEMORY} for its singular values" if isinstance(e, MemoryError) else f"no singular values: {e}"
+                pending[0].why = why
             return
         for i, p in enumerate(pending):
             if not np.isfinite(values[i]).all() or not np.isfinite(bounds[i]).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..linalg.arrays import CodedArray, RawArray, as_numpy, bfloat16_bits, dtype_name
-from ..metrics.random_matrix import permutation_null
+from ..metrics.random_matrix import PermutationNull, permutation_null
 from ..metrics.rank import StorageNoise
 from ..results import Skipped
 from .batches import OUT_OF_MEMORY, Key, Leading, Matrix, Pending, ShapeBatches, SingularValues, usable_device
@@ -74,6 +75,9 @@ class Calculator:
         self._options = options
         device = usable_device(options.device)
         self.values = SingularValues(options.backend, device)
+        if device.startswith("cuda"):  # torch loads its linear algebra at the first call, which two threads must not make at once
+            torch = sys.modules["torch"]
+            torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
         self.leading = Leading(options.top, options.top_above, options.backend, options.seed, self.values.upload)
 
     @property
@@ -154,8 +158,13 @@ class Calculator:
         if self._options.null == "permutation":
             with _Timer(out.clock, "permutation null"):
                 for p, w in zip(pending, arrays, strict=True):
-                    p.permutation = permutation_null(w, seed=self._options.seed, backend=self._options.backend) if p.s is not None else None
+                    p.permutation = self._null(w) if p.s is not None else None
         out.done += pending
+
+    def _null(self, w: Matrix) -> PermutationNull:
+        if self.values.upload is None:
+            return permutation_null(w, seed=self._options.seed, backend=self._options.backend)
+        return permutation_null(w, seed=self._options.seed, backend=self.values.backend, values=lambda stack: self.values(stack)[0])
 
     def _readable(self, elements: Any) -> NDArray[Any] | RawArray:
         """bfloat16 as its bits where the kernels read those, anything else as a numpy array."""

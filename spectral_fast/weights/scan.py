@@ -84,7 +84,8 @@ def scan(
     max_memory: bytes that tensors and computation may take together, on every worker for itself with an ``executor``; None: 60 % of what is free. What
               cannot be computed within it is listed in ``skipped``, and the result is "incomplete".
     device:   where the singular values are computed: None or "cpu", or a device of torch such as "cuda", to which matrices travel as they are stored
-              while the next ones are read; with an ``executor`` that of every worker.
+              while the next ones are read; with an ``executor`` that of every worker, whose processes
+              must not be forked from this one (multiprocessing's context "spawn").
 
     Returns WeightSpectra; tensors that hold no weight matrix are in its ``skipped`` with the reason, matrices with NaN or Inf among its
     ``matrices`` with status "failed" and the place of the first. Values are computed with "standard" accuracy and again with "high" where

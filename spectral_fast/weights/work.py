@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..kernels.select import show_config
+from ..kernels import native_kernels
 from ..linalg.arrays import FORMATS
 from ..linalg.svd import svd_workspace
 from ..memory import byte_size
@@ -69,7 +69,7 @@ class Costs:
 
     def __init__(self, backend: str, reads_bits: bool, leading: Leading, extra: int = 0) -> None:
         self._backend, self._reads_bits, self._leading, self._extra = backend, reads_bits, leading, extra
-        self._threads = int(show_config()["threads"])
+        self._threads = 1 if native_kernels.why_not else native_kernels.threads()
         self.there = backend in ("cuda", "torch")  # the work is done on a device, in its own memory
 
     def held(self, entry: TensorEntry) -> int:

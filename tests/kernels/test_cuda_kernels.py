@@ -12,7 +12,8 @@ import pytest
 import torch
 from krylov_rows import numbers
 
-from spectral_fast.kernels import cuda_kernels, numpy_kernels, torch_krylov, torch_lowrank
+import spectral_fast as sf
+from spectral_fast.kernels import cuda_kernels, numpy_kernels, select, torch_krylov, torch_lowrank
 
 
 class OfTheHost:
@@ -242,3 +243,16 @@ def test_a_decomposition_that_is_wrong_here_is_told_of_and_not_used(module: OfTh
         warnings.simplefilter("error")
         again = cuda_kernels.randomized_svd(a, rank=3)
     assert len(module.small) == seen and torch.equal(got.s, again.s)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_public_function_leaves_tensors_where_they_are(dtype: torch.dtype, module: OfTheHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sf.randomized_svd with the compiled backend of a device: (as if the CPU were one)."""
+    monkeypatch.setattr(select, "BACKENDS", {**select.BACKENDS, "cpu": ("cuda", "torch")})
+    monkeypatch.setattr(cuda_kernels, "why_not", "")
+    a = torch.from_numpy(np.random.default_rng(3).standard_normal((2, 50, 28)) * 0.7 ** np.arange(28)).to(dtype)
+    found = sf.randomized_svd(a, 5)
+    assert found.backend == "cuda" and isinstance(found.u, torch.Tensor) and len(module.small) > 4
+    want = torch.linalg.svdvals(a.double())[:, :5]
+    assert torch.allclose(found.s.double(), want, rtol=1e-3)
+    assert sf.svdvals(a).device.type == "cpu" and module.shapes
