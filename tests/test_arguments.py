@@ -122,8 +122,10 @@ def test_products_are_linear_in_the_size_of_vectors(kind: str, power: int) -> No
     assert np.abs((op @ mixed) / [1.0, 2.0**power] - plain).max() <= 1e-5 * np.abs(plain).max()
     there = op @ torch.from_numpy(v[:, 0] * 2.0**power)
     assert there.dtype == torch.float64 and np.abs(there.numpy() / 2.0**power - plain[:, 0]).max() <= 1e-5 * np.abs(plain).max()
-    with pytest.raises(TypeError, match="v: wanted real numbers, got complex128"):
-        op @ (v * 1j)
+    assert np.array_equal(op @ v[:, 0].tolist(), op @ v[:, 0]), "a list too"
+    for bad in (v * 1j, torch.from_numpy(v * 1j), v.astype(object)):
+        with pytest.raises(TypeError, match="v: wanted real numbers, got"):
+            op @ bad
 
 
 def test_sums_beyond_the_range_are_no_trace() -> None:

@@ -51,21 +51,15 @@ def _gram(n: int, batch: int, rank: int | None = None) -> torch.Tensor:
     return x @ x.mT
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 31, 32, 33, 64, 70, 130])
-def test_symmetric_eigenvalues(n: int, kernels: Any) -> None:
-    gram = _gram(n, 3)
-    gram[1] = _gram(n, 1, rank=1)[0]
-    want = torch.linalg.eigvalsh(gram).flip(-1)
-    got = kernels.symmetric_eigenvalues(gram.clone())
-    assert bool(((got - want).abs() <= 1e-14 * n**0.5 * want[:, :1]).all())
+ONE_BLOCK, TWO_STAGES = "symmetric_eigenvalues", "two_stage_eigenvalues"
 
 
-@pytest.mark.parametrize("n", [3, 20, 33, 34, 65, 74])
-def test_two_stages(n: int, kernels: Any) -> None:
-    gram = _gram(n, 2)
+@pytest.mark.parametrize(("way", "n"), [*((ONE_BLOCK, n) for n in (1, 2, 3, 31, 32, 33, 64, 70, 130)), *((TWO_STAGES, n) for n in (3, 20, 33, 34, 65, 74))])
+def test_eigenvalues(way: str, n: int, kernels: Any) -> None:
+    gram = _gram(n, 3 if way == ONE_BLOCK else 2)
     gram[1] = _gram(n, 1, rank=2)[0]
     want = torch.linalg.eigvalsh(gram).flip(-1)
-    got = kernels.two_stage_eigenvalues(gram.clone())
+    got = getattr(kernels, way)(gram.clone())
     assert bool(((got - want).abs() <= 1e-14 * n**0.5 * want[:, :1]).all())
 
 

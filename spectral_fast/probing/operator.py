@@ -269,15 +269,13 @@ class ModelOperator:
         return out
 
     def __matmul__(self, v: Any) -> Any:
-        kind = str(v.dtype) if isinstance(v, Tensor) else np.asarray(v).dtype.kind
-        if "complex" in kind or kind in ("c", "O", "S", "U"):
-            raise TypeError(f"v: wanted real numbers, got {v.dtype if isinstance(v, Tensor) else np.asarray(v).dtype}")
+        v = v if isinstance(v, Tensor) else np.asarray(v)
+        if v.is_complex() if isinstance(v, Tensor) else v.dtype.kind in "cOSUMm":
+            raise TypeError(f"v: wanted real numbers, got {v.dtype}")
         factor = _range_factor(v) if self.dtype != torch.float64 else None
         if factor is None:
             return self._product(v)
-        wide = v.double() if isinstance(v, Tensor) else np.asarray(v, dtype=np.float64)  # in single precision it would vanish, or overflow
-        out = self._product(wide * factor) / factor
-        return out.to(v.dtype) if isinstance(v, Tensor) else out.astype(np.asarray(v).dtype, copy=False)
+        return self._product(v * factor) / factor  # in single precision v would vanish, or overflow
 
     def _product(self, v: Any) -> Any:
         if isinstance(v, Tensor):
@@ -286,7 +284,7 @@ class ModelOperator:
             self._multiply((v[None] if v.ndim == 1 else v.T).to(self.device), out)
             out = out.to(device=v.device, dtype=v.dtype if v.is_floating_point() else None)
             return out[0] if v.ndim == 1 else out.T.contiguous()
-        array = np.asarray(v)
+        array: NDArray[Any] = v
         self._check(array.shape)
         if array.dtype not in (np.float32, np.float64):
             array = array.astype(np.float64)
@@ -313,10 +311,9 @@ class ModelOperator:
 
 def _range_factor(v: Any) -> Any:
     """Powers of two, one for each column, that bring float64 vectors far from 1 to about 1; None where none is."""
-    double = v.dtype == torch.float64 if isinstance(v, Tensor) else np.asarray(v).dtype == np.float64
-    if not double or v.ndim not in (1, 2) or 0 in v.shape:
+    if v.dtype not in (torch.float64, np.float64) or v.ndim not in (1, 2) or 0 in v.shape:
         return None
-    tops = v.abs().amax(0).cpu().numpy() if isinstance(v, Tensor) else np.abs(np.asarray(v)).max(axis=0)
+    tops = v.abs().amax(0).cpu().numpy() if isinstance(v, Tensor) else np.abs(v).max(axis=0)
     away = np.isfinite(tops) & (tops > 0.0) & ((tops < _NEAR) | (tops > 1.0 / _NEAR))
     if not away.any():
         return None
